@@ -1,0 +1,48 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.sample import draw_sample
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """Five small drawn cars, four to train and one to test, as an input folder. Read only: copy it to change it."""
+    folder = tmp_path_factory.mktemp("drawn") / "sample"
+    draw_sample(folder, cars=5, test_cars=1, size=(80, 120), processes=1)
+    return folder
+
+
+@pytest.fixture
+def run_main(tmp_path):
+    """Runs main.py with these arguments as a user would; output and logs go to a folder of the test's own."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+        folders = ["--output-dir", tmp_path / "output", "--logs-dir", tmp_path / "logs"]
+        command = [sys.executable, "main.py", *map(str, [*arguments, *folders])]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def main_here(tmp_path, monkeypatch, capsys):
+    """Runs main.py like run_main, but in this process, which has imported torch. -> exit code, what it printed."""
+
+    def run(*arguments: str) -> tuple[int | str | None, str]:
+        folders = ["--output-dir", str(tmp_path / "output")] if "--output-dir" not in arguments else []
+        monkeypatch.setattr("sys.argv", ["main.py", *arguments, *folders, "--logs-dir", str(tmp_path / "logs")])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("main.py", run_name="__main__")
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out + printed.err
+
+    return run
