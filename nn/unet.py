@@ -1,0 +1,75 @@
+"""UNet1024, the tutorial's custom U-Net: deeper, padded, and with a mask as large as its image."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from nn.unet_origin import ConvBnRelu, StackEncoder, check_size
+
+
+class UpsampleDecoder(nn.Module):
+    """One level up: bilinear upsampling to the trace's size, the trace beside it, three padded ConvBnRelu."""
+
+    def __init__(self, in_channels: int, trace_channels: int, out_channels: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            ConvBnRelu(trace_channels + in_channels, out_channels, padding=1),
+            ConvBnRelu(out_channels, out_channels, padding=1),
+            ConvBnRelu(out_channels, out_channels, padding=1),
+        )
+
+    def forward(self, x: Tensor, trace: Tensor) -> Tensor:
+        """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""
+        x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)
+        return self.convs(torch.cat([trace, x], dim=1))
+
+
+class UNet1024(nn.Module):
+    """A U-Net of six levels (24, 64, 128, 256, 512, 768 channels) for large images.
+
+    It differs from UNetOriginal in this: convolutions are padded, so the mask has the image's size and needs no border;
+    there are six levels for the paper's four, with fewer channels where the image is large; the way up is a bilinear
+    enlargement followed by three convolutions, where the paper has an up-convolution and two; the centre is one.
+
+    in_shape: (channels, height, width) of the images. Height and width are multiples of 64, from 128 up.
+    Raises UserError at any other size, and names the two nearest that work.
+    """
+
+    def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
+        super().__init__()
+        channels, *size = in_shape
+        self.in_shape = tuple(in_shape)
+        self.output_size = check_size("UNet1024", size, smallest=128, step=64, eaten=0)  # (height, width)
+
+        self.down1 = StackEncoder(channels, 24, padding=1)
+        self.down2 = StackEncoder(24, 64, padding=1)
+        self.down3 = StackEncoder(64, 128, padding=1)
+        self.down4 = StackEncoder(128, 256, padding=1)
+        self.down5 = StackEncoder(256, 512, padding=1)
+        self.down6 = StackEncoder(512, 768, padding=1)
+        self.center = ConvBnRelu(768, 768, padding=1)
+        self.up6 = UpsampleDecoder(768, 768, 512)
+        self.up5 = UpsampleDecoder(512, 512, 256)
+        self.up4 = UpsampleDecoder(256, 256, 128)
+        self.up3 = UpsampleDecoder(128, 128, 64)
+        self.up2 = UpsampleDecoder(64, 64, 24)
+        self.up1 = UpsampleDecoder(24, 24, 24)
+        self.classify = nn.Conv2d(24, 1, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """images (N, C, H, W) -> logits (N, H, W). The sizes behind each line are those of 1024 x 1024."""
+        x, trace1 = self.down1(x)  # (N, 24, 512, 512), trace (N, 24, 1024, 1024)
+        x, trace2 = self.down2(x)  # (N, 64, 256, 256)
+        x, trace3 = self.down3(x)  # (N, 128, 128, 128)
+        x, trace4 = self.down4(x)  # (N, 256, 64, 64)
+        x, trace5 = self.down5(x)  # (N, 512, 32, 32)
+        x, trace6 = self.down6(x)  # (N, 768, 16, 16), trace (N, 768, 32, 32)
+        x = self.center(x)  # (N, 768, 16, 16)
+        x = self.up6(x, trace6)  # (N, 512, 32, 32)
+        x = self.up5(x, trace5)  # (N, 256, 64, 64)
+        x = self.up4(x, trace4)  # (N, 128, 128, 128)
+        x = self.up3(x, trace3)  # (N, 64, 256, 256)
+        x = self.up2(x, trace2)  # (N, 24, 512, 512)
+        x = self.up1(x, trace1)  # (N, 24, 1024, 1024)
+        return self.classify(x).squeeze(1)  # (N, 1024, 1024)

@@ -1,0 +1,118 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from helpers import UserError
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal, center_crop
+
+
+def conv(inputs, outputs, side, bias=False):
+    return inputs * outputs * side**2 + (outputs if bias else 0)
+
+
+def conv_bn(inputs, outputs):
+    return conv(inputs, outputs, 3) + 2 * outputs
+
+
+def count(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_original_has_the_papers_parameters():
+    down = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 1024)]
+    up = [(1024, 512), (512, 256), (256, 128), (128, 64)]
+    expected = sum(conv_bn(i, o) + conv_bn(o, o) for i, o in down)
+    expected += sum(conv(i, o, 2, bias=True) + conv_bn(i, o) + conv_bn(o, o) for i, o in up)
+    expected += conv(64, 1, 1, bias=True)
+    assert count(UNetOriginal()) == expected == 31_037_633
+
+
+def test_unet1024_has_the_parameters_of_its_widths():
+    widths = [3, 24, 64, 128, 256, 512, 768]
+    down = list(pairwise(widths))
+    up = [(768 + 768, 512), (512 + 512, 256), (256 + 256, 128), (128 + 128, 64), (64 + 64, 24), (24 + 24, 24)]
+    expected = sum(conv_bn(i, o) + conv_bn(o, o) for i, o in down) + conv_bn(768, 768)
+    expected += sum(conv_bn(i, o) + 2 * conv_bn(o, o) for i, o in up) + conv(24, 1, 1, bias=True)
+    assert count(UNet1024()) == expected
+
+
+def paper_output(length):
+    """Figure 1's arithmetic, level by level; None where a pooling meets an odd size or nothing is left."""
+    for _ in range(4):
+        length -= 4
+        if length <= 0 or length % 2:
+            return None
+        length //= 2
+    length -= 4
+    for _ in range(4):
+        length = 2 * length - 4
+    return length if length > 0 else None
+
+
+@pytest.mark.parametrize("length", range(150, 620))
+def test_original_takes_the_sizes_that_the_papers_arithmetic_takes(length):
+    with torch.device("meta"):
+        if paper_output(length) is None:
+            with pytest.raises(UserError, match=f"can't take images of {length} 572"):
+                UNetOriginal((3, length, 572))
+        else:
+            assert UNetOriginal((3, length, 572)).output_size == (paper_output(length), 388)
+
+
+def test_refusals_name_the_two_nearest_sizes():
+    with torch.device("meta"):
+        with pytest.raises(UserError, match=r"are 588 572 \(masks of 404 388\) and 604 572 \(masks of 420 388\)"):
+            UNetOriginal((3, 600, 572))
+        with pytest.raises(UserError, match=r"are 960 128 \(masks of 960 128\) and 1024 192 \(masks of 1024 192\)"):
+            UNet1024((3, 1000, 100))
+
+
+@pytest.mark.parametrize(
+    ("make", "in_shape"),
+    [
+        (UNetOriginal, (3, 188, 220)),
+        (UNetOriginal, (1, 204, 188)),
+        (UNet1024, (3, 128, 192)),
+        (UNet1024, (4, 192, 128)),
+    ],
+)
+def test_logits_have_the_size_the_net_knows_and_every_parameter_learns(make, in_shape):
+    torch.manual_seed(0)
+    net = make(in_shape)
+    logits = net(torch.rand(2, *in_shape))
+    assert logits.shape == (2, *net.output_size)
+    logits.square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("net", [UNetOriginal((3, 188, 188)), UNet1024((3, 128, 128))])
+def test_images_of_a_batch_do_not_leak_into_each_other(net):
+    torch.manual_seed(0)
+    net.eval()
+    a, b = torch.rand(1, *net.in_shape), torch.rand(1, *net.in_shape)
+    with torch.inference_mode():
+        together, alone = net(torch.cat([a, b]))[:1], net(a)
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        net.train()  # control: BatchNorm in train mode mixes them
+        assert not torch.allclose(net(torch.cat([a, b]))[:1], alone, atol=1e-3)
+
+
+def test_original_sees_92_pixels_beyond_its_mask_and_not_one_more():
+    """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as mirror_border takes it."""
+    torch.manual_seed(0)
+    net = UNetOriginal((3, 220, 220)).eval()
+    image = torch.rand(1, 3, 220, 220, requires_grad=True)
+    logits = net(image)  # (1, 36, 36)
+    logits[0, 18, 18].backward()
+    rows = image.grad[0].abs().sum((0, 2)).nonzero().flatten()
+    assert abs((rows.min() + rows.max()).item() / 2 - (18 + 92)) <= 8  # poolings move the window by up to half a period
+    assert rows.min() > 0 and rows.max() < 219
+
+
+def test_center_crop_crops():
+    x = torch.arange(30).reshape(1, 1, 5, 6)
+    assert center_crop(x, (3, 2)).tolist() == [[[[8, 9], [14, 15], [20, 21]]]]
