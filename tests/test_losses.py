@@ -1,0 +1,67 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import accuracy_score, f1_score
+
+from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
+
+pairs = arrays(bool, (2, 3, 4, 5))  # predictions and targets of three images
+
+
+@given(pairs)
+def test_dice_is_scikit_learns_f1_score_of_each_image(pair):
+    predictions, targets = torch.from_numpy(pair)
+    expected = [
+        f1_score(truth.flatten(), guess.flatten(), zero_division=1.0)
+        for guess, truth in zip(predictions, targets, strict=True)
+    ]
+    assert dice_per_image(predictions, targets).tolist() == pytest.approx(expected)
+
+
+@given(pairs)
+def test_pixel_accuracy_is_scikit_learns(pair):
+    predictions, targets = torch.from_numpy(pair)
+    expected = [accuracy_score(t.flatten(), p.flatten()) for p, t in zip(predictions, targets, strict=True)]
+    assert pixel_accuracy_per_image(predictions, targets).tolist() == pytest.approx(expected)
+
+
+def test_dice_is_not_pooled_over_the_batch():
+    targets = torch.zeros(2, 10, 10, dtype=torch.bool)
+    targets[0], targets[1, 0, 0] = True, True
+    predictions = targets.clone()
+    predictions[1] = False
+    assert dice_per_image(predictions, targets).tolist() == [1, 0]  # pooled over pixels it would be 0.995
+
+
+def test_two_empty_masks_agree():
+    empty = torch.zeros(1, 4, 4, dtype=torch.bool)
+    assert dice_per_image(empty, empty).tolist() == [1]
+    assert SoftDiceLoss()(torch.full((1, 4, 4), -100.0), empty).item() == pytest.approx(0)
+
+
+@given(arrays("float32", (2, 3, 4), elements=st.floats(-300, 300, width=32)), arrays("uint8", (2, 3, 4)))
+def test_soft_dice_stays_between_0_and_1(logits, masks):
+    loss = SoftDiceLoss()(torch.from_numpy(logits), torch.from_numpy(masks) / 255)
+    assert -1e-6 <= loss.item() <= 1
+
+
+def test_soft_dice_of_a_sure_answer_is_1_minus_dice():
+    torch.manual_seed(0)
+    answer, targets = torch.rand(2, 3, 40, 40) > 0.5
+    loss = SoftDiceLoss(smooth=0)((answer * 2.0 - 1) * 100, targets)
+    assert loss.item() == pytest.approx(1 - dice_per_image(answer, targets).mean().item(), abs=1e-6)
+
+
+def test_cross_entropy_still_teaches_where_the_sigmoid_has_vanished():
+    logits = torch.full((1, 2, 2), -200.0, requires_grad=True)
+    binary_cross_entropy(logits, torch.ones(1, 2, 2)).backward()
+    assert (logits.grad.abs() > 0.2).all()
+
+
+def test_losses_are_computed_in_float32():
+    logits, targets = torch.randn(1, 64, 64, dtype=torch.bfloat16), torch.ones(1, 64, 64)
+    for loss in (SoftDiceLoss(), binary_cross_entropy):
+        assert loss(logits, targets).dtype == torch.float32
+        assert loss(logits, targets) == loss(logits.float(), targets)
