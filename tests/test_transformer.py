@@ -1,0 +1,114 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from img.transformer import decode_mask, decode_photo, enlarge, mirror_border, resize
+from nn.losses import dice_per_image
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+TRUTH = np.zeros((20, 30), dtype=bool)
+TRUTH[5:15, 4:21] = True
+
+
+def palette(*colours):
+    image = Image.fromarray(TRUTH.astype(np.uint8), mode="P")
+    image.putpalette([channel for colour in colours for channel in colour])
+    return image
+
+
+def painted(mode, black, white):
+    image = Image.new(mode, (30, 20), black)
+    image.paste(white, (4, 5, 21, 15))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "format"),
+    [
+        (palette((0, 0, 0), (255, 255, 255)), "GIF"),  # Kaggle's
+        (palette((0, 0, 0), (1, 1, 1)), "PNG"),
+        (palette((0, 0, 0), (128, 0, 0)), "PNG"),  # as PASCAL VOC colours its first class
+        (painted("L", 0, 255), "PNG"),
+        (painted("L", 0, 1), "PNG"),
+        (painted("1", 0, 1), "PNG"),
+        (painted("1", 0, 1), "TIFF"),
+        (painted("RGB", (0, 0, 0), (255, 255, 255)), "PNG"),
+        (painted("RGBA", (0, 0, 0, 255), (255, 255, 255, 255)), "PNG"),
+        (painted("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)), "PNG"),  # white on nothing
+        (painted("LA", (0, 255), (255, 255)), "PNG"),
+        (painted("I;16", 0, 65535), "PNG"),
+        (painted("I;16", 0, 1), "PNG"),
+        (painted("RGB", (0, 0, 0), (255, 255, 255)), "BMP"),
+    ],
+)
+def test_masks_of_every_kind_are_the_same_mask(image, format):
+    mask = decode_mask(encoded(image, format))
+    assert mask.dtype == torch.uint8 and mask.shape == (1, 20, 30)
+    assert (mask[0].numpy() == TRUTH * 255).all()
+
+
+def test_grey_edges_of_a_mask_are_kept_and_an_empty_mask_is_empty():
+    grey = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))
+    assert decode_mask(encoded(grey, "PNG")).tolist() == [[[0, 51, 255]]]
+    assert decode_mask(encoded(Image.new("L", (3, 2)), "PNG")).sum() == 0
+
+
+def test_photos_of_every_kind_are_rgb():
+    colour = Image.new("RGB", (30, 20), (200, 40, 90))
+    for image, format in ((colour, "JPEG"), (colour, "PNG"), (colour.convert("CMYK"), "JPEG")):
+        photo = decode_photo(encoded(image, format, quality=95))
+        assert photo.shape == (3, 20, 30) and photo.dtype == torch.uint8
+        assert (photo[:, 10, 10].int() - torch.tensor([200, 40, 90])).abs().max() <= 8, (image.mode, format)
+    assert decode_photo(encoded(colour.convert("L"), "JPEG")).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_a_broken_photo_is_an_error(share):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, "JPEG")
+    with pytest.raises((RuntimeError, ValueError)):
+        decode_photo(data[: int(share * len(data))])
+
+
+def test_a_small_mask_keeps_the_share_of_car():
+    torch.manual_seed(0)
+    mask = (torch.rand(1, 96, 144) > 0.5).to(torch.uint8) * 255
+    small = resize(mask, (32, 32))
+    assert small.float().mean().item() == pytest.approx(mask.float().mean().item(), rel=0.01)
+    edge = torch.zeros(1, 4, 40, dtype=torch.uint8)
+    edge[..., :18] = 255  # cuts the second of four wide pixels at 80 %
+    assert 0.6 < resize(edge, (4, 4))[0, 2, 1].item() / 255 < 0.9
+
+
+def test_a_small_mask_stands_where_its_photo_stands():
+    """A mask goes the way of a photo that shows nothing else, to the last bit."""
+    mask = torch.from_numpy(TRUTH * 255).to(torch.uint8)[None]
+    assert (resize(mask.expand(3, -1, -1), (7, 11)) == resize(mask, (7, 11))).all()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.integers(0, 40))
+def test_the_mirror_is_numpys(height, width, rows, columns):
+    image = torch.arange(height * width).reshape(1, height, width)
+    expected = np.pad(image[0].numpy(), ((rows, rows), (columns, columns)), mode="reflect")
+    assert (mirror_border(image, (height + 2 * rows, width + 2 * columns))[0].numpy() == expected).all()
+
+
+def test_probabilities_enlarged_then_cut_beat_a_mask_cut_then_enlarged():
+    rows, columns = np.mgrid[:640, :960]
+    truth = torch.from_numpy(((rows - 300) / 200) ** 2 + ((columns - 500) / 330) ** 2 < 1)[None]
+    small = resize(truth.to(torch.uint8) * 255, (97, 97)).float() / 255
+    enlarged_then_cut = enlarge(small, (640, 960)) > 0.5
+    cut_then_enlarged = torch.nn.functional.interpolate((small > 0.5)[None].float(), (640, 960))[0] > 0.5
+    good, worse = (dice_per_image(mask, truth).item() for mask in (enlarged_then_cut, cut_then_enlarged))
+    assert good > 0.999 and 1 - good < (1 - worse) / 3
