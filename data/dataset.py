@@ -1,0 +1,118 @@
+"""Paths to tensors: the data sets that the loaders read. They hand out uint8, so that little memory moves."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from helpers import UserError
+from img import transformer
+
+
+def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
+    """The image at `path`. Raises UserError with the path where it can't be read."""
+    try:
+        return decode(Path(path).read_bytes())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} can't be read as an image ({str(error).splitlines()[0]}); replace it.") from error
+
+
+def fit_photo(
+    photo: Tensor, input_img_resize: tuple[int, int], output_img_resize: tuple[int, int], border: str
+) -> Tensor:
+    """(3, H, W) -> (3, *input_img_resize). Which part of the net's input is the photo:
+
+    border "mirror": the window that the mask stands for; around it the photo is mirrored, as in the paper.
+    border "stretch": all of it, as in the tutorial; the mask, of the whole photo too, is then on another scale.
+    """
+    window = output_img_resize if border == "mirror" else input_img_resize
+    return transformer.mirror_border(transformer.resize(photo, window), input_img_resize)
+
+
+class TrainImageDataset(Dataset):
+    """Pairs of a photo and its mask.
+
+    X, y: paths of the photos and of their masks, in the same order.
+    input_img_resize, output_img_resize: (height, width) of the photos and of the masks handed out.
+    X_transform: called with (photo, mask), both uint8 of the same size and in the photo's proportions; returns the two.
+    threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
+    border: see fit_photo.
+    """
+
+    def __init__(
+        self,
+        X: Sequence[Path],
+        y: Sequence[Path],
+        input_img_resize: tuple[int, int] = (572, 572),
+        output_img_resize: tuple[int, int] = (388, 388),
+        X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        threshold: float | None = None,
+        border: str = "mirror",
+    ):
+        self.X, self.y = list(X), list(y)
+        self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
+        self.X_transform, self.threshold, self.border = X_transform, threshold, border
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
+        photo = read(self.X[index], transformer.decode_photo)  # (3, H, W)
+        mask = read(self.y[index], transformer.decode_mask)  # (1, H, W)
+        if photo.shape[1:] != mask.shape[1:]:
+            raise UserError(
+                f"{self.y[index]} is {mask.shape[2]}x{mask.shape[1]} pixels, but its photo {self.X[index]} is "
+                f"{photo.shape[2]}x{photo.shape[1]}; they must be of one size."
+            )
+        if self.X_transform is not None:
+            small = self._smallest_cover(photo.shape[1:])
+            photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
+        photo = fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border)
+        mask = transformer.resize(mask, self.output_img_resize)[0]
+        if self.threshold is not None:
+            mask = (mask > 255 * self.threshold).to(torch.uint8) * 255
+        return photo, mask
+
+    def _smallest_cover(self, size: torch.Size) -> tuple[int, int]:
+        """The smallest size in the photo's own proportions that loses none of the detail the net will see."""
+        window = self.output_img_resize if self.border == "mirror" else self.input_img_resize
+        scale = min(1.0, max(window[0] / size[0], window[1] / size[1]))
+        return round(size[0] * scale), round(size[1] * scale)
+
+
+class TestImageDataset(Dataset):
+    """Photos to predict, with their names.
+
+    X: paths of the photos. input_img_resize, output_img_resize, border: as in TrainImageDataset.
+    origin_img_size: the (height, width) that every photo must have, since masks are written at that size; None: any.
+    """
+
+    def __init__(
+        self,
+        X: Sequence[Path],
+        input_img_resize: tuple[int, int] = (572, 572),
+        output_img_resize: tuple[int, int] = (388, 388),
+        border: str = "mirror",
+        origin_img_size: tuple[int, int] | None = None,
+    ):
+        self.X = list(X)
+        self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
+        self.border, self.origin_img_size = border, origin_img_size
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        """-> photo (3, *input_img_resize) uint8, the file's name."""
+        path = Path(self.X[index])
+        photo = read(path, transformer.decode_photo)
+        if self.origin_img_size is not None and tuple(photo.shape[1:]) != tuple(self.origin_img_size):
+            height, width = self.origin_img_size
+            raise UserError(
+                f"{path} is {photo.shape[2]}x{photo.shape[1]} pixels, but the masks of this submission are written at "
+                f"{width}x{height}, the size of the training photos; resize it or take it out."
+            )
+        return fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border), path.name

@@ -1,0 +1,198 @@
+"""Finds the photos and masks, pairs them by name, and splits them by car."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+from data.sample import draw_sample
+from helpers import UserError
+
+VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
+PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
+MASK = re.compile(r"(?P<photo>.+_\d\d)_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
+
+
+class DatasetFetcher:
+    """The data set in a folder laid out as Kaggle's: train/ or train_hq/, train_masks/, test/ or test_hq/.
+
+    input_dir: that folder.
+    dataset: "carvana" works on what lies there; "sample" draws cars into input_dir/sample, once, and works on them.
+    hq_files: take the photos of high quality (train_hq/, test_hq/) or not; None takes what is there, these first.
+    split: after get_train_files, a row a photo with columns car, image and part ("train" or "valid").
+    """
+
+    def __init__(self, input_dir: str | Path = "input", dataset: str = "carvana", hq_files: bool | None = None):
+        self.dataset = dataset
+        self.input_dir = Path(input_dir) / "sample" if dataset == "sample" else Path(input_dir)
+        self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
+        self.split: pd.DataFrame | None = None
+
+    def download_dataset(self) -> None:
+        """Make sure that there is something to train on. Raises UserError that says the ways to get it."""
+        if self.dataset == "sample":
+            print("These are drawn cars, not Kaggle's photos: enough to see it all work.")
+            draw_sample(self.input_dir)
+        missing = [f"{name}/" for name in ("train", "train_masks") if self._folder(name) is None]
+        if missing:
+            raise UserError(
+                f"There is no {' and no '.join(missing)} in {self.input_dir}/. Three ways on:\n"
+                f"  1. Download the data from {COMPETITION} (accept its rules there) and unpack\n"
+                f"     train.zip or train_hq.zip, train_masks.zip, and test.zip or test_hq.zip in {self.input_dir}/.\n"
+                "  2. Have it elsewhere already? Name the folder: python main.py --input-dir FOLDER\n"
+                "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
+            )
+
+    def get_train_files(
+        self, sample_size: float | None = None, validation_size: float = 0.2, seed: int = 0
+    ) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
+        """-> X_train, y_train, X_valid, y_valid: the paths of photos and masks, all views of a car on the same side.
+
+        sample_size: share of the cars to work on, None for all; validation_size: share of those to validate on.
+        Both are drawn without replacement, by `seed` alone. Raises UserError where photos and masks don't fit together.
+        """
+        photos = self._photos("train")
+        masks = self._masks(photos.values())
+        cars = _by_car(photos)
+        uneven = [
+            f"{car} has {verb} {_some(sorted(views))}"
+            for car, found in cars.items()
+            for verb, views in (("no", set(VIEWS) - set(found)), ("also", set(found) - set(VIEWS)))
+            if views
+        ]
+        if uneven:
+            raise UserError(
+                f"Each car in {self._folder('train')} must have the 16 views 01 to 16, but {_some(uneven)}. "
+                "Add what is missing, or take the car out, photos and masks."
+            )
+        chosen = _sample(sorted(cars), sample_size, seed)
+        if len(chosen) < 2:
+            raise UserError(
+                f"{len(chosen)} of the {len(cars)} car(s) in {self._folder('train')} is too few: one must train and "
+                "another validate. Add cars, or raise --sample-size."
+            )
+        count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
+        train, valid = train_test_split(chosen, test_size=count, random_state=seed)
+        self._check_sizes([cars[car][view] for car in chosen for view in VIEWS], masks)
+
+        parts = {"train": sorted(train), "valid": sorted(valid)}
+        rows = [(car, cars[car][view].name, part) for part in parts for car in parts[part] for view in VIEWS]
+        self.split = pd.DataFrame(rows, columns=["car", "image", "part"])
+        X_train, X_valid = ([cars[car][view] for car in parts[part] for view in VIEWS] for part in parts)
+        return X_train, [masks[x] for x in X_train], X_valid, [masks[x] for x in X_valid]
+
+    def get_test_files(self, sample_size: float | None = None, seed: int = 0) -> list[Path]:
+        """-> the paths of the photos to predict, sorted by name; of a share of the cars if sample_size is given."""
+        if self._folder("test") is None:
+            raise UserError(
+                f"There is no test/ in {self.input_dir}/, so nothing to predict: unpack test.zip or test_hq.zip of "
+                f"{COMPETITION} there, or say --no-predict to train only."
+            )
+        cars = _by_car(self._photos("test"))
+        chosen = _sample(sorted(cars), sample_size, seed)
+        return sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
+
+    @staticmethod
+    def get_image_size(path: str | Path) -> tuple[int, int]:
+        """(height, width) of the image at `path`, from its header alone."""
+        try:
+            with Image.open(path) as image:
+                return image.height, image.width
+        except OSError as error:
+            raise UserError(f"{path} can't be read as an image ({error}); replace it.") from error
+
+    def next_step(self, submission: Path) -> str:
+        """The line that tells what to do with the submission."""
+        if self.dataset == "sample":
+            return "these were drawn cars; for Kaggle's photos see README.md, and python main.py --help"
+        return f"upload it      kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
+
+    def _folder(self, name: str) -> Path | None:
+        """The folder of that name, or of the other quality's, that has something in it."""
+        suffixes = ("",) if name == "train_masks" else self.suffixes
+        folders = [self.input_dir / (name + suffix) for suffix in suffixes]
+        return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
+
+    def _photos(self, name: str) -> dict[str, Path]:
+        """The photos in that folder by their name without ending. Names what is not a photo."""
+        folder = self._folder(name)
+        paths = _files(folder, PHOTO, "photos", "<car>_<01..16>.jpg")
+        times = Counter(path.stem for path in paths)
+        twice = [path.name for path in paths if times[path.stem] > 1]
+        if twice:
+            raise UserError(f"{folder} holds a photo twice, with two endings: {_some(twice)}. Keep one of the two.")
+        return {path.stem: path for path in paths}
+
+    def _masks(self, photos: Iterable[Path]) -> dict[Path, Path]:
+        """The mask of each photo, found by name."""
+        folder = self._folder("train_masks")
+        masks = defaultdict(list)
+        for path in _files(folder, MASK, "masks", "<car>_<01..16>_mask.gif"):
+            masks[MASK.fullmatch(path.name)["photo"]].append(path)
+        photos = list(photos)
+        without = [photo.name for photo in photos if photo.stem not in masks]
+        alone = [masks[stem][0].name for stem in sorted(set(masks) - {photo.stem for photo in photos})]
+        twice = [f"{a.name} and {b.name}" for a, b, *_ in (found for found in masks.values() if len(found) > 1)]
+        for names, fault, remedy in (
+            (without, "photo(s) have no mask in", "Add the masks, or take the photos out"),
+            (alone, "mask(s) have no photo in train/ beside", "Add the photos, or take the masks out"),
+            (twice, "photo(s) have two masks in", "Keep one of the two"),
+        ):
+            if names:
+                raise UserError(f"{len(names)} {fault} {folder}: {_some(names)}. {remedy}.")
+        return {photo: masks[photo.stem][0] for photo in photos}
+
+    def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
+        for photo in tqdm(photos, desc="checking sizes", unit="photo", disable=None, leave=False):
+            size, mask_size = self.get_image_size(photo), self.get_image_size(masks[photo])
+            if size != mask_size:
+                raise UserError(
+                    f"{masks[photo]} is {mask_size[1]}x{mask_size[0]} pixels, but its photo {photo} is "
+                    f"{size[1]}x{size[0]}; they must be of one size."
+                )
+
+
+def _files(folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
+    """The files in `folder` whose names fit; an image that doesn't is an error, any other stray file is told of."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    strays = [path for path in paths if not pattern.fullmatch(path.name)]
+    images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
+    if images:
+        raise UserError(
+            f"{len(images)} file(s) in {folder} are not named like {what}, {example}: {_some(images)}. Rename them, or "
+            "move them out."
+        )
+    if strays:
+        print(f"left aside in {folder}, being no {what}: {_some(path.name for path in strays)}")
+    found = [path for path in paths if pattern.fullmatch(path.name)]
+    if not found:
+        raise UserError(f"There are no {what} (named {example}) in {folder}.")
+    return found
+
+
+def _by_car(photos: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    """car -> view -> photo."""
+    cars = defaultdict(dict)
+    for path in photos.values():
+        name = PHOTO.fullmatch(path.name)
+        cars[name["car"]][name["view"]] = path
+    return cars
+
+
+def _sample(cars: list[str], share: float | None, seed: int) -> list[str]:
+    count = len(cars) if share is None else max(1, round(share * len(cars)))
+    if count == len(cars):
+        return cars
+    return train_test_split(cars, train_size=count, random_state=seed)[0]
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,199 @@
+"""A sample data set in Kaggle's format, drawn from a seed: cars on a turntable in a studio, and their masks.
+
+A car is a smooth surface over a side profile, cut into quads, shaded by their normals and painted from back to front.
+Its axes, in metres: x ahead, y to the left, z up from the floor. Sizes of pictures are (height, width).
+"""
+import multiprocessing
+import os
+import shutil
+from collections import namedtuple
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from tqdm import tqdm
+
+# Lengths in metres, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
+# edge and of the side windows'; heights: nose, cowl, roof, deck, tail; places: cowl, roof's front and rear end, deck;
+# panes: where the side windows begin, are parted by pillars, and end; wheel: radius
+Kind = namedtuple("Kind", "size edges heights places panes wheel")
+KINDS = [Kind(*numbers) for numbers in (  # sedan, SUV, hatchback, pickup, sports car, van
+    ((4.75, 1.84), (.21, .94), (.72, .98, 1.45, 1.11, 1.06), (.28, .44, .70, .87), (.33, .53, .70, .80), .33),
+    ((4.60, 1.87), (.26, 1.06), (.86, 1.13, 1.70, 1.22, 1.17), (.24, .38, .90, .97), (.29, .49, .69, .89), .37),
+    ((4.10, 1.76), (.20, .95), (.74, 1.00, 1.50, 1.12, 1.08), (.25, .42, .82, .97), (.31, .56, .75, .86), .32),
+    ((5.10, 1.88), (.32, 1.10), (.92, 1.14, 1.74, 1.21, 1.21), (.27, .37, .57, .61), (.31, .45, .575), .38),
+    ((4.40, 1.84), (.16, .88), (.62, .88, 1.27, 1.00, 0.98), (.33, .50, .66, .88), (.40, .62, .74), .34),
+    ((4.95, 1.95), (.22, 1.08), (.80, 1.10, 1.86, 1.24, 1.19), (.15, .33, .93, .98), (.21, .40, .63, .92), .35))]
+PAINTS = {(226, 227, 226): .20, (150, 153, 156): .18, (84, 87, 91): .17, (20, 21, 23): .22,  # RGB: share of the cars
+          (140, 20, 28): .09, (32, 58, 112): .08, (92, 76, 62): .03, (44, 74, 58): .03}
+GLASS, BLACK, SILVER, LAMP, RED = (38, 46, 49), (23, 24, 26), (186, 188, 192), (214, 220, 226), (150, 14, 22)
+AXLES, GOLDEN = (.185, .79), .618034  # places of the wheels; multiples of the golden ratio spread evenly over 0..1
+CORNER = .85  # share of half the width where the front and rear faces turn into the sides
+EDGE = (1 - (1 - CORNER**6) ** (1 / 6)) / 2  # the place of these corners
+
+
+class Camera(namedtuple("Camera", "size distance height shift turn")):
+    """Looks level along y at what is turned by `turn` radians; its film is shifted instead of tilted."""
+    def project(self, points):
+        """Points (..., 3) -> pixels (..., 2), x and y; focal length (1.52) and shift are in picture widths."""
+        x, y, z = np.moveaxis(points, -1, 0)
+        cos, sin, unit = np.cos(self.turn), np.sin(self.turn), min(self.size[1], 1.5 * self.size[0])
+        film = np.stack([x * cos - y * sin, self.height - z], -1) / (x * sin + y * cos + self.distance)[..., None]
+        return np.array(self.size[::-1]) / 2 + unit * (self.shift + 1.52 * film)
+
+
+def surface(kind, girth, level):
+    """The left half of a body: a superellipse in plan, in cross section a quadratic B-spline over nine knots.
+
+    girth (n,): place on the side, on to -1 at the nose's middle, 2 at the tail's; level (m,): .5 lower edge, 4 belt,
+    5 eaves, 7 middle of the roof. Returns points (n, m, 3).
+    """
+    face = np.interp(girth, [-1, EDGE, 1 - EDGE, 2], [0, CORNER, CORNER, 0])[:, None]  # share of half the width
+    place, girth = np.clip(girth, EDGE, 1 - EDGE)[:, None], girth[:, None]
+    side = place == girth
+    half = np.where(side, (1 - np.abs(1 - 2 * place) ** 6) ** (1 / 6), face) * kind.size[1] / 2
+    place = np.where(side, place, .5 + np.sign(girth - .5) * (1 - face**6) ** (1 / 6) / 2)
+    (nose, cowl, roof, deck, tail), (glass, front, rear, end) = kind.heights, kind.places
+    outline = ([0, .05, glass, front, (front + rear) / 2, rear, end, 1],
+               [nose, nose + .07, cowl, roof - .03, roof, roof - .05, deck, tail])
+    top = sum(np.interp(place + step, *outline) for step in (-.012, 0, .012)) / 3  # rounds the outline's corners
+    low, belt = kind.edges[0] + 0 * top, np.minimum(kind.edges[1] + .05 * place, top - .05)
+    brow, eaves = top - np.minimum(.06, .2 * (top - belt)), half * .93 - .36 * (top - belt)  # cabins lean in
+    y = half * .91, half * .97, half, half * .99, half * .945, eaves, eaves * .7, 0 * eaves, eaves * -.7
+    z = low, low + .1, low + .45 * (belt - low), belt - .1, belt, brow, top - .1 * (top - brow), top, top
+    gap = np.abs(level - np.arange(9)[:, None, None])  # (9, 1, m)
+    weight = np.where(gap < .5, .75 - gap**2, .5 * np.maximum(0, 1.5 - gap) ** 2)
+    y, z = (weight * y).sum(0), (weight * z).sum(0)
+    bulge = np.interp(z, [.2, .4, .55, .8, 1.9], [.10, 0, .01, .05, .25])  # bumpers stand out
+    return np.stack([(1 - 2 * place) * (kind.size[0] / 2 - bulge), y, z], -1)
+
+
+def turned(centre, radii, depths, start=0., end=2 * np.pi):
+    """A surface of revolution around y, or a sector of it: radii, depths (m,) -> points (37, m, 3)."""
+    angle = np.linspace(start, end, 37)[:, None]
+    return centre + np.stack(np.broadcast_arrays(np.cos(angle) * radii, depths, np.sin(angle) * radii), -1)
+
+
+def details(kind):
+    """What is painted on the body: (girth from, to, level from, to, colour, gloss), both sides alike."""
+    (first, *pillars, last), (cowl, front, rear, deck), rough = kind.panes, kind.places, kind.edges[0] > .25
+    yield from ((-1, 2, .5, 1.3 if rough else .8, BLACK, .03), (-1, -.28, .9, 1.4, BLACK, .05))  # trim, air inlet
+    yield from ((-1, -.36, 2.35, 3.2, BLACK, .05), *((-1, -.38, bar, bar + .1, SILVER, .2) for bar in (2.5, 2.7, 2.9)))
+    yield from ((-.31, .09, 2.75, 3.5, BLACK, .1), (-.28, .083, 2.82, 3.42, LAMP, .3), (-1, -.75, 1.6, 2.3, LAMP, 0))
+    yield from ((.93, 1.5, 2.5, 3.6, BLACK, .1), (.935, 1.48, 2.57, 3.53, RED, .2), (1.75, 2, 1.6, 2.3, LAMP, 0))
+    yield from ((door, door + .003, 1., 4., BLACK, .02) for door in (first - .01, *pillars))
+    yield from ((door - .055, door - .015, 3.15, 3.3, SILVER, .1) for door in pillars)  # handles
+    yield from ((first, last, 4.1, 4.95, BLACK, .1), (cowl, front, 5.15, 7, BLACK, .1))  # frames, then glass
+    yield from ((a + .008, b - .008, 4.16, 4.86, GLASS, .14) for a, b in zip(kind.panes, kind.panes[1:], strict=False))
+    yield from ((cowl + .01, front - .01, 5.2, 7, GLASS, .16), (rear + .01, deck - .01, 5.3, 7, GLASS, .16))
+
+
+def parts(kind, paint, spokes, eye):
+    """A car's sheets in the order of painting: (points (n, m, 3), RGB, gloss); eye: the camera on the car's axes."""
+    (length, width), belt, r, tilt = kind.size, kind.edges[1], kind.wheel, np.linspace(np.pi / 2, -np.pi / 2, 9)
+    wheels = [(np.array([length * (.5 - place), y * (width / 2 - .14), r]), y) for place in AXLES for y in (-1, 1)]
+    yield from ((turned(at, (0, r, r, 0), (.11, .11, -.11, -.11)), BLACK, 0) for at, _ in wheels)
+    mirrors = [np.array([length * (.47 - kind.panes[0]), y * (width / 2 + .02), belt + .07]) for y in (-1, 1)]
+    balls = [(at[:2] @ eye[:2] > 0, turned(at, .085 * np.cos(tilt), .13 * np.sin(tilt)), paint, .07) for at in mirrors]
+    yield from (ball for near, *ball in balls if not near)  # behind the cabin
+    girth, level = np.interp(np.arange(81), [0, 8, 72, 80], [-1, EDGE, 1 - EDGE, 2]), np.linspace(.5, 7, 30)
+    bed = (girth > kind.places[3] + .03) & (girth < .96) & (kind.places[3] < .7)  # a pickup's, behind its cabin
+    sheets = [(girth, level, np.where((bed[:, None] & (level > 5.4))[:-1, :-1, None], BLACK, paint), .07)]
+    sheets += [(np.linspace(a, b, 25), np.linspace(c, d, 4), [[rgb]], coat) for a, b, c, d, rgb, coat in details(kind)]
+    for girth, level, colours, gloss in sheets:
+        for side in (-1, 1):  # read backwards, a sheet faces the other side
+            yield (surface(kind, girth, level) * (1, side, 1))[::side], np.array(colours)[::side], gloss
+    sectors = [(0, 1.14, BLACK, -.2, np.pi + .2), (.7, 1, BLACK), (.63, .7, SILVER), (0, .63, (46, 47, 49))]
+    sectors += [(0, .66, SILVER, angle - .14, angle + .14) for angle in np.arange(spokes) * 2 * np.pi / spokes]
+    yield from ((turned((at[0], at[1] + side * .11, at[2]), (inner * r, outer * r)[::side], 0, *angles), colour, 0)
+                for at, side in wheels for inner, outer, colour, *angles in sectors)
+    yield from (ball for near, *ball in balls if near)
+
+
+def draw_car(kind, paint, spokes, camera, light):
+    """The car alone on a transparent picture (RGBA): quads facing the camera, lit from above, mirroring the studio."""
+    draw = ImageDraw.Draw(picture := Image.new("RGBA", camera.size[::-1]))
+    eye = np.array([-np.sin(camera.turn), -np.cos(camera.turn), 0]) * camera.distance + (0, 0, camera.height)
+    for p, colours, gloss in parts(kind, paint, spokes, eye):
+        quads = np.stack([p[:-1, :-1], p[1:, :-1], p[1:, 1:], p[:-1, 1:]], 2)  # (n - 1, m - 1, 4, 3)
+        normal = np.cross(quads[:, :, 2] - quads[:, :, 0], quads[:, :, 3] - quads[:, :, 1])
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
+        sight = eye - quads.mean(2)
+        depth = np.linalg.norm(sight, axis=-1, keepdims=True)
+        facing = (normal * sight / depth).sum(-1, keepdims=True)
+        up = (2 * facing * normal - sight / depth)[..., 2:]  # where the mirrored ray goes: -1 floor, 0 wall, 1 lamps
+        studio = 255 * np.interp(up, [-.5, -.12, -.02, .04, .3, .5, .8, 1], [.45, .6, .5, .9, .95, .7, .75, 1])
+        shine = gloss + (1 - gloss) * .45 * (1 - facing.clip(0, 1)) ** 4  # Schlick's approximation of Fresnel
+        lit = colours * (.7 + .34 * normal[..., 2:] + .1 * normal @ light[:, None])
+        rgb = (lit * (1 - shine) + shine * studio).clip(0, 255).astype(int).reshape(-1, 3)
+        seen = np.flatnonzero(facing > 0)
+        pixels, rgb, depth = camera.project(quads).reshape(-1, 8)[seen], rgb[seen], depth.ravel()[seen]
+        for i in np.argsort(-depth):
+            draw.polygon(pixels[i].tolist(), tuple(rgb[i].tolist()))
+    return picture
+
+
+@lru_cache(maxsize=1)
+def draw_studio(seed, car, size):
+    """What the photos of a car share: the empty studio (RGB), the camera, and a sensor's noise around 128 (RGB)."""
+    rng, (height, width) = np.random.default_rng([seed, car, 1]), size
+    camera = Camera(size, *rng.uniform((9.8, 2), (10.8, 2.3)), rng.uniform((-.025, -.2), (.025, -.16)), 0)
+    foot, font = camera.project(np.array([0, 12, .3]))[1], ImageFont.load_default(.13 * width)
+    draw = ImageDraw.Draw(studio := Image.new("RGB", (width, height), (248, 248, 246)))
+    draw.text((.45 * width, foot), "UNET", (104, 104, 108), font, "rs")
+    draw.text((.48 * width, foot), "STUDIO", (104, 104, 108), font, "ls", stroke_width=.003 * width)
+    wall = camera.project(np.array([(x, 12 - .03 * x**2, 0) for x in np.linspace(-9, 9, 49)]))  # its foot, bent
+    draw.polygon([*wall.ravel().tolist(), width, height, 0, height], (192, 195, 199))
+    rim = camera.project(turned((0, 0, 0), 3.6, 0)[:, 0, [0, 2, 1]])
+    draw.line(rim.ravel().tolist(), (150, 152, 154), max(1, width // 400))  # the turntable's edge
+    noise = Image.fromarray((128.5 + 2.5 * rng.standard_normal(size, np.float32)).astype(np.uint8))
+    return studio, camera, Image.merge("RGB", [noise] * 3)
+
+
+def draw_photo(folder, split, seed, car, view, size):
+    """Draws a car's view 0..15 (nose first, then turned by 22.5 degrees each) and writes the photo and its mask."""
+    rng, (studio, camera, noise) = np.random.default_rng([seed, car]), draw_studio(seed, car, size)
+    kind, spokes, name = KINDS[(car + seed) % len(KINDS)], rng.integers(5, 11), f"{rng.bytes(6).hex()}_{view + 1:02d}"
+    paint = list(PAINTS)[np.searchsorted(np.cumsum(list(PAINTS.values()))[:-1], (car + seed) * GOLDEN % 1)]
+    rng, camera = np.random.default_rng([seed, car, 2, view]), camera._replace(turn=-np.pi / 2 - view * np.pi / 8)
+    # 1. The shadow has no detail, so it's blurred at a small size
+    plan = surface(kind, np.linspace(-1, 2, 60), np.array([2.]))[:, 0] * (1, 1, 0)
+    film, photo = camera._replace(size=(160, round(160 * size[1] / size[0]))), studio.copy()
+    plan, shadow = film.project(np.concatenate([plan, plan[::-1] * (1, -1, 1)])), Image.new("L", film.size[::-1])
+    ImageDraw.Draw(shadow).polygon(plan.ravel().tolist(), 215)
+    photo.paste((28, 29, 31), mask=shadow.filter(ImageFilter.GaussianBlur(3.5)).resize(photo.size))
+    # 2. The car and its mask
+    layer = draw_car(kind, paint, spokes, camera, rng.normal(0, .5, 3))
+    photo.paste(layer, mask=layer)
+    mask = Image.frombytes("P", layer.size, layer.getchannel("A").point(lambda alpha: alpha // 255).tobytes())
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    mask.save(folder / f"{split}_masks" / f"{name}_mask.gif")
+    # 3. What lamps and camera add: uneven light, exposure, colour cast, vignetting, a slight blur and noise
+    light = rng.normal(260, 2, (12, 18)) - 16 * np.hypot(*np.mgrid[-1:1:12j, -1:1:18j])
+    light = Image.fromarray((light[..., None] * rng.uniform(.95, .98, 3)).clip(0, 255).astype(np.uint8))
+    photo = ImageChops.multiply(photo.filter(ImageFilter.SMOOTH), light.resize(photo.size))
+    photo = ImageChops.add(photo, ImageChops.offset(noise, *rng.integers(0, min(size), 2).tolist()), 1, -128)
+    photo.save(folder / split / f"{name}.jpg", quality=90)
+
+
+def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: int = 16,
+                size: tuple[int, int] = (1280, 1918), seed: int = 0, processes: int | None = None) -> None:
+    """Draw `cars` cars into `folder`, named and coded as Kaggle's files: train/, train_masks/, test/, test_masks/.
+
+    The last `test_cars` go to test/. A photo depends on (seed, car, view) alone; `size` is (height, width) in pixels.
+    A folder that exists is left; a new one is drawn beside and moved. Processes are spawned: guard a script's main.
+    """
+    folder, size, processes = Path(folder), tuple(size), processes or os.cpu_count()
+    if folder.exists():
+        return
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for name in ("train", "train_masks", "test", "test_masks"):
+        (part / name).mkdir(parents=True)
+    jobs = [(part, "train" if i < cars - test_cars else "test", seed, i, k, size) for i, k in np.ndindex(cars, views)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:  # starts none before map
+        run = map if processes == 1 else partial(pool.map, chunksize=4)
+        list(tqdm(run(draw_photo, *zip(*jobs, strict=True)), "drawing cars", len(jobs), unit="photo", disable=None))
+    os.replace(part, folder)

@@ -1,0 +1,103 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.dataset import TestImageDataset as ToPredict  # pytest takes a name in Test for a class of tests
+from data.dataset import TrainImageDataset, fit_photo
+from data.fetcher import DatasetFetcher
+from helpers import UserError
+from img.transformer import resize
+from nn.losses import dice_per_image
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A white ellipse on grey, 90x60, and its mask."""
+    rows, columns = np.mgrid[:60, :90]
+    car = ((rows - 30) / 15) ** 2 + ((columns - 40) / 25) ** 2 < 1
+    Image.fromarray(np.where(car, 255, 90).astype(np.uint8)).convert("RGB").save(tmp_path / "a_01.png")
+    Image.fromarray(car.astype(np.uint8) * 255).save(tmp_path / "a_01_mask.png")
+    return [tmp_path / "a_01.png"], [tmp_path / "a_01_mask.png"]
+
+
+def test_mirror_puts_every_label_where_its_photo_stands(pair):
+    photo, mask = TrainImageDataset(*pair, (220, 236), (36, 52))[0]
+    assert photo.shape == (3, 220, 236) and mask.shape == (36, 52) and photo.dtype == mask.dtype == torch.uint8
+    window = photo[0, 92:-92, 92:-92]
+    assert dice_per_image(window[None] > 172, mask[None] > 127).item() > 0.99
+
+
+def test_stretch_puts_the_label_on_another_scale(pair):
+    photo, mask = TrainImageDataset(*pair, (220, 236), (36, 52), border="stretch")[0]
+    assert photo.shape == (3, 220, 236) and mask.shape == (36, 52)
+    window = photo[0, 92:-92, 92:-92]
+    assert dice_per_image(window[None] > 172, mask[None] > 127).item() < 0.9
+    assert dice_per_image(resize(photo, (36, 52))[:1] > 172, mask[None] > 127).item() > 0.97
+
+
+def test_with_equal_sizes_both_borders_are_one():
+    photo = torch.randint(0, 255, (3, 60, 90), dtype=torch.uint8)
+    assert torch.equal(fit_photo(photo, (32, 32), (32, 32), "mirror"), fit_photo(photo, (32, 32), (32, 32), "stretch"))
+
+
+def test_threshold_cuts_the_mask_and_none_keeps_the_share(pair):
+    shares = TrainImageDataset(*pair, (32, 32), (32, 32))[0][1]
+    cut = TrainImageDataset(*pair, (32, 32), (32, 32), threshold=0.25)[0][1]
+    assert len(shares.unique()) > 2
+    assert torch.equal(cut, (shares > 0.25 * 255).to(torch.uint8) * 255)
+
+
+@pytest.mark.parametrize("border", ["mirror", "stretch"])
+def test_the_transform_sees_photo_and_mask_in_the_photos_proportions(pair, border):
+    seen = []
+
+    def flip(photo, mask):
+        seen.append((photo.shape, mask.shape))
+        return photo.flip(-1), mask.flip(-1)
+
+    sizes = ((220, 220), (36, 36))
+    photo, mask = TrainImageDataset(*pair, *sizes, X_transform=flip, border=border)[0]
+    height = 36 if border == "mirror" else 60  # the photo, 60 high, is never enlarged for it
+    assert seen == [((3, height, height * 3 // 2), (1, height, height * 3 // 2))]
+    plain_photo, plain_mask = TrainImageDataset(*pair, *sizes, border=border)[0]
+    assert (photo.flip(-1).int() - plain_photo.int()).abs().float().mean() < 4
+    assert dice_per_image(mask.flip(-1)[None] > 127, plain_mask[None] > 127).item() > 0.97
+
+
+def test_a_photo_of_another_size_than_its_mask_is_named(pair):
+    Image.new("L", (90, 61)).save(pair[1][0])
+    with pytest.raises(UserError, match=r"a_01_mask\.png is 90x61 pixels, but its photo .*a_01\.png is 90x60"):
+        TrainImageDataset(*pair)[0]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_half_file_is_named(pair, index):
+    path = pair[index][0]
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match=f"{path.name} can't be read as an image"):
+        TrainImageDataset(*pair)[0]
+
+
+def test_the_name_comes_through_a_worker_process(pair):
+    os.truncate(pair[0][0], 40)
+    loader = torch.utils.data.DataLoader(TrainImageDataset(*pair), num_workers=1)
+    with pytest.raises(UserError) as error:
+        next(iter(loader))
+    assert str(error.value).startswith(str(pair[0][0])) and "\n" not in str(error.value)
+
+
+def test_photos_to_predict_come_with_their_names_and_must_have_the_submissions_size(pair):
+    photo, name = ToPredict(pair[0], (220, 236), (36, 52), origin_img_size=(60, 90))[0]
+    assert name == "a_01.png" and torch.equal(photo, TrainImageDataset(*pair, (220, 236), (36, 52))[0][0])
+    with pytest.raises(UserError, match=r"a_01\.png is 90x60 pixels, but the masks .* 1918x1280"):
+        ToPredict(pair[0], origin_img_size=(1280, 1918))[0]
+
+
+def test_drawn_masks_fit_their_photos_at_every_size(drawn):
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    for size in ((188, 4), (220, 36), (64, 64)):
+        photo, mask = TrainImageDataset(X, y, (size[0],) * 2, (size[1],) * 2)[0]
+        assert photo.shape == (3, size[0], size[0]) and mask.shape == (size[1], size[1]) and mask.max() > 0

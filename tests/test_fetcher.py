@@ -1,0 +1,161 @@
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from data.fetcher import DatasetFetcher
+from helpers import UserError
+
+
+@pytest.fixture
+def folder(drawn, tmp_path):
+    """A copy of the drawn cars, to be spoiled."""
+    return shutil.copytree(drawn, tmp_path / "input")
+
+
+def cars_of(paths):
+    return {path.name.rsplit("_", 1)[0] for path in paths}
+
+
+def first_photo(folder):
+    return min((folder / "train").iterdir())
+
+
+def test_photos_and_masks_are_paired_by_name(drawn):
+    X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files()
+    assert len(X_train) == len(y_train) == 48 and len(X_valid) == len(y_valid) == 16
+    for photo, mask in zip(X_train + X_valid, y_train + y_valid, strict=True):
+        assert mask.name == f"{photo.stem}_mask.gif"
+
+
+def test_no_car_stands_on_both_sides_and_none_is_lost(drawn):
+    X_train, _, X_valid, _ = DatasetFetcher(drawn).get_train_files(validation_size=0.5)
+    assert len(cars_of(X_train)) == len(cars_of(X_valid)) == 2
+    assert not cars_of(X_train) & cars_of(X_valid)
+    assert len({*X_train, *X_valid}) == len(X_train) + len(X_valid) == 64
+
+
+def test_the_split_is_a_function_of_the_seed_alone(drawn, folder):
+    a, b = DatasetFetcher(drawn), DatasetFetcher(folder)
+    for fetcher in (a, b):
+        fetcher.get_train_files(seed=3)
+    pd.testing.assert_frame_equal(a.split, b.split)
+    assert list(a.split.columns) == ["car", "image", "part"] and a.split["part"].value_counts()["train"] == 48
+    assert len({DatasetFetcher(drawn).get_train_files(seed=seed)[2][0] for seed in range(8)}) > 1  # control
+
+
+def test_a_sample_is_of_cars_without_replacement(drawn):
+    X_train, _, X_valid, _ = DatasetFetcher(drawn).get_train_files(sample_size=0.5, validation_size=0.5)
+    assert len(cars_of(X_train)) == len(cars_of(X_valid)) == 1
+    assert len(set(X_train)) == len(set(X_valid)) == 16
+    assert not cars_of(X_train) & cars_of(X_valid)
+
+
+def test_photos_to_predict_are_sorted_by_name_and_a_car_may_have_any_number(folder):
+    min((folder / "test").iterdir()).unlink()
+    X_test = DatasetFetcher(folder).get_test_files()
+    assert len(X_test) == 15 and [path.name for path in X_test] == sorted(path.name for path in X_test)
+
+
+def test_folders_of_high_quality_are_taken_first_or_as_asked(folder):
+    shutil.copytree(folder / "train", folder / "train_hq")
+    shutil.move(folder / "test", folder / "test_hq")
+    assert DatasetFetcher(folder).get_train_files()[0][0].parent.name == "train_hq"
+    assert DatasetFetcher(folder, hq_files=False).get_train_files()[0][0].parent.name == "train"
+    assert DatasetFetcher(folder).get_test_files()[0].parent.name == "test_hq"
+    with pytest.raises(UserError, match="no test/"):
+        DatasetFetcher(folder, hq_files=False).get_test_files()
+
+
+def test_hidden_files_are_no_cars_and_other_strays_are_told_of(folder, capsys):
+    for name in (".DS_Store", "Thumbs.db", "notes.txt"):
+        (folder / "train" / name).write_text("x")
+    assert len(DatasetFetcher(folder).get_train_files()[0]) == 48
+    assert re.search(r"left aside in .*train, being no photos: Thumbs\.db, notes\.txt\n", capsys.readouterr().out)
+
+
+def test_the_size_comes_from_the_header(drawn):
+    assert DatasetFetcher(drawn).get_image_size(first_photo(drawn)) == (80, 120)
+
+
+def refusal(folder, **options):
+    with pytest.raises(UserError) as error:
+        fetcher = DatasetFetcher(folder, **options)
+        fetcher.download_dataset()
+        fetcher.get_train_files()
+        fetcher.get_test_files()
+    return str(error.value)
+
+
+def test_an_empty_folder_gets_the_three_ways_on(tmp_path):
+    sentence = refusal(tmp_path)
+    assert "no train/ and no train_masks/" in sentence
+    assert all(way in sentence for way in ("kaggle.com", "--input-dir", "--dataset sample"))
+    (tmp_path / "train").mkdir()
+    assert "no train/ and no train_masks/" in refusal(tmp_path)  # an empty folder holds no photos
+
+
+def test_a_photo_without_mask_is_named(folder):
+    photo = first_photo(folder)
+    (folder / "train_masks" / f"{photo.stem}_mask.gif").unlink()
+    assert photo.name in refusal(folder) and "no mask" in refusal(folder)
+
+
+def test_a_mask_without_photo_is_named(folder):
+    masks = folder / "train_masks"
+    shutil.copy(min(masks.iterdir()), masks / "other_01_mask.gif")
+    assert "other_01_mask.gif" in refusal(folder)
+
+
+def test_two_masks_for_a_photo_are_named(folder):
+    mask = min((folder / "train_masks").iterdir())
+    shutil.copy(mask, mask.with_suffix(".png"))
+    assert mask.name in refusal(folder) and mask.with_suffix(".png").name in refusal(folder)
+
+
+def test_two_photos_of_one_name_are_named(folder):
+    photo = first_photo(folder)
+    shutil.copy(photo, photo.with_suffix(".png"))
+    assert photo.with_suffix(".png").name in refusal(folder)
+
+
+def test_a_car_of_15_views_is_named_with_the_view(folder):
+    photo = sorted((folder / "train").iterdir())[4]
+    photo.unlink()
+    (folder / "train_masks" / f"{photo.stem}_mask.gif").unlink()
+    car = photo.stem.rsplit("_", 1)[0]
+    assert f"{car} has no 05" in refusal(folder)
+
+
+def test_a_view_too_many_is_named(folder):
+    photo = first_photo(folder)
+    car = photo.stem.rsplit("_", 1)[0]
+    shutil.copy(photo, photo.with_name(f"{car}_17.jpg"))
+    shutil.copy(folder / "train_masks" / f"{car}_01_mask.gif", folder / "train_masks" / f"{car}_17_mask.gif")
+    assert f"{car} has also 17" in refusal(folder)
+
+
+def test_a_photo_with_another_name_is_named(folder):
+    shutil.copy(first_photo(folder), folder / "train" / "holiday.jpg")
+    assert "holiday.jpg" in refusal(folder)
+
+
+def test_a_mask_of_another_size_is_named(folder):
+    mask = min((folder / "train_masks").iterdir())
+    Image.new("P", (120, 81)).save(mask)
+    assert mask.name in refusal(folder) and "120x81" in refusal(folder)
+
+
+def test_one_car_is_too_few(folder):
+    car = first_photo(folder).stem.rsplit("_", 1)[0]
+    for path in [*(folder / "train").iterdir(), *(folder / "train_masks").iterdir()]:
+        if not path.name.startswith(car):
+            path.unlink()
+    assert "too few" in refusal(folder)
+
+
+def test_without_test_photos_it_says_how_to_do_without(folder):
+    shutil.rmtree(folder / "test")
+    assert "--no-predict" in refusal(folder)

@@ -1,0 +1,66 @@
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sample import draw_sample
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.*")
+    }
+
+
+def test_files_are_as_kaggles(drawn):
+    assert sorted(path.name for path in drawn.iterdir()) == ["test", "test_masks", "train", "train_masks"]
+    for part, count in (("train", 64), ("test", 16)):
+        photos, masks = sorted((drawn / part).iterdir()), sorted((drawn / f"{part}_masks").iterdir())
+        assert len(photos) == count
+        assert [mask.name for mask in masks] == [f"{photo.stem}_mask.gif" for photo in photos]
+        for photo, mask in zip(photos, masks, strict=True):
+            with Image.open(photo) as image:
+                assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (120, 80))
+            with Image.open(mask) as image:
+                assert (image.format, image.mode, image.size) == ("GIF", "P", (120, 80))
+                assert set(np.unique(image)) == {0, 1}
+                assert np.array_equal(np.asarray(image.convert("L")), np.asarray(image) * 255)
+    cars = {photo.name.rsplit("_", 1)[0] for photo in (drawn / "train").iterdir()}
+    assert len(cars) == 4 and all(len(car) == 12 and int(car, 16) for car in cars)
+
+
+def test_cars_stand_whole_inside_the_picture_and_fill_a_good_part_of_it(drawn):
+    for path in (drawn / "train_masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()), path.name
+        assert 0.05 < mask.mean() < 0.5, path.name
+
+
+def test_a_photo_is_a_function_of_seed_car_and_view(drawn, tmp_path):
+    draw_sample(tmp_path / "fewer", cars=3, test_cars=1, size=(80, 120), processes=2)
+    draw_sample(tmp_path / "other", cars=3, test_cars=1, size=(80, 120), processes=1, seed=1)
+    fewer, first = digests(tmp_path / "fewer"), digests(drawn)
+    assert len(fewer) == 2 * 48
+    shared = {name for name in fewer if name.startswith("train")}
+    assert len(shared) == 64 and all(fewer[name] == first[name] for name in shared)
+    assert not set(digests(tmp_path / "other").values()) & set(fewer.values())  # control
+
+
+def test_what_is_there_is_not_drawn_again(tmp_path):
+    (tmp_path / "sample").mkdir()
+    draw_sample(tmp_path / "sample", cars=1000)
+    assert list((tmp_path / "sample").iterdir()) == []
+
+
+def test_an_interrupted_drawing_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw_sample(tmp_path / "sample", cars=2, test_cars=1, size=(40, 60), processes=1)
+    assert not (tmp_path / "sample").exists()
+    draw_sample(tmp_path / "sample", cars=2, test_cars=1, size=(40, 60), processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
