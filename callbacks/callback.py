@@ -1,0 +1,26 @@
+"""The moments of a training and of a prediction at which a callback may act. The base does nothing at any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from nn.classifier import CarvanaClassifier
+
+
+class Callback:
+    def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
+        """Before the first epoch of a call of train()."""
+
+    def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
+        """After an epoch, counted from 1, has been trained and validated; `metrics` are means over its images."""
+
+    def on_train_end(self, classifier: CarvanaClassifier) -> None:
+        """After the last epoch."""
+
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+        """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32."""

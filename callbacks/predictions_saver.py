@@ -1,0 +1,51 @@
+"""Writes the submission while the net predicts, so that no mask stays in memory."""
+
+import gzip
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+
+from callbacks.callback import Callback
+from helpers import save_atomically
+from img import rle
+from img.transformer import enlarge
+
+
+class PredictionsSaverCallback(Callback):
+    """Streams rows "img,rle_mask" to a gzip file, which stands at its place only when close_saver() has been called.
+
+    to_file: the submission, such as output/submit.csv.gz; one of an earlier run stays as it is until then.
+    origin_img_size: (height, width) of the photos and so of the masks.
+    threshold: a pixel is car where its probability, enlarged to that size, is above this.
+
+    The rows stand in the order of the predictions: give the photos sorted by name.
+    """
+
+    def __init__(self, to_file: str | Path, origin_img_size: tuple[int, int], threshold: float):
+        self.to_file, self.origin_img_size, self.threshold = Path(to_file), origin_img_size, threshold
+        self.rows = 0
+        self._open_files = ExitStack()
+        self._csv = None
+
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+        if self._csv is None:
+            self._open()
+        for name, prob in zip(names, probs, strict=True):
+            mask = enlarge(prob[None], self.origin_img_size)[0] > self.threshold  # (H, W)
+            self._csv.write(f"{name},{rle.encode(mask.cpu().numpy())}\n".encode())
+            self.rows += 1
+
+    def close_saver(self) -> None:
+        """Move the finished file to its place."""
+        if self._csv is None:
+            self._open()
+        self._open_files.close()
+        self._csv = None
+
+    def _open(self) -> None:
+        file = self._open_files.enter_context(save_atomically(self.to_file))
+        # no name and no time in the archive: the same masks make the same bytes
+        self._csv = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
+        self._csv.write(b"img,rle_mask\n")

@@ -1,0 +1,217 @@
+"""CarvanaClassifier: the loop that trains a net, validates it after every epoch, and predicts with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import helpers
+from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
+
+if TYPE_CHECKING:
+    from callbacks.callback import Callback
+
+READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
+
+
+class CarvanaClassifier:
+    """Trains `net`, validates it and predicts with it.
+
+    net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w).
+    epochs: how many the whole training has; one call of train() may run fewer of them.
+    device, precision: where the net computes, and the torch type of its products there (see helpers).
+    threshold: a pixel is car where its probability is above this.
+    seed: each epoch draws its order and its augmentation from (seed, epoch).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        epochs: int,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
+        threshold: float = 0.5,
+        seed: int = 0,
+    ):
+        self.device, self.precision, self.threshold, self.seed = torch.device(device), precision, threshold, seed
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.epochs, self.epoch = epochs, 0
+        self.metrics: list[dict[str, float]] = []  # one entry an epoch
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.soft_dice_loss = SoftDiceLoss()
+
+    def train(
+        self,
+        train_loader: DataLoader,
+        valid_loader: DataLoader,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Train for `epochs` more epochs. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w) of 0..255."""
+        self.optimizer = optimizer
+        for callback in callbacks:
+            callback.on_train_begin(self, valid_loader)
+        for _ in range(epochs):
+            self.epoch += 1
+            helpers.seed_everything(self.seed, self.epoch)
+            start = time.perf_counter()
+            metrics = {"epoch": self.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= self._run_epoch(train_loader, "train")
+            metrics |= self._run_epoch(valid_loader, "valid")
+            metrics["seconds"] = time.perf_counter() - start
+            self.metrics.append(metrics)
+            tqdm.write(self._epoch_line(metrics))
+            for callback in callbacks:
+                callback.on_epoch_end(self, self.epoch, metrics)
+        for callback in callbacks:
+            callback.on_train_end(self)
+
+    def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = ()) -> None:
+        """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
+
+        Each callback gets a batch's names and its probabilities (N, h, w), float32 on the device.
+        """
+        with tqdm(total=len(test_loader.dataset), desc="predict", unit="img", disable=None) as bar:
+            for images, names in test_loader:
+                probs = self.predict_probs(images)
+                for callback in callbacks:
+                    callback.on_predict_batch(names, probs)
+                bar.update(len(names))
+
+    @torch.inference_mode()
+    def predict_probs(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> the probability of car at each pixel of their masks, (N, h, w) float32."""
+        self.net.eval()
+        return self._logits(images).float().sigmoid()
+
+    def restore_model(self, path: str | Path) -> None:
+        """Give the net the weights of a checkpoint. Raises UserError where it is none, or is of another net."""
+        try:
+            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+            name, in_shape, weights = checkpoint["net_name"], checkpoint["in_shape"], checkpoint["net"]
+        except Exception as error:  # torch raises a dozen types here, according to where the file is broken
+            raise helpers.UserError(
+                f"{path} can't be read as a checkpoint of this package ({error!r:.100})."
+            ) from error
+        if (name, tuple(in_shape)) != (type(self.net).__name__, self.net.in_shape):
+            raise helpers.UserError(
+                f"{path} is a checkpoint of {name} for images of shape {tuple(in_shape)}, not of "
+                f"{type(self.net).__name__} for {self.net.in_shape}; choose the net and sizes it was trained with."
+            )
+        self.net.load_state_dict(weights)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The metrics of the epoch with the best validation Dice, the first of equals."""
+        return max(self.metrics, key=lambda metrics: metrics["valid_dice"])
+
+    def state_dict(self) -> dict:
+        """All that a training needs to go on, in types that torch.load(weights_only=True) reads."""
+        return {
+            "net_name": type(self.net).__name__,
+            "in_shape": list(self.net.in_shape),
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+        }
+
+    def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return binary_cross_entropy(logits, targets) + self.soft_dice_loss(logits, targets)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) on any device -> logits (N, h, w); what was 0..255 enters the net as 0..1."""
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            return self.net(images)
+
+    def _run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
+        """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
+        training = phase == "train"
+        self.net.train(training)
+        totals = _Totals()
+        start = time.perf_counter()
+        title = f"epoch {self.epoch}/{self.epochs} {phase}"
+        with tqdm(total=len(loader.dataset), desc=title, unit="img", disable=None, leave=False) as bar:
+            for step, (images, masks) in enumerate(loader, start=1):
+                targets = masks.to(self.device, non_blocking=True).float() / 255
+                with torch.set_grad_enabled(training):
+                    logits = self._logits(images)
+                    loss = self._criterion(logits, targets)
+                if training:
+                    self._step(loss)
+                totals.add(loss, logits, targets, self.threshold)
+                bar.update(len(images))
+                if step == 1 or step % READ_EVERY == 0 or step == len(loader):
+                    bar.set_postfix(self._read(totals, phase, step), refresh=False)
+        means = {f"{phase}_{name}": value for name, value in totals.means().items()}
+        return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _read(self, totals: _Totals, phase: str, step: int) -> dict[str, str]:
+        """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""
+        bad = totals.read()
+        if bad is not None:
+            raise helpers.UserError(
+                f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped; "
+                "the checkpoint of the epoch before is whole. Try a lower --learning-rate, or --precision float32."
+            )
+        means = totals.means()
+        return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}
+
+    def _epoch_line(self, metrics: dict[str, float]) -> str:
+        minutes_left = (self.epochs - self.epoch) * metrics["seconds"] / 60
+        return (
+            f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
+            f"  train loss {metrics['train_loss']:.4f} dice {metrics['train_dice']:.4f}"
+            f"  valid loss {metrics['valid_loss']:.4f} dice {metrics['valid_dice']:.4f}"
+            f" pixels {metrics['valid_pixel_accuracy']:.4f}"
+            f"  {metrics['train_images_per_second']:.1f} img/s, {minutes_left:.0f} min left"
+            f"{'  <- best' if metrics is self.best else ''}"
+        )
+
+
+class _Totals:
+    """Sums of loss, Dice and pixel accuracy over a pass's images. They stay on the device until read() fetches them."""
+
+    NAMES = ("loss", "dice", "pixel_accuracy")
+
+    def __init__(self):
+        self.images = 0
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
+        self.unread: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> None:
+        # A soft target's pixel counts as car where half of it is.
+        predictions, truth = logits.float().sigmoid() > threshold, targets > 0.5
+        dice, accuracy = dice_per_image(predictions, truth), pixel_accuracy_per_image(predictions, truth)
+        self.images += len(logits)
+        self.unread.append(torch.stack([loss.detach() * len(logits), dice.sum(), accuracy.sum()]))
+
+    def read(self) -> int | None:
+        """Fetch the sums. Returns how many steps ago the first loss that is not finite came, None if all are finite."""
+        steps = torch.stack(self.unread).cpu().double()  # (steps since the last read, 3)
+        self.unread.clear()
+        self.sums += steps.sum(0)
+        bad = (~steps[:, 0].isfinite()).nonzero()
+        return len(steps) - 1 - int(bad[0]) if len(bad) else None
+
+    def means(self) -> dict[str, float]:
+        return dict(zip(self.NAMES, (self.sums / self.images).tolist(), strict=True))

@@ -1,0 +1,193 @@
+import csv
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from callbacks.model_saver import ModelSaverCallback
+from callbacks.predictions_saver import PredictionsSaverCallback
+from callbacks.tensorboard import (
+    FALSE_ALARM,
+    HIT,
+    MISS,
+    TensorboardLoggerCallback,
+    TensorboardVisualizerCallback,
+    side_by_side,
+)
+from data.dataset import TrainImageDataset
+from data.fetcher import DatasetFetcher
+from helpers import UserError
+from img import rle
+from nn.classifier import CarvanaClassifier
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, in_shape=(3, 16, 24)):
+        super().__init__()
+        self.in_shape, self.output_size = in_shape, in_shape[1:]
+        self.conv = torch.nn.Conv2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.conv(x).squeeze(1)
+
+
+def train(drawn, epochs, callbacks):
+    """A few epochs of a net of one 1x1 convolution on two drawn cars."""
+    torch.manual_seed(0)
+    X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(0.5)
+    loaders = [
+        DataLoader(TrainImageDataset(X, y, (16, 24), (16, 24)), 8) for X, y in ((X_train, y_train), (X_valid, y_valid))
+    ]
+    classifier = CarvanaClassifier(Tiny(), epochs)
+    optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
+    classifier.train(*loaders, optimizer, epochs, callbacks)
+    return classifier
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tensorboard_gets_one_tag_a_curve_over_all_epochs(drawn, tmp_path):
+    classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path)])
+    for phase in ("train", "valid"):
+        log = events(tmp_path / phase)
+        tags = {"loss", "dice", "pixel_accuracy", "images_per_second"} | (
+            {"learning_rate"} if phase == "train" else set()
+        )
+        assert set(log.Tags()["scalars"]) == tags
+        for tag in tags:
+            points = [(event.step, event.value) for event in log.Scalars(tag)]
+            name = "learning_rate" if tag == "learning_rate" else f"{phase}_{tag}"
+            assert points == [(m["epoch"], pytest.approx(m[name], rel=1e-6)) for m in classifier.metrics]
+    assert len(list(tmp_path.rglob("events.*"))) == 2
+
+
+def test_tensorboard_shows_the_same_photos_every_epoch(drawn, tmp_path):
+    train(drawn, 3, [TensorboardVisualizerCallback(tmp_path, count=3)])
+    log = events(tmp_path)
+    assert len(log.Tags()["images"]) == 3
+    for tag in log.Tags()["images"]:
+        images = log.Images(tag)
+        assert [image.step for image in images] == [1, 2, 3]
+        assert (images[0].height, images[0].width) == (16, 3 * 24)
+        assert len({image.encoded_image_string for image in images}) > 1  # the net has moved
+
+
+def test_a_prediction_is_coloured_by_hit_miss_and_false_alarm():
+    photo = torch.full((3, 1, 4), 99, dtype=torch.uint8)
+    prediction, mask = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, False, False]])
+    strip = side_by_side(photo, prediction, mask)[:, 0].T.tolist()
+    assert strip[:4] == [[99, 99, 99]] * 4
+    assert [tuple(pixel) for pixel in strip[4:8]] == [HIT, MISS, FALSE_ALARM, (0, 0, 0)]
+    assert strip[8:] == [[99, 99, 99], [0, 0, 0], [99, 99, 99], [0, 0, 0]]
+
+
+def test_a_runs_folder_holds_all_that_it_takes_to_go_on(drawn, tmp_path):
+    split = pd.DataFrame({"car": ["a"], "image": ["a_01.jpg"], "part": ["train"]})
+    saver = ModelSaverCallback(tmp_path / "run", {"seed": 3, "input_dir": tmp_path, "size": (16, 24)}, split)
+    classifier = train(drawn, 3, [saver])
+
+    last = torch.load(saver.last, weights_only=True)
+    assert last["epoch"] == 3 and last["metrics"] == classifier.metrics
+    assert torch.equal(last["net"]["conv.weight"], classifier.net.conv.weight)
+    assert torch.equal(
+        last["optimizer"]["state"][0]["momentum_buffer"],
+        classifier.optimizer.state_dict()["state"][0]["momentum_buffer"],
+    )
+    assert {"scaler", "hyperparameters", "split"} <= set(last)
+    best = torch.load(saver.best, weights_only=True)
+    assert best["epoch"] == classifier.best["epoch"] and "optimizer" not in best
+
+    assert json.loads((tmp_path / "run/hyperparameters.json").read_text()) == {
+        "seed": 3,
+        "input_dir": str(tmp_path),
+        "size": [16, 24],
+    }
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run/split.csv"), split)
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert metrics["epoch"].tolist() == [1, 2, 3] and np.allclose(
+        metrics["valid_dice"], [m["valid_dice"] for m in classifier.metrics]
+    )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "last.pt",
+        "best.pt",
+        "hyperparameters.json",
+        "split.csv",
+        "metrics.csv",
+    }
+
+
+def test_best_stays_the_best_when_the_last_epoch_is_worse(drawn, tmp_path):
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    classifier = train(drawn, 1, [saver])
+    before = saver.best.read_bytes()
+    classifier.epoch = 2
+    classifier.metrics.append(classifier.metrics[0] | {"epoch": 2, "valid_dice": classifier.best["valid_dice"] - 0.1})
+    saver.on_epoch_end(classifier, 2, classifier.metrics[-1])
+    assert saver.best.read_bytes() == before and torch.load(saver.last, weights_only=True)["epoch"] == 2
+
+
+def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="another run"):
+        train(drawn, 1, [ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())])
+
+
+def rows_of(path):
+    with gzip.open(path, "rt", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
+    saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (60, 90), threshold=0.5)
+    probs = torch.zeros(3, 6, 9)
+    probs[0, 2:4, 3:6] = 1  # the middle third
+    probs[2] = 1
+    saver.on_predict_batch(["a.jpg", "b.jpg"], probs[:2])
+    assert not (tmp_path / "submit.csv.gz").exists()
+    saver.on_predict_batch(["c.jpg"], probs[2:])
+    saver.close_saver()
+
+    header, *rows = rows_of(tmp_path / "submit.csv.gz")
+    assert header == ["img", "rle_mask"] and [name for name, _ in rows] == ["a.jpg", "b.jpg", "c.jpg"]
+    car, empty, full = (rle.decode(runs, (60, 90)) for _, runs in rows)
+    assert car[20:40, 30:60].mean() > 0.9 and car.sum() == pytest.approx(20 * 30, rel=0.1)
+    assert not empty.any() and full.all()
+    assert [path.name for path in tmp_path.iterdir()] == ["submit.csv.gz"]
+
+
+def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
+    probs = torch.tensor([[[0.9, 0.0]]])  # 1x2: cut first and enlarged, the border would fall in the middle
+    saver = PredictionsSaverCallback(tmp_path / "a.gz", (1, 200), threshold=0.5)
+    saver.on_predict_batch(["a"], probs)
+    saver.close_saver()
+    # between the two centres, at 50 and 150, the probability falls from 0.9 to 0; it passes 0.5 at 50 + 100 * 4/9
+    assert rows_of(tmp_path / "a.gz")[1][1] == "1 94"
+
+
+def test_an_earlier_submission_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "submit.csv.gz"
+    path.write_bytes(b"earlier")
+    saver = PredictionsSaverCallback(path, (4, 4), 0.5)
+    assert path.read_bytes() == b"earlier"
+    saver.on_predict_batch(["a"], torch.rand(1, 4, 4))
+    assert path.read_bytes() == b"earlier"
+    saver.close_saver()
+    assert len(rows_of(path)) == 2
+
+
+def test_the_same_masks_make_the_same_bytes(tmp_path):
+    for name in ("a.gz", "b.gz"):
+        torch.manual_seed(0)
+        saver = PredictionsSaverCallback(tmp_path / name, (40, 40), 0.5)
+        saver.on_predict_batch(["a"], torch.rand(1, 4, 4))
+        saver.close_saver()
+    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()

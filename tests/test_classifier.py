@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks.callback import Callback
+from data.dataset import TrainImageDataset
+from data.fetcher import DatasetFetcher
+from helpers import UserError
+from nn.classifier import CarvanaClassifier
+from nn.losses import SoftDiceLoss, binary_cross_entropy
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
+
+
+class Tiny(torch.nn.Module):
+    """A net of one convolution, where the net is not the point."""
+
+    in_shape = (3, 8, 12)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).squeeze(1)
+
+
+def random_pairs(count):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 8, 12), dtype=torch.uint8, generator=generator)
+    return TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_train_begin(self, classifier, valid_loader):
+        self.calls.append("begin")
+
+    def on_epoch_end(self, classifier, epoch, metrics):
+        self.calls.append(epoch)
+
+    def on_train_end(self, classifier):
+        self.calls.append("end")
+
+    def on_predict_batch(self, names, probs):
+        self.calls.append((names, probs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "size", "mask_size"), [(UNet1024, 128, 128), (UNetOriginal, 220, 36)])
+def test_each_net_learns_one_batch_by_heart(drawn, make, size, mask_size, precision):
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    dataset = TrainImageDataset(X[:4], y[:4], (size, size), (mask_size, mask_size), threshold=0.5)
+    loader = DataLoader(dataset, batch_size=4)
+    torch.manual_seed(0)
+    classifier = CarvanaClassifier(make((3, size, size)), epochs=40, precision=precision)
+    before = classifier._run_epoch(loader, "valid")["valid_dice"]
+    optimizer = torch.optim.Adam(classifier.net.parameters(), lr=1e-3)
+    classifier.train(loader, loader, optimizer, epochs=40)
+    assert before < 0.5
+    assert classifier.best["valid_dice"] > 0.97
+
+
+def test_the_loss_is_cross_entropy_plus_soft_dice():
+    logits, targets = torch.randn(2, 8, 12), torch.rand(2, 8, 12)
+    expected = binary_cross_entropy(logits, targets) + SoftDiceLoss()(logits, targets)
+    assert CarvanaClassifier(Tiny(), 1)._criterion(logits, targets) == expected
+
+
+def test_means_weigh_every_image_once_whatever_the_batches():
+    """7 images in batches of 3 leave a last batch of 1, which counts as one image."""
+    pairs = random_pairs(7)
+    metrics = [CarvanaClassifier(Tiny(), 1)._run_epoch(DataLoader(pairs, size), "valid") for size in (3, 7)]
+    for name in ("valid_dice", "valid_pixel_accuracy"):
+        assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6)
+    net = Tiny().eval()
+    images, masks = pairs.tensors
+    with torch.no_grad():
+        predictions = net(images / 255) > 0
+    expected = [f1_score(t.flatten() > 0, p.flatten()) for t, p in zip(masks, predictions, strict=True)]
+    assert metrics[0]["valid_dice"] == pytest.approx(np.mean(expected), abs=1e-6)
+    weighted = [np.mean(expected[:3]), np.mean(expected[3:6]), expected[6]]
+    assert np.mean(weighted) != pytest.approx(np.mean(expected), abs=1e-4)  # control: batches weighed alike
+
+
+def test_validation_neither_learns_nor_moves_the_batch_norms():
+    classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
+    pairs = TensorDataset(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(2, 128, 128, dtype=torch.uint8))
+    before = {name: value.clone() for name, value in classifier.net.state_dict().items()}
+    classifier._run_epoch(DataLoader(pairs, 2), "valid")
+    assert all(torch.equal(value, before[name]) for name, value in classifier.net.state_dict().items())
+    assert all(parameter.grad is None for parameter in classifier.net.parameters())
+
+
+def train(epochs_a_call, seed=0, workers=0):
+    classifier = CarvanaClassifier(Tiny(), sum(epochs_a_call), seed=seed)
+    loader = DataLoader(random_pairs(8), batch_size=2, shuffle=True, num_workers=workers)
+    optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.5, momentum=0.9)
+    recorder = Recorder()
+    for epochs in epochs_a_call:
+        torch.rand(5)  # what was drawn before must not matter
+        classifier.train(loader, loader, optimizer, epochs, callbacks=[recorder])
+    return classifier, recorder
+
+
+def test_one_seed_is_one_training_whether_or_not_it_paused():
+    straight, paused, other = train([3])[0], train([2, 1])[0], train([3], seed=1)[0]
+    assert torch.equal(straight.net.conv.weight, paused.net.conv.weight)
+    assert not torch.equal(straight.net.conv.weight, other.net.conv.weight)  # control
+
+
+def test_callbacks_are_called_in_order(capsys):
+    classifier, recorder = train([2, 1])
+    assert recorder.calls == ["begin", 1, 2, "end", "begin", 3, "end"]
+    assert [metrics["epoch"] for metrics in classifier.metrics] == [1, 2, 3]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[1].startswith("epoch 2/3 ") and "dice" in lines[1]
+
+
+def test_prediction_hands_on_every_name_with_its_own_probabilities():
+    images, _ = random_pairs(5).tensors
+    names = [f"{i}.jpg" for i in range(5)]
+    loader = DataLoader(list(zip(images, names, strict=True)), batch_size=2)
+    recorder, classifier = Recorder(), CarvanaClassifier(Tiny(), 1)
+    classifier.predict(loader, callbacks=[recorder])
+    assert [name for batch, _ in recorder.calls for name in batch] == names
+    probs = torch.cat([probs for _, probs in recorder.calls])
+    with torch.no_grad():
+        torch.testing.assert_close(probs, classifier.net(images / 255).sigmoid())
+    assert not probs.requires_grad
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step():
+    classifier = CarvanaClassifier(Tiny(), 2)
+    train_pairs, count = random_pairs(30), 0
+
+    def breaking(logits, targets, criterion=classifier._criterion):
+        nonlocal count
+        count += 1
+        return criterion(logits, targets) * (float("nan") if count == 17 else 1)
+
+    classifier._criterion = breaking
+    loader = DataLoader(train_pairs, batch_size=1)
+    with pytest.raises(UserError, match=r"not finite at step 17 of epoch 1 \(train\)"):
+        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.1), 2)
+
+
+def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_this_net(tmp_path):
+    classifier, _ = train([1])
+    torch.save(classifier.state_dict(), tmp_path / "a.pt")
+    other = CarvanaClassifier(Tiny(), 1)
+    assert not torch.equal(other.net.conv.weight, classifier.net.conv.weight)
+    other.restore_model(tmp_path / "a.pt")
+    assert torch.equal(other.net.conv.weight, classifier.net.conv.weight)
+
+    with pytest.raises(UserError, match=r"a\.pt is a checkpoint of Tiny .* not of UNet1024 for \(3, 128, 128\)"):
+        CarvanaClassifier(UNet1024((3, 128, 128)), 1).restore_model(tmp_path / "a.pt")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    torch.save({"net": 1}, tmp_path / "foreign.pt")
+    for name in ("half.pt", "text.pt", "foreign.pt", "missing.pt"):
+        with pytest.raises(UserError, match=f"{name} can't be read as a checkpoint"):
+            other.restore_model(tmp_path / name)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a checkpoint ran",)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path, capsys):
+    torch.save({"net": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"evil\.pt"):
+        CarvanaClassifier(Tiny(), 1).restore_model(tmp_path / "evil.pt")
+    assert "ran" not in capsys.readouterr().out
+    torch.load(tmp_path / "evil.pt", weights_only=False)  # control
+    assert "ran" in capsys.readouterr().out
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_and_prediction_run_on_a_gpu(precision):
+    classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 2, device="cuda", precision=precision)
+    images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, images[:, 0]), batch_size=2, pin_memory=True)
+    classifier.train(loader, loader, torch.optim.RMSprop(classifier.net.parameters(), lr=2e-4), 2)
+    assert classifier.predict_probs(images).device.type == "cuda"
