@@ -1,0 +1,128 @@
+"""U-Net on Kaggle's Carvana Image Masking Challenge: find the car in a photo, pixel by pixel. Read from here downwards.
+
+The tutorial's two setups, the first being what you get with nothing said:
+
+    python main.py
+    python main.py --net UNet1024 --input-img-resize 1024 1024 --output-img-resize 1024 1024 \
+        --optimizer RMSprop --learning-rate 0.0002 --batch-size 2
+
+Change the hyperparameters below, or for one run on the command line: python main.py --epochs 10 --batch-size 8
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch.optim as optim
+import tyro
+from torch.utils.data import DataLoader
+
+import helpers
+import img.augmentation as aug
+from callbacks.model_saver import ModelSaverCallback
+from callbacks.predictions_saver import PredictionsSaverCallback
+from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
+from data.dataset import TestImageDataset, TrainImageDataset
+from data.fetcher import DatasetFetcher
+from nn.classifier import CarvanaClassifier
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
+
+
+@dataclass
+class Hyperparameters:
+    """Train a U-Net to find the car in a photo, then write its masks for Kaggle."""
+
+    net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or the deeper one for large images
+    input_img_resize: tuple[int, int] = (572, 572)  # height and width of the images that enter the net
+    output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
+    border: Literal["mirror", "stretch"] = "mirror"  # fill what the mask leaves out with a mirror, or stretch the photo
+    batch_size: int = 3  # images a step
+    epochs: int = 50  # passes over the training photos
+    threshold: float = 0.5  # a pixel is car where its probability is above this
+    validation_size: float = 0.2  # share of the cars (never of the images) kept to validate on
+    sample_size: float | None = None  # share of the cars to work on; None is all
+    optimizer: Literal["SGD", "RMSprop"] = "SGD"  # RMSprop wants a learning rate of 0.0002
+    learning_rate: float = 0.01  # length of a step
+    momentum: float = 0.99  # of SGD
+    predict: bool = True  # write output_dir/submit.csv.gz after training
+    dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
+    hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, these first
+    input_dir: Path = Path("input")  # holds train/, train_masks/ and test/
+    output_dir: Path = Path("output")  # gets models/ and submit.csv.gz
+    logs_dir: Path = Path("logs")  # gets what TensorBoard shows
+    device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None takes the accelerator that is there
+    precision: Literal["float32", "bfloat16", "float16"] | None = None  # None takes the fastest that is safe
+    workers: int | None = None  # processes that read photos; None decides by the machine
+    seed: int = 0  # of the split, the weights, the order and the augmentation
+
+    def __post_init__(self):
+        for name, fits, allowed in (
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
+            ("validation_size", 0 < self.validation_size < 1, "between 0 and 1"),
+            ("sample_size", self.sample_size is None or 0 < self.sample_size <= 1, "above 0 and at most 1"),
+            ("learning_rate", 0 < self.learning_rate < float("inf"), "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("seed", 0 <= self.seed < 2**32, "at least 0 and below 4294967296"),
+        ):
+            helpers.require(fits, f"--{name.replace('_', '-')} {getattr(self, name)} can't be: it must be {allowed}.")
+
+
+def main(hp: Hyperparameters) -> None:
+    # 1. The net. What can't work is refused here, before any data is touched
+    helpers.seed_everything(hp.seed)
+    net_class = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}[hp.net]
+    net = net_class((3, *hp.input_img_resize))  # the paper's images have 1 channel, ours 3: red, green, blue
+    asked, made = ("{} {}".format(*size) for size in (hp.output_img_resize, net.output_size))
+    helpers.require(asked == made, f"--output-img-resize {asked} can't be: {hp.net} makes {made} of its images.")
+    helpers.make_writable(hp.output_dir, hp.logs_dir)
+
+    # 2. The machine
+    device, precision, workers = helpers.choose_machine(hp.device, hp.precision, hp.workers)
+
+    # 3. The data: all views of a car are either trained on or validated on
+    ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
+    ds_fetcher.download_dataset()
+    X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed)
+    X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed) if hp.predict else []
+    origin_img_size = ds_fetcher.get_image_size(X_train[0])
+    print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}")
+
+    # 4. After every epoch: curves and pictures for TensorBoard, and a checkpoint
+    run = helpers.get_model_timestamp()
+    tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
+    tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run)
+    model_saver_cb = ModelSaverCallback(hp.output_dir / "models" / f"model_{run}", asdict(hp), ds_fetcher.split)
+
+    # 5. Train
+    sizes = hp.input_img_resize, hp.output_img_resize
+    train_ds = TrainImageDataset(X_train, y_train, *sizes, X_transform=aug.augment_img, border=hp.border)
+    valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, threshold=0.5, border=hp.border)
+    loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
+                   pin_memory=device.type == "cuda")
+    classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed)
+    if hp.optimizer == "SGD":
+        optimizer = optim.SGD(net.parameters(), lr=hp.learning_rate, momentum=hp.momentum)
+    else:
+        optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
+    classifier.train(DataLoader(train_ds, shuffle=True, **loading), DataLoader(valid_ds, **loading), optimizer,
+                     hp.epochs, callbacks=[tb_viz_cb, tb_logs_cb, model_saver_cb])
+    best = classifier.best
+    print(f"\nValidation Dice {best['valid_dice']:.4f} at {made} pixels, in epoch {best['epoch']}\n"
+          f"the model      {model_saver_cb.best}\nwatch it learn  tensorboard --logdir={hp.logs_dir}")
+
+    # 6. Predict with the best epoch's weights, and write the masks at the photos' own size
+    if hp.predict:
+        classifier.restore_model(model_saver_cb.best)
+        pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
+        test_ds = TestImageDataset(X_test, *sizes, border=hp.border, origin_img_size=origin_img_size)
+        classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])
+        pred_saver_cb.close_saver()
+        print(f"the masks      {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
+
+
+if __name__ == "__main__":
+    with helpers.errors_in_one_sentence():
+        main(tyro.cli(Hyperparameters))

@@ -1,0 +1,160 @@
+"""main.py and the commands of the README, run as a user runs them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT
+from data.fetcher import DatasetFetcher
+from img import rle
+from img.transformer import decode_mask
+from nn.losses import dice_per_image
+from test_callbacks import rows_of
+
+SMALL = (
+    "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 --optimizer RMSprop "
+    "--learning-rate 0.0002 --batch-size 8 --device cpu"
+).split()
+
+
+def score(submission, masks):
+    """Mean Dice per image of a submission, at full size."""
+    scores = []
+    header, *rows = rows_of(submission)
+    assert header == ["img", "rle_mask"]
+    assert [name for name, _ in rows] == [path.name.replace("_mask.gif", ".jpg") for path in sorted(masks.iterdir())]
+    for name, runs in rows:
+        truth = decode_mask((masks / name.replace(".jpg", "_mask.gif")).read_bytes()) > 0
+        scores.append(dice_per_image(torch.from_numpy(rle.decode(runs, tuple(truth.shape[1:])))[None], truth).item())
+    return np.mean(scores)
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_small(drawn, run_main, tmp_path):
+    done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Training on 48 photos, validating on 16, predicting 16" in done.stdout
+    assert len(re.findall(r"^epoch [12]/2  train loss ", done.stdout, re.MULTILINE)) == 2
+    run = next((tmp_path / "output/models").iterdir())
+    for path in (run / "best.pt", tmp_path / "output/submit.csv.gz"):
+        assert path.exists() and str(path) in done.stdout
+    for folder in ("tb_viz", "tb_logs"):
+        assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz"}
+    assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
+    again = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
+    lines = [re.sub(r"  \d.* left", "", line) for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert lines == [re.sub(r"  \d.* left", "", line) for line in again.stdout.splitlines() if line.startswith("epoch")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("border", ["mirror", "stretch"])
+def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, border):
+    sizes = "--input-img-resize 188 204 --output-img-resize 4 20".split()
+    done = run_main("--input-dir", drawn, *sizes, "--border", border, "--epochs", "1", "--sample-size", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
+
+
+FAULTS = [
+    ("--net UNet1024", "nearest sizes that work are 512 512"),
+    ("--net UNet1024 --input-img-resize 1000 1024", "nearest sizes that work are 960 1024"),
+    ("--input-img-resize 600 572", "nearest sizes that work are 588 572"),
+    ("--input-img-resize -572 572", "nearest sizes that work are 188 572"),
+    ("--output-img-resize 572 572", "--output-img-resize 572 572 can't be: UNetOriginal makes 388 388"),
+    ("--sample-size 0", "--sample-size 0.0 can't be: it must be above 0 and at most 1."),
+    ("--sample-size nan", "--sample-size nan can't be"),
+    ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be between 0 and 1."),
+    ("--batch-size 0", "--batch-size 0 can't be"),
+    ("--workers -1", "--workers -1 can't be"),
+    ("--device cuda:99", "--device cuda:99 is not on this machine"),
+    ("--input-dir EMPTY", "Three ways on:"),
+    ("--output-dir FILE/output", "FILE/output can't be written to (Not a directory)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), FAULTS)
+def test_a_fault_of_the_user_ends_in_one_sentence(main_here, tmp_path, arguments, expected):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    places = {"EMPTY": str(tmp_path / "empty"), "FILE": str(tmp_path / "file")}
+    for name, place in places.items():
+        arguments, expected = arguments.replace(name, place), expected.replace(name, place)
+    code, _ = main_here(*shlex.split(arguments))
+    assert str(code).startswith("main.py: ") and expected in code
+    assert not (tmp_path / "output" / "models").exists()
+
+
+def test_a_misspelt_option_is_named_with_the_one_that_was_meant(main_here):
+    code, printed = main_here("--epoch", "3")
+    assert code == 2 and "--epoch, 3" in printed and "--epochs INT" in printed
+
+
+@pytest.mark.slow
+def test_a_half_photo_stops_the_run_by_name_when_it_is_met(drawn, run_main, tmp_path):
+    folder = shutil.copytree(drawn, tmp_path / "input")
+    photo = DatasetFetcher(folder).get_train_files()[0][5]
+    os.truncate(photo, photo.stat().st_size // 2)
+    done = run_main("--input-dir", folder, *SMALL, "--epochs", "1", "--workers", "1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"main.py: {photo} can't be read as an image" in done.stderr
+
+
+def test_help_explains_every_hyperparameter(main_here):
+    code, printed = main_here("--help")
+    assert code == 0
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
+    fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
+    assert len(fields) == 22
+    for name, comment in fields:
+        assert f"--{name.replace('_', '-')}" in text and comment in text
+
+
+def commands(prefix):
+    """The lines of README's code blocks that begin so, with continued lines joined."""
+    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip().startswith(prefix)]
+
+
+@pytest.mark.parametrize("command", commands("python main.py"))
+def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, tmp_path):
+    """Net, sizes and options are accepted; then there are no photos."""
+    (tmp_path / "empty").mkdir()
+    code, printed = main_here(*shlex.split(command)[2:], "--input-dir", str(tmp_path / "empty"))
+    assert "Three ways on" in str(code) or "usage: main.py" in printed
+
+
+def test_the_readme_tells_the_tutorials_two_setups():
+    assert any(command == "python main.py" for command in commands("python main.py"))
+    second = [command for command in commands("python main.py") if "UNet1024" in command and "1024 1024" in command]
+    assert second and "--optimizer RMSprop --learning-rate 0.0002" in second[0] and "--batch-size 2" in second[0]
+    told = (ROOT / "main.py").read_text().replace("\\\n", " ")
+    assert " ".join(second[0].split()) in " ".join(told.split())
+
+
+@pytest.mark.slow
+def test_make_demo_does_what_the_readme_says(tmp_path):
+    """The command of `make demo`, in a copy of the repository, with the Python that runs this test."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "installed").touch()
+    make = ["make", "demo", f"PYTHON={sys.executable}"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "drawn cars, not Kaggle's" in done.stdout
+    dice = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
+    assert dice >= 0.97
+    assert score(tmp_path / "output/submit.csv.gz", tmp_path / "input/sample/test_masks") >= 0.97
+    for path in re.findall(r"(output/\S+|logs\S*)", done.stdout):
+        assert (tmp_path / path).exists(), path
