@@ -60,8 +60,9 @@ class TensorboardVisualizerCallback(Callback):
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         self.writer = SummaryWriter(str(self.path))
         dataset = valid_loader.dataset
-        # evenly spread over the cars, and over their views
-        indices = sorted({(2 * i + 1) * len(dataset) // (2 * self.count) for i in range(self.count)})
+        # one from each share of the photos, each at another place of its share, by the golden ratio: other views too
+        places = ((i + 0.618 * i % 1) / self.count for i in range(self.count))
+        indices = sorted({int(place * len(dataset)) for place in places})
         self.names = [dataset.X[index].name for index in indices]
         pairs = [dataset[index] for index in indices]
         self.images = torch.stack([image for image, _ in pairs])  # (count, 3, H, W) uint8
