@@ -14,11 +14,16 @@ from helpers import UserError
 
 
 class ConvBnRelu(nn.Module):
-    """A 3x3 convolution, a BatchNorm and a ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 padding, W - 2 + 2 padding)."""
+    """A 3x3 convolution, a BatchNorm and a ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 padding, W - 2 + 2 padding).
+
+    Weights begin with a standard deviation of sqrt(2 / fan-in), which gives feature maps a variance of 1 (the paper,
+    section 3). A BatchNorm's running variance begins at 1 too, so the net is fit to predict after few steps.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         self.bn = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
 

@@ -5,7 +5,7 @@ import torch
 
 from helpers import UserError
 from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal, center_crop
+from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop
 
 
 def conv(inputs, outputs, side, bias=False):
@@ -89,6 +89,20 @@ def test_logits_have_the_size_the_net_knows_and_every_parameter_learns(make, in_
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("make", [UNetOriginal, UNet1024])
+def test_feature_maps_begin_with_unit_variance_all_the_way_down(make):
+    """The paper, section 3; measured before each BatchNorm, which would hide it."""
+    torch.manual_seed(0)
+    net, variances = make((3, 188, 188) if make is UNetOriginal else (3, 128, 128)), []
+    for module in net.modules():
+        if isinstance(module, ConvBnRelu):
+            module.conv.register_forward_hook(lambda _module, _inputs, maps: variances.append(maps.var().item()))
+    net(torch.randn(4, *net.in_shape))
+    # a max pooling triples it, an upsampling halves it; torch's own beginning would give a sixth everywhere
+    assert all(0.2 < variance < 5 for variance in variances), variances
+    assert 0.7 < torch.tensor(variances).log().mean().exp() < 1.5
+
+
 @pytest.mark.parametrize("net", [UNetOriginal((3, 188, 188)), UNet1024((3, 128, 128))])
 def test_images_of_a_batch_do_not_leak_into_each_other(net):
     torch.manual_seed(0)
@@ -101,7 +115,7 @@ def test_images_of_a_batch_do_not_leak_into_each_other(net):
         assert not torch.allclose(net(torch.cat([a, b]))[:1], alone, atol=1e-3)
 
 
-def test_original_sees_92_pixels_beyond_its_mask_and_not_one_more():
+def test_an_output_pixel_sees_the_input_92_pixels_further_on():
     """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as mirror_border takes it."""
     torch.manual_seed(0)
     net = UNetOriginal((3, 220, 220)).eval()
