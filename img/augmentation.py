@@ -1,5 +1,7 @@
 """Other photos of the same cars: a flip, a shift, a turn, a change of scale, the same for a photo and its mask."""
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -7,7 +9,13 @@ from torchvision.transforms import InterpolationMode, v2
 SHIFT = 0.0625  # share of the height and of the width that a car moves at most
 SCALE = 0.1  # a car becomes at most this share larger or smaller
 ROTATION = 5  # degrees at most, either way: cars stand on a floor
-MARGIN = 0.25  # share of height and width mirrored outwards before the turn: enough for all of the above together
+
+
+def outside(length: int, other: int) -> int:
+    """How many pixels beyond an edge come into view at most, along a side of `length` with the other of `other`."""
+    turn = math.radians(ROTATION)
+    reach = (0.5 + SHIFT) * (length * math.cos(turn) + other * math.sin(turn)) / (1 - SCALE)  # from the centre
+    return math.ceil(reach - 0.5 * length) + 1  # and one for the interpolation
 
 
 def augment_img(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,14 +26,14 @@ def augment_img(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     proportions: augment before the photo is squeezed to the net's size, or the car is sheared.
     """
     height, width = image.shape[-2:]
+    rows, columns = outside(height, width), outside(width, height)
     move = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
-            v2.Pad([round(MARGIN * width), round(MARGIN * height)], padding_mode="reflect"),
-            # torchvision counts the shift in widths of the padded picture
+            v2.Pad([columns, rows], padding_mode="reflect"),
             v2.RandomAffine(
                 degrees=ROTATION,
-                translate=(SHIFT / (1 + 2 * MARGIN), SHIFT / (1 + 2 * MARGIN)),
+                translate=(SHIFT * width / (width + 2 * columns), SHIFT * height / (height + 2 * rows)),
                 scale=(1 - SCALE, 1 + SCALE),
                 interpolation=InterpolationMode.BILINEAR,
             ),

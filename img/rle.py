@@ -17,14 +17,15 @@ def encode(mask: np.ndarray) -> str:
 
 def decode(runs: str, size: tuple[int, int]) -> np.ndarray:
     """runs -> a mask (height, width) of bool. Raises ValueError for runs that no mask of this size has."""
-    numbers = np.array(runs.split(), dtype=np.int64)
+    numbers = [int(number) for number in runs.split()]
     if len(numbers) % 2:
         raise ValueError(f"an odd count of numbers ({len(numbers)}) in the runs {runs[:40]!r}")
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    ends = starts + lengths
     flat = np.zeros(size[0] * size[1], dtype=bool)
-    if (lengths < 1).any() or (starts[1:] <= ends[:-1]).any() or (starts < 0).any() or (ends > flat.size).any():
-        raise ValueError(f"the runs {runs[:40]!r} are not those of a mask of {size[0]}x{size[1]} pixels")
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        flat[start:end] = True
+    end_of_last = -1
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        first, end = start - 1, start - 1 + length
+        if first <= end_of_last or length < 1 or end > flat.size:
+            raise ValueError(f"the run {start} {length} can't be at this place in a mask of {size[0]}x{size[1]} pixels")
+        flat[first:end] = True
+        end_of_last = end
     return flat.reshape(size)

@@ -5,38 +5,45 @@ import io
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
 
 def decode_photo(encoded: bytes) -> Tensor:
-    """The bytes of a JPEG or PNG file -> (3, H, W) uint8 RGB, upright.
+    """The bytes of a photo -> (3, H, W) uint8 RGB; a JPEG is turned upright as its EXIF data say.
 
-    Raises RuntimeError or ValueError where the bytes are broken or end early.
+    Raises an exception of the decoder's where the bytes are broken or end early.
     """
-    return decode_image(
-        torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True
-    )
+    if encoded.startswith(b"\xff\xd8"):
+        data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        return decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    image = Image.open(io.BytesIO(encoded))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def decode_mask(encoded: bytes) -> Tensor:
     """The bytes of a mask of any kind -> (1, H, W) uint8: how much of each pixel is car, 0 (nothing) to 255 (all).
 
-    A mask's brightest value means "car", be it the 1 of Kaggle's palette GIFs, a grey of 255 or of 65535, or a colour;
-    what is transparent is not. Raises OSError where the bytes are broken.
+    If parts of it are transparent, what is not is the car. Else the brightest value means "car", be it the 1 of
+    Kaggle's palette GIFs, a grey of 255 or of 65535, or a colour. Raises an exception of the decoder's where the bytes
+    are broken.
     """
     image = Image.open(io.BytesIO(encoded))
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    if image.mode in ("P", "PA", "RGB", "RGBA", "CMYK"):
+    if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
+        image = image.getchannel("A")
+    elif image.mode == "P":
         image = image.convert("L")
-    values = np.asarray(image)
+    elif image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
+        red, green, blue = image.convert("RGB").split()
+        image = ImageChops.lighter(red, ImageChops.lighter(green, blue))
+    values = np.asarray(image).clip(min=0)
     brightest = values.max()
     if brightest not in (0, 255) or values.dtype != np.uint8:
-        values = np.rint(values * (255.0 / max(brightest, 1))).astype(np.uint8)
+        values = np.rint(values * (255.0 / (brightest or 1))).astype(np.uint8)
     return torch.from_numpy(np.array(values))[None]
 
 

@@ -42,10 +42,33 @@ def test_masks_do_not_grow():
     assert np.mean(areas) / mask.float().sum().item() == pytest.approx(1.0033, abs=0.02)
 
 
-def test_no_black_corners():
-    white = torch.full((3, 60, 90), 255, dtype=torch.uint8)
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (60, 60), (40, 240), (240, 40)])
+def test_no_black_corners(height, width):
+    white = torch.full((3, height, width), 255, dtype=torch.uint8)
     torch.manual_seed(0)
-    assert all(augment_img(white, white[:1])[0].min() >= 254 for _ in range(100))
+    assert all(augment_img(white, white[:1])[0].min() >= 254 for _ in range(300))
+
+
+def test_each_move_is_made_and_none_goes_beyond_its_limit():
+    height, width = 96, 144
+    rows, columns = np.mgrid[:height, :width]
+    square = (abs(rows - 47.5) < 12) & (abs(columns - 71.5) < 12)
+    mark = square & (columns < 72)  # its left half, which a flip makes the right one
+    mask, photo = (torch.from_numpy(each * 255).to(torch.uint8)[None] for each in (square, mark))
+    shifts, areas, flips = [], [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        marks, moved = (each[0].double() / 255 for each in augment_img(photo.expand(3, -1, -1), mask))
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        centre = torch.stack([(moved * y).sum() / height, (moved * x).sum() / width]) / moved.sum()
+        shifts.append((centre - torch.tensor([47.5 / height, 71.5 / width])).tolist())
+        areas.append((moved.sum() / mask.div(255).sum()).item())
+        flips.append(((marks * x).sum() / marks.sum() > (moved * x).sum() / moved.sum()).item())
+    shifts = np.abs(shifts)  # a turn about the centre of the picture does not move its middle
+    for side in (0, 1):
+        assert 0.055 < shifts[:, side].max() < 0.0625 + 1 / height
+    assert 0.81 - 0.02 < min(areas) < 0.85 and 1.17 < max(areas) < 1.21 + 0.02
+    assert 0.4 < np.mean(flips) < 0.6
 
 
 def test_a_turn_is_a_turn():

@@ -58,7 +58,10 @@ def test_masks_that_touch_the_corners(mask, runs):
     assert rle.encode(mask) == runs
 
 
-@pytest.mark.parametrize("runs", ["1", "0 1", "1 0", "6 2", "1 2 2 1", "1 2 3 1", "x 1"])
+TOO_LONG = [f"2 {2**63 - 1}", "1 " + "9" * 30]
+
+
+@pytest.mark.parametrize("runs", ["1", "0 1", "1 0", "6 2", "1 2 2 1", "1 2 3 1", "4 1 1 1", "x 1", *TOO_LONG])
 def test_runs_of_no_mask_are_refused(runs):
     with pytest.raises(ValueError):
         rle.decode(runs, (2, 3))

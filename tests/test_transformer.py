@@ -46,6 +46,9 @@ def painted(mode, black, white):
         (painted("RGB", (0, 0, 0), (255, 255, 255)), "PNG"),
         (painted("RGBA", (0, 0, 0, 255), (255, 255, 255, 255)), "PNG"),
         (painted("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)), "PNG"),  # white on nothing
+        (painted("RGBA", (90, 80, 70, 0), (0, 0, 0, 255)), "PNG"),  # a black car cut out
+        (painted("RGB", (0, 0, 0), (0, 0, 1)), "PNG"),
+        (painted("F", -1.0, 1.0), "TIFF"),
         (painted("LA", (0, 255), (255, 255)), "PNG"),
         (painted("I;16", 0, 65535), "PNG"),
         (painted("I;16", 0, 1), "PNG"),
@@ -71,14 +74,27 @@ def test_photos_of_every_kind_are_rgb():
         assert photo.shape == (3, 20, 30) and photo.dtype == torch.uint8
         assert (photo[:, 10, 10].int() - torch.tensor([200, 40, 90])).abs().max() <= 8, (image.mode, format)
     assert decode_photo(encoded(colour.convert("L"), "JPEG")).shape == (3, 20, 30)
+    deep = decode_photo(encoded(Image.new("I;16", (30, 20), 40000), "PNG"))
+    assert deep.shape == (3, 20, 30) and deep.dtype == torch.uint8 and (deep == 40000 // 257).all()
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_a_broken_photo_is_an_error(share):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    data = encoded(noise, "JPEG")
-    with pytest.raises((RuntimeError, ValueError)):
+def test_half_a_photo_is_an_error(share, format):
+    data = encoded(noise(), format)
+    with pytest.raises((RuntimeError, ValueError, OSError)):
         decode_photo(data[: int(share * len(data))])
+
+
+def test_a_damaged_png_is_an_error_and_no_end_of_the_process():
+    data = bytearray(encoded(noise(), "PNG"))
+    data[len(data) // 2] ^= 255
+    with pytest.raises(OSError):
+        decode_photo(bytes(data))
+
+
+def noise():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 
 
 def test_a_small_mask_keeps_the_share_of_car():
