@@ -95,9 +95,9 @@ def choose_machine(
     return device, precision, workers
 
 
-def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
-    """Randomness as a function of (seed, epoch, rank): all of the package's draws come from torch's generator."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0]))
+def seed_everything(*numbers: int) -> None:
+    """Make all that torch's generator draws a function of these numbers, such as (seed, epoch, index)."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def get_model_timestamp() -> str:
@@ -110,9 +110,10 @@ def make_writable(*folders: Path) -> None:
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with save_atomically(folder / ".writable") as file:
+            probe = folder / f".writable-{os.getpid()}"
+            with save_atomically(probe) as file:
                 file.write(b"\0")
-            (folder / ".writable").unlink()
+            probe.unlink()
         except OSError as error:
             raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from helpers import UserError
+from helpers import UserError, seed_everything
 from img import transformer
 
 
@@ -15,8 +15,8 @@ def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
     """The image at `path`. Raises UserError with the path where it can't be read."""
     try:
         return decode(Path(path).read_bytes())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} can't be read as an image ({str(error).splitlines()[0]}); replace it.") from error
+    except Exception as error:  # decoders raise a dozen types, according to what is broken
+        raise UserError(f"{path} can't be read as an image ({error!r:.100}); replace it.") from error
 
 
 def fit_photo(
@@ -37,6 +37,7 @@ class TrainImageDataset(Dataset):
     X, y: paths of the photos and of their masks, in the same order.
     input_img_resize, output_img_resize: (height, width) of the photos and of the masks handed out.
     X_transform: called with (photo, mask), both uint8 of the same size and in the photo's proportions; returns the two.
+    seed: what X_transform draws from torch's generator is a function of (seed, epoch, index) and of nothing else.
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
     border: see fit_photo.
     """
@@ -50,10 +51,16 @@ class TrainImageDataset(Dataset):
         X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         threshold: float | None = None,
         border: str = "mirror",
+        seed: int = 0,
     ):
-        self.X, self.y = list(X), list(y)
+        self.X, self.y, self.seed = list(X), list(y), seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
         self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
         self.X_transform, self.threshold, self.border = X_transform, threshold, border
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call it before each epoch, as one calls DistributedSampler's."""
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -69,7 +76,9 @@ class TrainImageDataset(Dataset):
             )
         if self.X_transform is not None:
             small = self._smallest_cover(photo.shape[1:])
-            photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
+            with torch.random.fork_rng(devices=[]):
+                seed_everything(self.seed, int(self.epoch), index)
+                photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
         photo = fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border)
         mask = transformer.resize(mask, self.output_img_resize)[0]
         if self.threshold is not None:
@@ -87,7 +96,6 @@ class TestImageDataset(Dataset):
     """Photos to predict, with their names.
 
     X: paths of the photos. input_img_resize, output_img_resize, border: as in TrainImageDataset.
-    origin_img_size: the (height, width) that every photo must have, since masks are written at that size; None: any.
     """
 
     def __init__(
@@ -96,11 +104,9 @@ class TestImageDataset(Dataset):
         input_img_resize: tuple[int, int] = (572, 572),
         output_img_resize: tuple[int, int] = (388, 388),
         border: str = "mirror",
-        origin_img_size: tuple[int, int] | None = None,
     ):
         self.X = list(X)
-        self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
-        self.border, self.origin_img_size = border, origin_img_size
+        self.input_img_resize, self.output_img_resize, self.border = input_img_resize, output_img_resize, border
 
     def __len__(self) -> int:
         return len(self.X)
@@ -109,10 +115,4 @@ class TestImageDataset(Dataset):
         """-> photo (3, *input_img_resize) uint8, the file's name."""
         path = Path(self.X[index])
         photo = read(path, transformer.decode_photo)
-        if self.origin_img_size is not None and tuple(photo.shape[1:]) != tuple(self.origin_img_size):
-            height, width = self.origin_img_size
-            raise UserError(
-                f"{path} is {photo.shape[2]}x{photo.shape[1]} pixels, but the masks of this submission are written at "
-                f"{width}x{height}, the size of the training photos; resize it or take it out."
-            )
         return fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border), path.name

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.sample import draw_sample
-from helpers import UserError
+from helpers import UserError, make_writable, require
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
@@ -29,6 +29,8 @@ class DatasetFetcher:
     """
 
     def __init__(self, input_dir: str | Path = "input", dataset: str = "carvana", hq_files: bool | None = None):
+        require(dataset in ("carvana", "sample"), f"dataset {dataset} can't be: it must be carvana or sample.")
+        require(dataset == "carvana" or not hq_files, "The drawn sample has no train_hq/: leave --hq-files out.")
         self.dataset = dataset
         self.input_dir = Path(input_dir) / "sample" if dataset == "sample" else Path(input_dir)
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
@@ -38,8 +40,11 @@ class DatasetFetcher:
         """Make sure that there is something to train on. Raises UserError that says the ways to get it."""
         if self.dataset == "sample":
             print("These are drawn cars, not Kaggle's photos: enough to see it all work.")
+            make_writable(self.input_dir.parent)
             draw_sample(self.input_dir)
-        missing = [f"{name}/" for name in ("train", "train_masks") if self._folder(name) is None]
+        missing = [self._names(name) for name in ("train", "train_masks") if self._folder(name) is None]
+        if missing and self.dataset == "sample":
+            raise UserError(f"There is no {missing[0]} in {self.input_dir}/: remove that folder to have it drawn.")
         if missing:
             raise UserError(
                 f"There is no {' and no '.join(missing)} in {self.input_dir}/. Three ways on:\n"
@@ -87,25 +92,39 @@ class DatasetFetcher:
         X_train, X_valid = ([cars[car][view] for car in parts[part] for view in VIEWS] for part in parts)
         return X_train, [masks[x] for x in X_train], X_valid, [masks[x] for x in X_valid]
 
-    def get_test_files(self, sample_size: float | None = None, seed: int = 0) -> list[Path]:
-        """-> the paths of the photos to predict, sorted by name; of a share of the cars if sample_size is given."""
+    def get_test_files(
+        self, sample_size: float | None = None, seed: int = 0, origin_img_size: tuple[int, int] | None = None
+    ) -> list[Path]:
+        """-> the paths of the photos to predict, sorted by name; of a share of the cars if sample_size is given.
+
+        Raises UserError where a photo is not of origin_img_size (height, width), at which the masks will be written.
+        """
         if self._folder("test") is None:
             raise UserError(
-                f"There is no test/ in {self.input_dir}/, so nothing to predict: unpack test.zip or test_hq.zip of "
-                f"{COMPETITION} there, or say --no-predict to train only."
+                f"There is no {self._names('test')} in {self.input_dir}/, so nothing to predict: unpack test.zip or "
+                f"test_hq.zip of {COMPETITION} there, or say --no-predict to train only."
             )
         cars = _by_car(self._photos("test"))
         chosen = _sample(sorted(cars), sample_size, seed)
-        return sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
+        paths = sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
+        for path in _progress(paths) if origin_img_size else []:
+            size = self.get_image_size(path)
+            require(
+                size == tuple(origin_img_size),
+                f"{path} is {_size(size)} pixels, but the masks of this submission are written at "
+                f"{_size(origin_img_size)}, the size of the training photos; resize it or take it out.",
+            )
+        return paths
 
     @staticmethod
     def get_image_size(path: str | Path) -> tuple[int, int]:
-        """(height, width) of the image at `path`, from its header alone."""
+        """(height, width) of the image at `path`, turned upright, from its header alone."""
         try:
             with Image.open(path) as image:
-                return image.height, image.width
-        except OSError as error:
-            raise UserError(f"{path} can't be read as an image ({error}); replace it.") from error
+                lies = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (image.width, image.height) if lies else (image.height, image.width)
+        except Exception as error:  # Pillow raises a dozen types, according to what is broken
+            raise UserError(f"{path} can't be read as an image ({error!r:.100}); replace it.") from error
 
     def next_step(self, submission: Path) -> str:
         """The line that tells what to do with the submission."""
@@ -117,7 +136,11 @@ class DatasetFetcher:
         """The folder of that name, or of the other quality's, that has something in it."""
         suffixes = ("",) if name == "train_masks" else self.suffixes
         folders = [self.input_dir / (name + suffix) for suffix in suffixes]
-        return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
+        return next((folder for folder in folders if folder.is_dir() and _visible(folder)), None)
+
+    def _names(self, name: str) -> str:
+        """What a folder of that name is called here, for a sentence."""
+        return " or ".join(f"{name}{suffix}/" for suffix in ([""] if name == "train_masks" else self.suffixes[::-1]))
 
     def _photos(self, name: str) -> dict[str, Path]:
         """The photos in that folder by their name without ending. Names what is not a photo."""
@@ -149,18 +172,18 @@ class DatasetFetcher:
         return {photo: masks[photo.stem][0] for photo in photos}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
-        for photo in tqdm(photos, desc="checking sizes", unit="photo", disable=None, leave=False):
+        for photo in _progress(photos):
             size, mask_size = self.get_image_size(photo), self.get_image_size(masks[photo])
-            if size != mask_size:
-                raise UserError(
-                    f"{masks[photo]} is {mask_size[1]}x{mask_size[0]} pixels, but its photo {photo} is "
-                    f"{size[1]}x{size[0]}; they must be of one size."
-                )
+            require(
+                size == mask_size,
+                f"{masks[photo]} is {_size(mask_size)} pixels, but its photo {photo} is {_size(size)}; they must be of "
+                "one size.",
+            )
 
 
 def _files(folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
     """The files in `folder` whose names fit; an image that doesn't is an error, any other stray file is told of."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = _visible(folder)
     strays = [path for path in paths if not pattern.fullmatch(path.name)]
     images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
     if images:
@@ -172,8 +195,22 @@ def _files(folder: Path, pattern: re.Pattern, what: str, example: str) -> list[P
         print(f"left aside in {folder}, being no {what}: {_some(path.name for path in strays)}")
     found = [path for path in paths if pattern.fullmatch(path.name)]
     if not found:
-        raise UserError(f"There are no {what} (named {example}) in {folder}.")
+        raise UserError(f"There are no {what} (named {example}) in {folder}; do they lie in a folder inside it?")
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in `folder`, but for hidden files such as .DS_Store."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _progress(photos: list[Path]) -> Iterable[Path]:
+    return tqdm(photos, desc="checking sizes", unit="photo", disable=None, leave=False)
+
+
+def _size(size: tuple[int, int]) -> str:
+    """(height, width) as people write it: width x height."""
+    return f"{size[1]}x{size[0]}"
 
 
 def _by_car(photos: dict[str, Path]) -> dict[str, dict[str, Path]]:

@@ -185,7 +185,7 @@ def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: i
     The last `test_cars` go to test/. A photo depends on (seed, car, view) alone; `size` is (height, width) in pixels.
     A folder that exists is left; a new one is drawn beside and moved. Processes are spawned: guard a script's main.
     """
-    folder, size, processes = Path(folder), tuple(size), processes or os.cpu_count()
+    folder, size, processes = Path(folder), tuple(size), processes or min(os.cpu_count(), 32)
     if folder.exists():
         return
     part = folder.with_name(folder.name + ".part")

@@ -9,6 +9,7 @@ from data.dataset import TestImageDataset as ToPredict  # pytest takes a name in
 from data.dataset import TrainImageDataset, fit_photo
 from data.fetcher import DatasetFetcher
 from helpers import UserError
+from img.augmentation import augment_img
 from img.transformer import resize
 from nn.losses import dice_per_image
 
@@ -89,11 +90,37 @@ def test_the_name_comes_through_a_worker_process(pair):
     assert str(error.value).startswith(str(pair[0][0])) and "\n" not in str(error.value)
 
 
-def test_photos_to_predict_come_with_their_names_and_must_have_the_submissions_size(pair):
-    photo, name = ToPredict(pair[0], (220, 236), (36, 52), origin_img_size=(60, 90))[0]
+def test_photos_to_predict_come_with_their_names(pair):
+    photo, name = ToPredict(pair[0], (220, 236), (36, 52))[0]
     assert name == "a_01.png" and torch.equal(photo, TrainImageDataset(*pair, (220, 236), (36, 52))[0][0])
-    with pytest.raises(UserError, match=r"a_01\.png is 90x60 pixels, but the masks .* 1918x1280"):
-        ToPredict(pair[0], origin_img_size=(1280, 1918))[0]
+
+
+def augmented(drawn, epoch, workers, seed=0):
+    """The photos of an epoch, after a loader's workers have lived through another epoch."""
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    dataset = TrainImageDataset(X[:6], y[:6], (32, 32), (32, 32), X_transform=augment_img, seed=seed)
+    loader = torch.utils.data.DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0)
+    for each in (epoch + 1, epoch):
+        dataset.set_epoch(each)
+        photos = torch.cat([photo for photo, _ in loader])
+    return photos
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index_with_any_count_of_workers(drawn):
+    here = augmented(drawn, epoch=1, workers=0)
+    for workers in (1, 2):
+        assert torch.equal(augmented(drawn, epoch=1, workers=workers), here)
+    assert not torch.equal(augmented(drawn, epoch=2, workers=1), here)  # controls
+    assert not torch.equal(augmented(drawn, epoch=1, workers=1, seed=1), here)
+
+
+def test_augmentation_leaves_the_generator_of_the_training_alone(drawn):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    _ = TrainImageDataset(X, y, X_transform=augment_img)[0]
+    assert torch.rand(1) == expected
 
 
 def test_drawn_masks_fit_their_photos_at_every_size(drawn):

@@ -3,10 +3,11 @@ import shutil
 
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data.fetcher import DatasetFetcher
 from helpers import UserError
+from img.transformer import decode_photo
 
 
 @pytest.fixture
@@ -65,8 +66,13 @@ def test_folders_of_high_quality_are_taken_first_or_as_asked(folder):
     assert DatasetFetcher(folder).get_train_files()[0][0].parent.name == "train_hq"
     assert DatasetFetcher(folder, hq_files=False).get_train_files()[0][0].parent.name == "train"
     assert DatasetFetcher(folder).get_test_files()[0].parent.name == "test_hq"
-    with pytest.raises(UserError, match="no test/"):
+    with pytest.raises(UserError, match="no test/ in"):
         DatasetFetcher(folder, hq_files=False).get_test_files()
+    shutil.rmtree(folder / "train_hq")
+    (folder / "train_hq").mkdir()
+    (folder / "train_hq" / ".DS_Store").touch()
+    assert DatasetFetcher(folder).get_train_files()[0][0].parent.name == "train"
+    assert "no train_hq/ in" in refusal(folder, hq_files=True)
 
 
 def test_hidden_files_are_no_cars_and_other_strays_are_told_of(folder, capsys):
@@ -76,8 +82,25 @@ def test_hidden_files_are_no_cars_and_other_strays_are_told_of(folder, capsys):
     assert re.search(r"left aside in .*train, being no photos: Thumbs\.db, notes\.txt\n", capsys.readouterr().out)
 
 
-def test_the_size_comes_from_the_header(drawn):
+def test_the_size_is_that_of_the_upright_photo(drawn, tmp_path):
     assert DatasetFetcher(drawn).get_image_size(first_photo(drawn)) == (80, 120)
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.open(first_photo(drawn)).save(tmp_path / "turned.jpg", exif=exif)
+        size = tuple(decode_photo((tmp_path / "turned.jpg").read_bytes()).shape[1:])
+        assert DatasetFetcher(drawn).get_image_size(tmp_path / "turned.jpg") == size
+    assert size == (120, 80)  # control
+
+
+def test_a_test_photo_of_another_size_is_named_before_it_is_predicted(folder):
+    photo = sorted((folder / "test").iterdir())[7]
+    Image.new("RGB", (120, 81)).save(photo)
+    with pytest.raises(UserError, match=f"{photo.name} is 120x81 pixels, but the masks .* 120x80"):
+        DatasetFetcher(folder).get_test_files(origin_img_size=(80, 120))
+    photo.write_text("no photo")
+    with pytest.raises(UserError, match=f"{photo.name} can't be read as an image"):
+        DatasetFetcher(folder).get_test_files(origin_img_size=(80, 120))
 
 
 def refusal(folder, **options):
@@ -91,10 +114,10 @@ def refusal(folder, **options):
 
 def test_an_empty_folder_gets_the_three_ways_on(tmp_path):
     sentence = refusal(tmp_path)
-    assert "no train/ and no train_masks/" in sentence
+    assert "no train/ or train_hq/ and no train_masks/" in sentence
     assert all(way in sentence for way in ("kaggle.com", "--input-dir", "--dataset sample"))
     (tmp_path / "train").mkdir()
-    assert "no train/ and no train_masks/" in refusal(tmp_path)  # an empty folder holds no photos
+    assert "no train/ or train_hq/ and no train_masks/" in refusal(tmp_path)  # an empty folder holds no photos
 
 
 def test_a_photo_without_mask_is_named(folder):
@@ -159,3 +182,18 @@ def test_one_car_is_too_few(folder):
 def test_without_test_photos_it_says_how_to_do_without(folder):
     shutil.rmtree(folder / "test")
     assert "--no-predict" in refusal(folder)
+
+
+def test_photos_one_folder_too_deep_get_a_hint(folder):
+    shutil.move(folder / "train", folder / "inner")
+    (folder / "train").mkdir()
+    shutil.move(folder / "inner", folder / "train" / "train")
+    assert "do they lie in a folder inside it?" in refusal(folder)
+
+
+def test_a_sample_that_lost_its_photos_says_how_to_have_it_drawn_again(tmp_path):
+    (tmp_path / "sample").mkdir()
+    assert "remove that folder to have it drawn" in refusal(tmp_path, dataset="sample")
+    assert "hq" in refusal(tmp_path, dataset="sample", hq_files=True)
+    (tmp_path / "file").touch()
+    assert "file can't be written to" in refusal(tmp_path / "file", dataset="sample")

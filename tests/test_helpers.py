@@ -28,10 +28,10 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
         helpers.make_writable(tmp_path / "file" / "inside")
 
 
-def test_seeds_are_a_function_of_seed_epoch_and_rank():
+def test_seeds_are_a_function_of_all_their_numbers():
     draws = set()
-    for seed, epoch, rank in ((1, 2, 0), (1, 3, 0), (1, 2, 1), (2, 2, 0), (1, 2, 0)):
-        helpers.seed_everything(seed, epoch, rank)
+    for numbers in ((1, 2, 0), (1, 3, 0), (1, 2, 1), (2, 2, 0), (1, 2, 0)):
+        helpers.seed_everything(*numbers)
         draws.add(torch.rand(()).item())
     assert len(draws) == 4
 
