@@ -1,6 +1,8 @@
 """Writes the submission while the net predicts, so that no mask stays in memory."""
 
+import csv
 import gzip
+import io
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +36,7 @@ class PredictionsSaverCallback(Callback):
             self._open()
         for name, prob in zip(names, probs, strict=True):
             mask = enlarge(prob[None], self.origin_img_size)[0] > self.threshold  # (H, W)
-            self._csv.write(f"{name},{rle.encode(mask.cpu().numpy())}\n".encode())
+            self._csv.writerow([name, rle.encode(mask.cpu().numpy())])
             self.rows += 1
 
     def close_saver(self) -> None:
@@ -47,5 +49,7 @@ class PredictionsSaverCallback(Callback):
     def _open(self) -> None:
         file = self._open_files.enter_context(save_atomically(self.to_file))
         # no name and no time in the archive: the same masks make the same bytes
-        self._csv = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-        self._csv.write(b"img,rle_mask\n")
+        archive = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
+        text = self._open_files.enter_context(io.TextIOWrapper(archive, encoding="utf-8", newline=""))
+        self._csv = csv.writer(text, lineterminator="\n")
+        self._csv.writerow(["img", "rle_mask"])

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
 
 
+def new_writer(path: Path) -> SummaryWriter:
+    # its thread writes what it gets after a second, not two minutes; its flush() doesn't wait for that thread
+    return SummaryWriter(str(path), flush_secs=1)
+
+
 class TensorboardLoggerCallback(Callback):
     """Loss, Dice and pixel accuracy of each epoch, one tag each, with a curve for train and one for valid in one chart.
 
@@ -30,15 +35,13 @@ class TensorboardLoggerCallback(Callback):
         self.path = Path(path)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.writers = {phase: SummaryWriter(str(self.path / phase)) for phase in ("train", "valid")}
+        self.writers = {phase: new_writer(self.path / phase) for phase in ("train", "valid")}
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         for phase, writer in self.writers.items():
             for name in ("loss", "dice", "pixel_accuracy", "images_per_second"):
                 writer.add_scalar(name, metrics[f"{phase}_{name}"], epoch)
         self.writers["train"].add_scalar("learning_rate", metrics["learning_rate"], epoch)
-        for writer in self.writers.values():
-            writer.flush()
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         for writer in self.writers.values():
@@ -58,12 +61,10 @@ class TensorboardVisualizerCallback(Callback):
         self.path, self.count = Path(path), count
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.writer = SummaryWriter(str(self.path))
+        self.writer = new_writer(self.path)
         dataset = valid_loader.dataset
-        # one from each share of the photos, each at another place of its share, by the golden ratio: other views too
-        places = ((i + 0.618 * i % 1) / self.count for i in range(self.count))
-        indices = sorted({int(place * len(dataset)) for place in places})
-        self.names = [dataset.X[index].name for index in indices]
+        indices = spread(self.count, len(dataset))
+        self.names = [Path(dataset.X[index]).name for index in indices]
         pairs = [dataset[index] for index in indices]
         self.images = torch.stack([image for image, _ in pairs])  # (count, 3, H, W) uint8
         self.masks = torch.stack([mask for _, mask in pairs]) > 127  # (count, h, w)
@@ -75,7 +76,6 @@ class TensorboardVisualizerCallback(Callback):
             photo = center_crop(image, mask.shape) if self.border == "mirror" else resize(image, mask.shape)
             strip = side_by_side(photo, prediction, mask)
             self.writer.add_image(f"validation/{name}", strip.numpy(), epoch, dataformats="CHW")
-        self.writer.flush()
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         self.writer.close()
@@ -87,3 +87,11 @@ def side_by_side(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
     for where, colour in ((prediction & mask, HIT), (~prediction & mask, MISS), (prediction & ~mask, FALSE_ALARM)):
         verdict[:, where] = torch.tensor(colour, dtype=torch.uint8)[:, None]
     return torch.cat([photo, verdict, photo * prediction], dim=2)
+
+
+def spread(count: int, total: int) -> list[int]:
+    """`count` of the numbers below `total`: one from each share of them, each from another place of its share.
+
+    The places go by the golden ratio, so that of photos sorted by name one gets different cars and different views.
+    """
+    return sorted({int((i + 0.618 * i % 1) / count * total) for i in range(count)})

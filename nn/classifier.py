@@ -57,13 +57,19 @@ class CarvanaClassifier:
         epochs: int,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Train for `epochs` more epochs. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w) of 0..255."""
+        """Train for `epochs` more epochs. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w) of 0..255.
+
+        A sampler or a data set of train_loader that has set_epoch, as DistributedSampler has, is told each epoch.
+        """
         self.optimizer = optimizer
         for callback in callbacks:
             callback.on_train_begin(self, valid_loader)
         for _ in range(epochs):
             self.epoch += 1
             helpers.seed_everything(self.seed, self.epoch)
+            for part in (train_loader.sampler, train_loader.dataset):
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(self.epoch)
             start = time.perf_counter()
             metrics = {"epoch": self.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
             metrics |= self._run_epoch(train_loader, "train")
@@ -98,17 +104,17 @@ class CarvanaClassifier:
         """Give the net the weights of a checkpoint. Raises UserError where it is none, or is of another net."""
         try:
             checkpoint = torch.load(path, map_location=self.device, weights_only=True)
-            name, in_shape, weights = checkpoint["net_name"], checkpoint["in_shape"], checkpoint["net"]
+            name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
+            fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
+            if fits:
+                self.net.load_state_dict(checkpoint["net"])
         except Exception as error:  # torch raises a dozen types here, according to where the file is broken
-            raise helpers.UserError(
-                f"{path} can't be read as a checkpoint of this package ({error!r:.100})."
-            ) from error
-        if (name, tuple(in_shape)) != (type(self.net).__name__, self.net.in_shape):
-            raise helpers.UserError(
-                f"{path} is a checkpoint of {name} for images of shape {tuple(in_shape)}, not of "
-                f"{type(self.net).__name__} for {self.net.in_shape}; choose the net and sizes it was trained with."
-            )
-        self.net.load_state_dict(weights)
+            raise helpers.UserError(f"{path} can't be read as a checkpoint ({error!r:.100}).") from error
+        helpers.require(
+            fits,
+            f"{path} is a checkpoint of {name} for images of shape {in_shape}, not of {type(self.net).__name__} for "
+            f"{self.net.in_shape}; choose the net and sizes it was trained with.",
+        )
 
     @property
     def best(self) -> dict[str, float]:
@@ -170,7 +176,7 @@ class CarvanaClassifier:
         if bad is not None:
             raise helpers.UserError(
                 f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped; "
-                "the checkpoint of the epoch before is whole. Try a lower --learning-rate, or --precision float32."
+                "what was saved after earlier epochs is whole. Try a lower learning rate, or float32."
             )
         means = totals.means()
         return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}

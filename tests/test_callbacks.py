@@ -1,11 +1,14 @@
 import csv
 import gzip
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
@@ -18,11 +21,13 @@ from callbacks.tensorboard import (
     TensorboardLoggerCallback,
     TensorboardVisualizerCallback,
     side_by_side,
+    spread,
 )
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from helpers import UserError
 from img import rle
+from img.transformer import resize
 from nn.classifier import CarvanaClassifier
 
 
@@ -81,6 +86,47 @@ def test_tensorboard_shows_the_same_photos_every_epoch(drawn, tmp_path):
         assert len({image.encoded_image_string for image in images}) > 1  # the net has moved
 
 
+class Bright(torch.nn.Module):
+    """Finds car where the red of the window is bright, 2 pixels in from each side: a net with a border to crop."""
+
+    in_shape, output_size = (3, 20, 28), (16, 24)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(100.0))
+
+    def forward(self, x):
+        return (x[:, 0, 2:-2, 2:-2] - 0.5) * self.scale
+
+
+@pytest.mark.parametrize("border", ["mirror", "stretch"])
+def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_path, border):
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    dataset = TrainImageDataset(X[:16], y[:16], (20, 28), (16, 24), border=border)
+    classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, count=1)
+    callback.on_train_begin(classifier, DataLoader(dataset))
+    callback.on_epoch_end(classifier, 1, {})
+    callback.on_train_end(classifier)
+    (tag,) = events(tmp_path).Tags()["images"]
+    strip = np.asarray(Image.open(io.BytesIO(events(tmp_path).Images(tag)[0].encoded_image_string)))  # (16, 72, 3)
+    index = [path.name for path in dataset.X].index(tag.removeprefix("validation/"))
+    image, mask = dataset[index]
+    photo = image[:, 2:-2, 2:-2] if border == "mirror" else resize(image, (16, 24))
+    assert (strip[:, :24] == photo.permute(1, 2, 0).numpy()).all()
+    prediction, truth = image[0, 2:-2, 2:-2].numpy() > 127.5, mask.numpy() > 127
+    verdict = {HIT: prediction & truth, MISS: ~prediction & truth, FALSE_ALARM: prediction & ~truth}
+    for colour, where in verdict.items():
+        assert ((strip[:, 24:48] == colour).all(-1) == where).all() and where.any()
+    assert ((strip[:, 48:] > 0).any(-1) <= prediction).all()
+
+
+@pytest.mark.parametrize("cars", [1, 2, 4, 8, 64])
+def test_the_photos_shown_are_of_several_views_and_cars(cars):
+    names = [f"{car:02d}_{view:02d}.jpg" for car in range(cars) for view in range(1, 17)]
+    names = [names[index] for index in spread(4, len(names))]
+    assert len({name[-6:] for name in names}) >= 3 and len({name[:2] for name in names}) == min(cars, 4)
+
+
 def test_a_prediction_is_coloured_by_hit_miss_and_false_alarm():
     photo = torch.full((3, 1, 4), 99, dtype=torch.uint8)
     prediction, mask = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, False, False]])
@@ -135,6 +181,26 @@ def test_best_stays_the_best_when_the_last_epoch_is_worse(drawn, tmp_path):
     assert saver.best.read_bytes() == before and torch.load(saver.last, weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.parametrize("name", ["last.pt", "best.pt", "metrics.csv"])
+def test_a_save_that_breaks_off_leaves_the_file_before(drawn, tmp_path, monkeypatch, name):
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    classifier = train(drawn, 1, [saver])
+    before = (tmp_path / "run" / name).read_bytes()
+
+    def half(*arguments, **_):
+        file = next(each for each in arguments if hasattr(each, "write"))
+        file.write(b"half of it")
+        if Path(file.name).name.startswith(name):
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr("torch.save", half)
+    monkeypatch.setattr("pandas.DataFrame.to_csv", half)
+    classifier.metrics.append(classifier.metrics[0] | {"epoch": 2, "valid_dice": 2.0})
+    with pytest.raises(OSError):
+        saver.on_epoch_end(classifier, 2, classifier.metrics[-1])
+    assert (tmp_path / "run" / name).read_bytes() == before
+
+
 def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="another run"):
@@ -171,6 +237,21 @@ def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
     saver.close_saver()
     # between the two centres, at 50 and 150, the probability falls from 0.9 to 0; it passes 0.5 at 50 + 100 * 4/9
     assert rows_of(tmp_path / "a.gz")[1][1] == "1 94"
+
+
+def test_a_pixel_is_car_above_the_threshold_and_not_at_it(tmp_path):
+    for threshold, runs in ((0.25, ""), (0.2, "1 16"), (0.5, "")):
+        saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), threshold)
+        saver.on_predict_batch(["a"], torch.full((1, 2, 2), 0.25))
+        saver.close_saver()
+        assert rows_of(tmp_path / "a.gz")[1][1] == runs
+
+
+def test_names_with_commas_stay_names(tmp_path):
+    saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
+    saver.on_predict_batch(["my,car_01.jpg"], torch.ones(1, 4, 4))
+    saver.close_saver()
+    assert rows_of(tmp_path / "a.gz")[1] == ["my,car_01.jpg", "1 16"]
 
 
 def test_an_earlier_submission_stays_until_the_new_one_is_whole(tmp_path):

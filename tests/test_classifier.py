@@ -77,7 +77,7 @@ def test_means_weigh_every_image_once_whatever_the_batches():
     """7 images in batches of 3 leave a last batch of 1, which counts as one image."""
     pairs = random_pairs(7)
     metrics = [CarvanaClassifier(Tiny(), 1)._run_epoch(DataLoader(pairs, size), "valid") for size in (3, 7)]
-    for name in ("valid_dice", "valid_pixel_accuracy"):
+    for name in ("valid_loss", "valid_dice", "valid_pixel_accuracy"):
         assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6)
     net = Tiny().eval()
     images, masks = pairs.tensors
@@ -89,6 +89,43 @@ def test_means_weigh_every_image_once_whatever_the_batches():
     assert np.mean(weighted) != pytest.approx(np.mean(expected), abs=1e-4)  # control: batches weighed alike
 
 
+def test_an_image_counts_as_car_above_the_threshold_and_a_label_where_half_of_it_is():
+    images = torch.full((1, 3, 8, 12), 255, dtype=torch.uint8)
+    masks = torch.full((1, 8, 12), 102, dtype=torch.uint8)  # 40 % car
+    masks[:, :4] = 153  # 60 % car
+    scores = []
+    for probability, threshold in ((0.6, 0.5), (0.6, 0.7), (0.4, 0.3)):
+        classifier = CarvanaClassifier(Tiny(), 1, threshold=threshold)
+        torch.nn.init.zeros_(classifier.net.conv.weight)
+        torch.nn.init.constant_(classifier.net.conv.bias, np.log(probability / (1 - probability)))
+        scores.append(classifier._run_epoch(DataLoader(TensorDataset(images, masks)), "valid")["valid_dice"])
+    assert scores == [pytest.approx(2 / 3), 0, pytest.approx(2 / 3)]  # all car, no car, all car; half of it is
+
+
+def test_an_epoch_is_plain_gradient_descent():
+    """The same steps written out, from the same start: gradients are not kept from one step to the next."""
+    classifier, twin = CarvanaClassifier(Tiny(), 1), Tiny()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (classifier.net, twin)]
+    loader = DataLoader(random_pairs(6), batch_size=2)
+    classifier.train(loader, loader, optimizers[0], 1)
+    for images, masks in loader:
+        logits, targets = twin(images / 255), masks / 255
+        loss = binary_cross_entropy(logits, targets) + SoftDiceLoss()(logits, targets)
+        optimizers[1].zero_grad()
+        loss.backward()
+        optimizers[1].step()
+    torch.testing.assert_close(classifier.net.conv.weight, twin.conv.weight)
+
+
+def test_prediction_uses_the_batch_norms_as_trained():
+    net = UNetOriginal((3, 188, 188))
+    classifier = CarvanaClassifier(net.train(), 1)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 188, 188), dtype=torch.uint8)
+    together, alone = classifier.predict_probs(images), classifier.predict_probs(images[:1])
+    torch.testing.assert_close(together[:1], alone)
+
+
 def test_validation_neither_learns_nor_moves_the_batch_norms():
     classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
     pairs = TensorDataset(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(2, 128, 128, dtype=torch.uint8))
@@ -98,9 +135,9 @@ def test_validation_neither_learns_nor_moves_the_batch_norms():
     assert all(parameter.grad is None for parameter in classifier.net.parameters())
 
 
-def train(epochs_a_call, seed=0, workers=0):
+def train(epochs_a_call, seed=0):
     classifier = CarvanaClassifier(Tiny(), sum(epochs_a_call), seed=seed)
-    loader = DataLoader(random_pairs(8), batch_size=2, shuffle=True, num_workers=workers)
+    loader = DataLoader(random_pairs(8), batch_size=2, shuffle=True)
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.5, momentum=0.9)
     recorder = Recorder()
     for epochs in epochs_a_call:
@@ -113,6 +150,26 @@ def test_one_seed_is_one_training_whether_or_not_it_paused():
     straight, paused, other = train([3])[0], train([2, 1])[0], train([3], seed=1)[0]
     assert torch.equal(straight.net.conv.weight, paused.net.conv.weight)
     assert not torch.equal(straight.net.conv.weight, other.net.conv.weight)  # control
+
+
+class ToldEpochs(torch.utils.data.SequentialSampler):
+    def __init__(self, data):
+        super().__init__(data)
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+def test_the_sampler_is_told_each_epoch_and_chance_differs_between_them():
+    pairs = random_pairs(4)
+    sampler, draws = ToldEpochs(pairs), []
+    classifier = CarvanaClassifier(Tiny(), 3)
+    run_epoch = classifier._run_epoch
+    classifier._run_epoch = lambda loader, phase: (draws.append(torch.rand(1).item()), run_epoch(loader, phase))[1]
+    loader = DataLoader(pairs, sampler=sampler)
+    classifier.train(loader, DataLoader(pairs), torch.optim.SGD(classifier.net.parameters(), lr=0.1), 3)
+    assert sampler.epochs == [1, 2, 3] and len(set(draws)) == 6
 
 
 def test_callbacks_are_called_in_order(capsys):
@@ -164,7 +221,9 @@ def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_t
     (tmp_path / "half.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
     (tmp_path / "text.pt").write_text("no checkpoint")
     torch.save({"net": 1}, tmp_path / "foreign.pt")
-    for name in ("half.pt", "text.pt", "foreign.pt", "missing.pt"):
+    weights = classifier.state_dict() | {"net": {"other.weight": torch.zeros(1)}}
+    torch.save(weights, tmp_path / "other.pt")
+    for name in ("half.pt", "text.pt", "foreign.pt", "missing.pt", "other.pt"):
         with pytest.raises(UserError, match=f"{name} can't be read as a checkpoint"):
             other.restore_model(tmp_path / name)
 
