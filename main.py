@@ -1,12 +1,10 @@
 """U-Net on Kaggle's Carvana Image Masking Challenge: find the car in a photo, pixel by pixel. Read from here downwards.
 
-The tutorial's two setups, the first being what you get with nothing said:
+Change the hyperparameters below, or for one run on the command line. The tutorial's two setups are
 
     python main.py
     python main.py --net UNet1024 --input-img-resize 1024 1024 --output-img-resize 1024 1024 \
         --optimizer RMSprop --learning-rate 0.0002 --batch-size 2
-
-Change the hyperparameters below, or for one run on the command line: python main.py --epochs 10 --batch-size 8
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ from typing import Literal
 
 import torch.optim as optim
 import tyro
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import helpers
 import img.augmentation as aug
@@ -75,9 +73,9 @@ def main(hp: Hyperparameters) -> None:
     helpers.seed_everything(hp.seed)
     net_class = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}[hp.net]
     net = net_class((3, *hp.input_img_resize))  # the paper's images have 1 channel, ours 3: red, green, blue
-    asked, made = ("{} {}".format(*size) for size in (hp.output_img_resize, net.output_size))
-    helpers.require(asked == made, f"--output-img-resize {asked} can't be: {hp.net} makes {made} of its images.")
-    helpers.make_writable(hp.output_dir, hp.logs_dir)
+    helpers.require(hp.output_img_resize == net.output_size, f"--output-img-resize {hp.output_img_resize} can't be: "
+                    f"{hp.net} makes masks of {net.output_size} from images of {hp.input_img_resize} (height, width).")
+    helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
 
     # 2. The machine
     device, precision, workers = helpers.choose_machine(hp.device, hp.precision, hp.workers)
@@ -86,8 +84,8 @@ def main(hp: Hyperparameters) -> None:
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
     ds_fetcher.download_dataset()
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed)
-    X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed) if hp.predict else []
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
+    X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if hp.predict else []
     print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}")
 
     # 4. After every epoch: curves and pictures for TensorBoard, and a checkpoint
@@ -98,8 +96,8 @@ def main(hp: Hyperparameters) -> None:
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize
-    train_ds = TrainImageDataset(X_train, y_train, *sizes, X_transform=aug.augment_img, border=hp.border)
-    valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, threshold=0.5, border=hp.border)
+    train_ds = TrainImageDataset(X_train, y_train, *sizes, X_transform=aug.augment_img, border=hp.border, seed=hp.seed)
+    valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, border=hp.border)
     loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
                    pin_memory=device.type == "cuda")
     classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed)
@@ -107,17 +105,19 @@ def main(hp: Hyperparameters) -> None:
         optimizer = optim.SGD(net.parameters(), lr=hp.learning_rate, momentum=hp.momentum)
     else:
         optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
-    classifier.train(DataLoader(train_ds, shuffle=True, **loading), DataLoader(valid_ds, **loading), optimizer,
-                     hp.epochs, callbacks=[tb_viz_cb, tb_logs_cb, model_saver_cb])
+    sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch)
+    train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
+    classifier.train(train_loader, valid_loader, optimizer, hp.epochs,
+                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     best = classifier.best
-    print(f"\nValidation Dice {best['valid_dice']:.4f} at {made} pixels, in epoch {best['epoch']}\n"
+    print(f"\nValidation Dice {best['valid_dice']:.4f} at {net.output_size} pixels, in epoch {best['epoch']}\n"
           f"the model      {model_saver_cb.best}\nwatch it learn  tensorboard --logdir={hp.logs_dir}")
 
     # 6. Predict with the best epoch's weights, and write the masks at the photos' own size
     if hp.predict:
         classifier.restore_model(model_saver_cb.best)
         pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
-        test_ds = TestImageDataset(X_test, *sizes, border=hp.border, origin_img_size=origin_img_size)
+        test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
         classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])
         pred_saver_cb.close_saver()
         print(f"the masks      {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")

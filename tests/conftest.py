@@ -36,13 +36,17 @@ def run_main(tmp_path):
 def main_here(tmp_path, monkeypatch, capsys):
     """Runs main.py like run_main, but in this process, which has imported torch. -> exit code, what it printed."""
 
-    def run(*arguments: str) -> tuple[int | str | None, str]:
-        folders = ["--output-dir", str(tmp_path / "output")] if "--output-dir" not in arguments else []
-        monkeypatch.setattr("sys.argv", ["main.py", *arguments, *folders, "--logs-dir", str(tmp_path / "logs")])
+    def run(*arguments: str) -> tuple[int | str, str]:
+        own = {"--output-dir": str(tmp_path / "output"), "--logs-dir": str(tmp_path / "logs")}
+        folders = [word for option in own if option not in arguments for word in (option, own[option])]
+        monkeypatch.setattr("sys.argv", ["main.py", *arguments, *folders])
         monkeypatch.chdir(ROOT)
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             runpy.run_path("main.py", run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
         printed = capsys.readouterr()
-        return ended.value.code, printed.out + printed.err
+        return code, printed.out + printed.err
 
     return run

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from callbacks.model_saver import ModelSaverCallback
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
+from helpers import UserError
 from img import rle
+from img.augmentation import augment_img
 from img.transformer import decode_mask
 from nn.losses import dice_per_image
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
 from test_callbacks import rows_of
 
 SMALL = (
@@ -68,7 +73,7 @@ FAULTS = [
     ("--net UNet1024 --input-img-resize 1000 1024", "nearest sizes that work are 960 1024"),
     ("--input-img-resize 600 572", "nearest sizes that work are 588 572"),
     ("--input-img-resize -572 572", "nearest sizes that work are 188 572"),
-    ("--output-img-resize 572 572", "--output-img-resize 572 572 can't be: UNetOriginal makes 388 388"),
+    ("--output-img-resize 572 572", "--output-img-resize (572, 572) can't be: UNetOriginal makes masks of (388, 388)"),
     ("--sample-size 0", "--sample-size 0.0 can't be: it must be above 0 and at most 1."),
     ("--sample-size nan", "--sample-size nan can't be"),
     ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be between 0 and 1."),
@@ -77,6 +82,8 @@ FAULTS = [
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
     ("--input-dir EMPTY", "Three ways on:"),
     ("--output-dir FILE/output", "FILE/output can't be written to (Not a directory)"),
+    ("--logs-dir FILE", "FILE can't be written to (File exists)"),
+    ("--dataset sample --input-dir FILE", "FILE can't be written to (File exists)"),
 ]
 
 
@@ -89,7 +96,7 @@ def test_a_fault_of_the_user_ends_in_one_sentence(main_here, tmp_path, arguments
         arguments, expected = arguments.replace(name, place), expected.replace(name, place)
     code, _ = main_here(*shlex.split(arguments))
     assert str(code).startswith("main.py: ") and expected in code
-    assert not (tmp_path / "output" / "models").exists()
+    assert not list(tmp_path.glob("output/models/*"))
 
 
 def test_a_misspelt_option_is_named_with_the_one_that_was_meant(main_here):
@@ -105,6 +112,71 @@ def test_a_half_photo_stops_the_run_by_name_when_it_is_met(drawn, run_main, tmp_
     done = run_main("--input-dir", folder, *SMALL, "--epochs", "1", "--workers", "1")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"main.py: {photo} can't be read as an image" in done.stderr
+
+
+def test_main_wires_what_it_was_told(drawn, main_here, monkeypatch, tmp_path):
+    """Each hyperparameter arrives where it works; the training itself stands still."""
+    seen = {}
+
+    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
+        seen.update(locals())
+        raise UserError("seen")
+
+    monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
+    sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --border stretch --batch-size 2 --epochs 7"
+    rates = "--learning-rate 0.03 --momentum 0.8 --threshold 0.4 --seed 5 --precision float32 --workers 0 --device cpu"
+    main_here("--input-dir", str(drawn), *sizes.split(), *rates.split())
+    train_ds, valid_ds, optimizer = seen["train_loader"].dataset, seen["valid_loader"].dataset, seen["optimizer"]
+    X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(seed=5)
+    assert (train_ds.X, train_ds.y, valid_ds.X, valid_ds.y) == (X_train, y_train, X_valid, y_valid)
+    assert train_ds.X_transform is augment_img and valid_ds.X_transform is None
+    assert (train_ds.border, valid_ds.border, train_ds.seed) == ("stretch", "stretch", 5)
+    assert train_ds[0][0].shape == (3, 188, 204) and valid_ds[0][1].shape == (4, 20)
+    assert seen["train_loader"].batch_size == seen["valid_loader"].batch_size == 2
+    orders = []
+    for epoch in (1, 1, 2):
+        seen["train_loader"].sampler.set_epoch(epoch)
+        orders.append(list(seen["train_loader"].sampler))
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == list(range(48)) != orders[0]
+    assert list(seen["valid_loader"].sampler) == list(range(16))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {name: optimizer.defaults[name] for name in ("lr", "momentum")} == {"lr": 0.03, "momentum": 0.8}
+    classifier = seen["self"]
+    assert (classifier.threshold, classifier.seed, classifier.epochs, seen["epochs"]) == (0.4, 5, 7, 7)
+    assert optimizer.param_groups[0]["params"] == list(classifier.net.parameters())
+    assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
+
+    main_here("--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0")
+    assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
+    assert isinstance(seen["self"].net, UNet1024)
+    main_here("--input-dir", str(drawn), *sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu")
+    assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
+
+
+def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, main_here, monkeypatch, tmp_path):
+    """An epoch that is worse comes last: restoring the best is what keeps it out of the submission."""
+    restored, thresholds = [], []
+
+    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
+        self.optimizer = optimizer
+        saver = next(callback for callback in callbacks if isinstance(callback, ModelSaverCallback))
+        saver.on_train_begin(self, valid_loader)
+        for self.epoch, dice in ((1, 0.9), (2, 0.1)):
+            self.metrics.append({"epoch": self.epoch, "valid_dice": dice})
+            saver.on_epoch_end(self, self.epoch, self.metrics[-1])
+            restored.append(self.net.classify.bias.item())
+            self.net.classify.bias.data.add_(100)
+
+    def predict(self, test_loader, callbacks):
+        restored.append(self.net.classify.bias.item())
+        thresholds.append((callbacks[0].threshold, callbacks[0].origin_img_size, test_loader.dataset.border))
+
+    monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
+    monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
+    sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --device cpu"
+    assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
+    assert restored[2] == restored[0] != restored[1]
+    assert thresholds == [(0.3, (80, 120), "stretch")]
 
 
 def test_help_explains_every_hyperparameter(main_here):
