@@ -71,7 +71,8 @@ class TensorboardVisualizerCallback(Callback):
         self.border = dataset.border
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        predictions = (classifier.predict_probs(self.images) > classifier.threshold).cpu()
+        probs = torch.cat([classifier.predict_probs(image[None]).cpu() for image in self.images])  # one at a time
+        predictions = probs > classifier.threshold
         for name, image, prediction, mask in zip(self.names, self.images, predictions, self.masks, strict=True):
             photo = center_crop(image, mask.shape) if self.border == "mirror" else resize(image, mask.shape)
             strip = side_by_side(photo, prediction, mask)

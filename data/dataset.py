@@ -46,8 +46,8 @@ class TrainImageDataset(Dataset):
         self,
         X: Sequence[Path],
         y: Sequence[Path],
-        input_img_resize: tuple[int, int] = (572, 572),
-        output_img_resize: tuple[int, int] = (388, 388),
+        input_img_resize: tuple[int, int],
+        output_img_resize: tuple[int, int],
         X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         threshold: float | None = None,
         border: str = "mirror",
@@ -101,8 +101,8 @@ class TestImageDataset(Dataset):
     def __init__(
         self,
         X: Sequence[Path],
-        input_img_resize: tuple[int, int] = (572, 572),
-        output_img_resize: tuple[int, int] = (388, 388),
+        input_img_resize: tuple[int, int],
+        output_img_resize: tuple[int, int],
         border: str = "mirror",
     ):
         self.X = list(X)

@@ -29,7 +29,7 @@ class CarvanaClassifier:
     epochs: how many the whole training has; one call of train() may run fewer of them.
     device, precision: where the net computes, and the torch type of its products there (see helpers).
     threshold: a pixel is car where its probability is above this.
-    seed: each epoch draws its order and its augmentation from (seed, epoch).
+    seed: what an epoch draws from torch's generator is a function of (seed, epoch).
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def test_the_transform_sees_photo_and_mask_in_the_photos_proportions(pair, borde
 def test_a_photo_of_another_size_than_its_mask_is_named(pair):
     Image.new("L", (90, 61)).save(pair[1][0])
     with pytest.raises(UserError, match=r"a_01_mask\.png is 90x61 pixels, but its photo .*a_01\.png is 90x60"):
-        TrainImageDataset(*pair)[0]
+        TrainImageDataset(*pair, (32, 32), (32, 32))[0]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -79,12 +79,12 @@ def test_a_half_file_is_named(pair, index):
     path = pair[index][0]
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(UserError, match=f"{path.name} can't be read as an image"):
-        TrainImageDataset(*pair)[0]
+        TrainImageDataset(*pair, (32, 32), (32, 32))[0]
 
 
 def test_the_name_comes_through_a_worker_process(pair):
     os.truncate(pair[0][0], 40)
-    loader = torch.utils.data.DataLoader(TrainImageDataset(*pair), num_workers=1)
+    loader = torch.utils.data.DataLoader(TrainImageDataset(*pair, (32, 32), (32, 32)), num_workers=1)
     with pytest.raises(UserError) as error:
         next(iter(loader))
     assert str(error.value).startswith(str(pair[0][0])) and "\n" not in str(error.value)
@@ -119,7 +119,7 @@ def test_augmentation_leaves_the_generator_of_the_training_alone(drawn):
     expected = torch.rand(1)
     torch.manual_seed(0)
     X, y, *_ = DatasetFetcher(drawn).get_train_files()
-    _ = TrainImageDataset(X, y, X_transform=augment_img)[0]
+    _ = TrainImageDataset(X, y, (32, 32), (32, 32), X_transform=augment_img)[0]
     assert torch.rand(1) == expected
 
 
