@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: two cores, no GPU, no Kaggle account.
 demo: .venv/installed
-	$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
+	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
 	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14
 
 test: .venv/installed-dev

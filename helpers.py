@@ -83,16 +83,16 @@ def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
 
 def choose_machine(
     device: str | None, precision: str | None, workers: int | None
-) -> tuple[torch.device, torch.dtype, int]:
-    """Device, precision and count of workers, as asked or, for None, as this machine suggests. Prints what and why."""
+) -> tuple[torch.device, torch.dtype, int, str]:
+    """Device, precision and count of workers, as asked or, for None, as this machine suggests. And a line of why."""
     device, device_reason = choose_device(device)
     precision, precision_reason = choose_precision(precision, device)
     workers, workers_reason = choose_workers(workers, device)
-    print(
+    reasons = (
         f"device {device} ({device_reason}), precision {str(precision).removeprefix('torch.')} ({precision_reason}), "
         f"workers {workers} ({workers_reason})"
     )
-    return device, precision, workers
+    return device, precision, workers, reasons
 
 
 def seed_everything(*numbers: int) -> None:

@@ -78,7 +78,7 @@ def main(hp: Hyperparameters) -> None:
     helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
 
     # 2. The machine
-    device, precision, workers = helpers.choose_machine(hp.device, hp.precision, hp.workers)
+    device, precision, workers, reasons = helpers.choose_machine(hp.device, hp.precision, hp.workers)
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
@@ -86,7 +86,7 @@ def main(hp: Hyperparameters) -> None:
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
     X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if hp.predict else []
-    print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}")
+    print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")
 
     # 4. After every epoch: curves and pictures for TensorBoard, and a checkpoint
     run = helpers.get_model_timestamp()
