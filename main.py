@@ -111,7 +111,8 @@ def main(hp: Hyperparameters) -> None:
                      callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     best = classifier.best
     print(f"\nValidation Dice {best['valid_dice']:.4f} at {net.output_size} pixels, in epoch {best['epoch']}\n"
-          f"the model      {model_saver_cb.best}\nwatch it learn  tensorboard --logdir={hp.logs_dir}")
+          f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path} and {tb_viz_cb.path}\n"
+          f"watch them  tensorboard --logdir={hp.logs_dir}")
 
     # 6. Predict with the best epoch's weights, and write the masks at the photos' own size
     if hp.predict:
@@ -120,7 +121,7 @@ def main(hp: Hyperparameters) -> None:
         test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
         classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])
         pred_saver_cb.close_saver()
-        print(f"the masks      {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
+        print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
 
 
 if __name__ == "__main__":

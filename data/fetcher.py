@@ -129,8 +129,8 @@ class DatasetFetcher:
     def next_step(self, submission: Path) -> str:
         """The line that tells what to do with the submission."""
         if self.dataset == "sample":
-            return "these were drawn cars; for Kaggle's photos see README.md, and python main.py --help"
-        return f"upload it      kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
+            return f"the cars    {self.input_dir}, drawn; how to train on Kaggle's photos says README.md"
+        return f"upload it   kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:
         """The folder of that name, or of the other quality's, that has something in it."""

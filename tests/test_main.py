@@ -237,5 +237,5 @@ def test_make_demo_does_what_the_readme_says(tmp_path):
     dice = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
     assert dice >= 0.97
     assert score(tmp_path / "output/submit.csv.gz", tmp_path / "input/sample/test_masks") >= 0.97
-    for path in re.findall(r"(output/\S+|logs\S*)", done.stdout):
-        assert (tmp_path / path).exists(), path
+    paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
+    assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
