@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import pytest
@@ -113,6 +114,22 @@ def test_images_of_a_batch_do_not_leak_into_each_other(net):
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
         net.train()  # control: BatchNorm in train mode mixes them
         assert not torch.allclose(net(torch.cat([a, b]))[:1], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("net", [UNetOriginal((3, 188, 220)), UNet1024((3, 128, 192))])
+def test_left_and_right_are_treated_alike(net):
+    """With every kernel mirrored, a mirrored image has the mirrored mask: crops and poolings sit in the middle."""
+    torch.manual_seed(0)
+    net.eval()
+    mirrored = copy.deepcopy(net)
+    for module in mirrored.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.weight.data = module.weight.data.flip(-1)
+    image = torch.randn(1, *net.in_shape)
+    with torch.inference_mode():
+        expected = net(image).flip(-1)
+        torch.testing.assert_close(mirrored(image.flip(-1)), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(net(image.flip(-1)), expected, rtol=1e-3, atol=1e-4)  # control
 
 
 def test_an_output_pixel_sees_the_input_92_pixels_further_on():
