@@ -230,7 +230,7 @@ def test_make_demo_does_what_the_readme_says(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
-    make = ["make", "demo", f"PYTHON={sys.executable}"]
+    make = ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}"]
     done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "drawn cars, not Kaggle's" in done.stdout.splitlines()[0]
