@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 demo: .venv/installed
 	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
 	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14
-	@echo "what next   make tensorboard; source .venv/bin/activate and python main.py --help"
+	@echo "what next   make tensorboard, or: source .venv/bin/activate && python main.py --help"
 
 test: .venv/installed-dev
 	$(PYTHON) -m pytest

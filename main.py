@@ -32,21 +32,21 @@ class Hyperparameters:
     """Train a U-Net to find the car in a photo, then write its masks for Kaggle."""
 
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or the deeper one for large images
-    input_img_resize: tuple[int, int] = (572, 572)  # height and width of the images that enter the net
+    input_img_resize: tuple[int, int] = (572, 572)  # height and width that photos are squeezed to for the net
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
-    border: Literal["mirror", "stretch"] = "mirror"  # fill what the mask leaves out with a mirror, or stretch the photo
+    border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
     batch_size: int = 3  # images a step
     epochs: int = 50  # passes over the training photos
     threshold: float = 0.5  # a pixel is car where its probability is above this
     validation_size: float = 0.2  # share of the cars (never of the images) kept to validate on
-    sample_size: float | None = None  # share of the cars to work on; None is all
+    sample_size: float | None = None  # share of the cars, those to predict too, to work on; None is all
     optimizer: Literal["SGD", "RMSprop"] = "SGD"  # RMSprop wants a learning rate of 0.0002
     learning_rate: float = 0.01  # length of a step
     momentum: float = 0.99  # of SGD
     predict: bool = True  # write output_dir/submit.csv.gz after training
     dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
     hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, these first
-    input_dir: Path = Path("input")  # holds train/, train_masks/ and test/
+    input_dir: Path = Path("input")  # holds train/ or train_hq/, train_masks/, and test/ or test_hq/
     output_dir: Path = Path("output")  # gets models/ and submit.csv.gz
     logs_dir: Path = Path("logs")  # gets what TensorBoard shows
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None takes the accelerator that is there
@@ -73,8 +73,9 @@ def main(hp: Hyperparameters) -> None:
     helpers.seed_everything(hp.seed)
     net_class = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}[hp.net]
     net = net_class((3, *hp.input_img_resize))  # the paper's images have 1 channel, ours 3: red, green, blue
+    made = "{} {}".format(*net.output_size)
     helpers.require(hp.output_img_resize == net.output_size, f"--output-img-resize {hp.output_img_resize} can't be: "
-                    f"{hp.net} makes masks of {net.output_size} from images of {hp.input_img_resize} (height, width).")
+                    f"{hp.net} makes masks of {made} from these images, so say --output-img-resize {made}.")
     helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
 
     # 2. The machine
@@ -105,12 +106,11 @@ def main(hp: Hyperparameters) -> None:
         optimizer = optim.SGD(net.parameters(), lr=hp.learning_rate, momentum=hp.momentum)
     else:
         optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
-    sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch)
+    sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
-    classifier.train(train_loader, valid_loader, optimizer, hp.epochs,
-                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+    classifier.train(train_loader, valid_loader, optimizer, hp.epochs, callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     best = classifier.best
-    print(f"\nValidation Dice {best['valid_dice']:.4f} at {net.output_size} pixels, in epoch {best['epoch']}\n"
+    print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {made} pixels\n"
           f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path} and {tb_viz_cb.path}\n"
           f"watch them  tensorboard --logdir={hp.logs_dir}")
 

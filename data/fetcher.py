@@ -80,7 +80,7 @@ class DatasetFetcher:
         if len(chosen) < 2:
             raise UserError(
                 f"{len(chosen)} of the {len(cars)} car(s) in {self._folder('train')} is too few: one must train and "
-                "another validate. Add cars, or raise --sample-size."
+                "another validate. Add cars, or raise --sample-size if you gave it."
             )
         count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
         train, valid = train_test_split(chosen, test_size=count, random_state=seed)
@@ -129,7 +129,7 @@ class DatasetFetcher:
     def next_step(self, submission: Path) -> str:
         """The line that tells what to do with the submission."""
         if self.dataset == "sample":
-            return f"the cars    {self.input_dir}, drawn; how to train on Kaggle's photos says README.md"
+            return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
         return f"upload it   kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:
@@ -195,7 +195,9 @@ def _files(folder: Path, pattern: re.Pattern, what: str, example: str) -> list[P
         print(f"left aside in {folder}, being no {what}: {_some(path.name for path in strays)}")
     found = [path for path in paths if pattern.fullmatch(path.name)]
     if not found:
-        raise UserError(f"There are no {what} (named {example}) in {folder}; do they lie in a folder inside it?")
+        raise UserError(
+            f"There are no {what} (named {example}) in {folder}; if they lie in a folder inside it, move them up."
+        )
     return found
 
 

@@ -176,7 +176,7 @@ class CarvanaClassifier:
         if bad is not None:
             raise helpers.UserError(
                 f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped; "
-                "what was saved after earlier epochs is whole. Try a lower learning rate, or float32."
+                "what was saved after earlier epochs is whole. Try a lower learning_rate, or precision float32."
             )
         means = totals.means()
         return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}

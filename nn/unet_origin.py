@@ -16,8 +16,9 @@ from helpers import UserError
 class ConvBnRelu(nn.Module):
     """A 3x3 convolution, a BatchNorm and a ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 padding, W - 2 + 2 padding).
 
-    Weights begin with a standard deviation of sqrt(2 / fan-in), which gives feature maps a variance of 1 (the paper,
-    section 3). A BatchNorm's running variance begins at 1 too, so the net is fit to predict after few steps.
+    The weights begin with a standard deviation of sqrt(2 / fan-in), so that what the convolution hands to the BatchNorm
+    has a variance of about 1 (the paper, section 3). The running variance, which the BatchNorm predicts with, begins at
+    1 as well: it need not first unlearn that, and the predictions of the first epochs make sense.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):

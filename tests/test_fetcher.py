@@ -188,7 +188,7 @@ def test_photos_one_folder_too_deep_get_a_hint(folder):
     shutil.move(folder / "train", folder / "inner")
     (folder / "train").mkdir()
     shutil.move(folder / "inner", folder / "train" / "train")
-    assert "do they lie in a folder inside it?" in refusal(folder)
+    assert "if they lie in a folder inside it, move them up" in refusal(folder)
 
 
 def test_a_sample_that_lost_its_photos_says_how_to_have_it_drawn_again(tmp_path):

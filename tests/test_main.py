@@ -73,7 +73,7 @@ FAULTS = [
     ("--net UNet1024 --input-img-resize 1000 1024", "nearest sizes that work are 960 1024"),
     ("--input-img-resize 600 572", "nearest sizes that work are 588 572"),
     ("--input-img-resize -572 572", "nearest sizes that work are 188 572"),
-    ("--output-img-resize 572 572", "--output-img-resize (572, 572) can't be: UNetOriginal makes masks of (388, 388)"),
+    ("--output-img-resize 572 572", "so say --output-img-resize 388 388."),
     ("--sample-size 0", "--sample-size 0.0 can't be: it must be above 0 and at most 1."),
     ("--sample-size nan", "--sample-size nan can't be"),
     ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be between 0 and 1."),
