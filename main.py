@@ -108,11 +108,11 @@ def main(hp: Hyperparameters) -> None:
         optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
     sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
-    classifier.train(train_loader, valid_loader, optimizer, hp.epochs, callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
-    best = classifier.best
-    print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {made} pixels\n"
-          f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path} and {tb_viz_cb.path}\n"
-          f"watch them  tensorboard --logdir={hp.logs_dir}")
+    classifier.train(train_loader, valid_loader, optimizer, hp.epochs,
+                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+    dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
+    print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
+          f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")
 
     # 6. Predict with the best epoch's weights, and write the masks at the photos' own size
     if hp.predict:
