@@ -27,7 +27,6 @@ class PredictionsSaverCallback(Callback):
 
     def __init__(self, to_file: str | Path, origin_img_size: tuple[int, int], threshold: float):
         self.to_file, self.origin_img_size, self.threshold = Path(to_file), origin_img_size, threshold
-        self.rows = 0
         self._open_files = ExitStack()
         self._csv = None
 
@@ -37,7 +36,6 @@ class PredictionsSaverCallback(Callback):
         for name, prob in zip(names, probs, strict=True):
             mask = enlarge(prob[None], self.origin_img_size)[0] > self.threshold  # (H, W)
             self._csv.writerow([name, rle.encode(mask.cpu().numpy())])
-            self.rows += 1
 
     def close_saver(self) -> None:
         """Move the finished file to its place."""
