@@ -3,26 +3,27 @@
 import io
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops
+from PIL import ExifTags, Image, ImageChops
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
 
 def decode_photo(encoded: bytes) -> Tensor:
-    """The bytes of a photo -> (3, H, W) uint8 RGB; a JPEG is turned upright as its EXIF data say.
+    """The bytes of a photo -> (3, H, W) uint8 RGB, turned upright as its EXIF data say.
 
-    Raises an exception of the decoder's where the bytes are broken or end early.
+    Raises an exception of the decoder's where the bytes are broken or end early, or hold more pixels than a photo has.
     """
-    if encoded.startswith(b"\xff\xd8"):
-        data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        return decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    image = Image.open(io.BytesIO(encoded))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    image = Image.open(io.BytesIO(encoded))  # reads no pixel yet, and refuses a decompression bomb
+    if image.format in ("JPEG", "MPO"):
+        values = simplejpeg.decode_jpeg(encoded, strict=True)  # strict: damage is an error, not a grey stripe
+    elif image.mode.startswith("I;16"):
+        values = np.stack([(np.asarray(image) // 257).astype(np.uint8)] * 3, axis=-1)
+    else:
+        values = np.array(image.convert("RGB"))
+    return _upright(torch.from_numpy(values).permute(2, 0, 1), orientation(image))
 
 
 def decode_mask(encoded: bytes) -> Tensor:
@@ -33,6 +34,7 @@ def decode_mask(encoded: bytes) -> Tensor:
     are broken.
     """
     image = Image.open(io.BytesIO(encoded))
+    turned = orientation(image)
     if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")
     elif image.mode == "P":
@@ -44,7 +46,22 @@ def decode_mask(encoded: bytes) -> Tensor:
     brightest = values.max()
     if brightest not in (0, 255) or values.dtype != np.uint8:
         values = np.rint(values * (255.0 / (brightest or 1))).astype(np.uint8)
-    return torch.from_numpy(np.array(values))[None]
+    return _upright(torch.from_numpy(np.array(values))[None], turned)
+
+
+def orientation(image: Image.Image) -> int:
+    """How an image that Pillow has opened lies, as EXIF counts: 1 is upright, 5 and above lie on their side."""
+    if image.format == "TIFF":  # Pillow turns it
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """(C, H, W), lying as EXIF's orientation says -> (C, H, W) or (C, W, H), upright."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(-2, -1)
+    mirrored = [dim for dim, which in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in which]
+    return image.flip(mirrored) if mirrored else image
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

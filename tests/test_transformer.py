@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from img.transformer import decode_mask, decode_photo, enlarge, mirror_border, resize
 from nn.losses import dice_per_image
@@ -78,12 +78,61 @@ def test_photos_of_every_kind_are_rgb():
     assert deep.shape == (3, 20, 30) and deep.dtype == torch.uint8 and (deep == 40000 // 257).all()
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_half_a_photo_is_an_error(share, format):
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
+@pytest.mark.parametrize("decode", [decode_photo, decode_mask])
+def test_half_a_file_is_an_error(share, format, decode):
     data = encoded(noise(), format)
-    with pytest.raises((RuntimeError, ValueError, OSError)):
-        decode_photo(data[: int(share * len(data))])
+    with pytest.raises((RuntimeError, ValueError, OSError, SyntaxError)):
+        decode(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "end"])
+def test_a_damaged_jpeg_is_an_error(damage):
+    """Most decoders paint grey from there on and say nothing."""
+    data = bytearray(encoded(noise(), "JPEG"))
+    middle = len(data) // 2
+    data[middle : middle + 400] = {
+        "zeros": bytes(400),
+        "noise": np.random.default_rng(1).bytes(400),
+        "end": b"\xff\xd9" * 200,
+    }[damage]
+    with pytest.raises(ValueError, match="Corrupt JPEG data"):
+        decode_photo(bytes(data))
+    Image.open(io.BytesIO(data)).load()  # control: Pillow
+
+
+def test_a_photo_of_more_pixels_than_memory_is_an_error():
+    """65500 x 65500 pixels in a few bytes: a JPEG's header, and nothing of them."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16)), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (65500).to_bytes(2, "big") * 2
+    png = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    for decode in (decode_photo, decode_mask):
+        for bomb in (bytes(data), png):
+            with pytest.raises(Image.DecompressionBombError):
+                decode(bomb)
+
+
+@pytest.mark.parametrize("content", [b"", b"no photo", b"\xff\xd8\xff\xe0", b"GIF89a"])
+def test_what_is_no_image_is_an_error(content):
+    for decode in (decode_photo, decode_mask):
+        with pytest.raises((ValueError, OSError, SyntaxError)):
+            decode(content)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_photos_and_masks_are_turned_upright(orientation, format):
+    """As Pillow turns them, which most viewers agree with."""
+    image = Image.new("RGB", (32, 24))
+    image.paste((255, 255, 255), (0, 0, 16, 8))  # another corner for each orientation
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(image, format, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")) > 127
+    assert (decode_photo(data)[0].numpy() > 127).tolist() == expected.tolist()
+    assert (decode_mask(data)[0].numpy() > 127).tolist() == expected.tolist()
 
 
 def test_a_damaged_png_is_an_error_and_no_end_of_the_process():
