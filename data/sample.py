@@ -3,16 +3,15 @@
 A car is a smooth surface over a side profile, cut into quads, shaded by their normals and painted from back to front.
 Its axes, in metres: x ahead, y to the left, z up from the floor. Sizes of pictures are (height, width).
 """
-import multiprocessing
 import os
 import shutil
 from collections import namedtuple
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 # Lengths in metres, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
@@ -152,8 +151,9 @@ def draw_studio(seed, car, size):
     return studio, camera, Image.merge("RGB", [noise] * 3)
 
 
-def draw_photo(folder, split, seed, car, view, size):
+def draw_photo(job):
     """Draws a car's view 0..15 (nose first, then turned by 22.5 degrees each) and writes the photo and its mask."""
+    folder, split, seed, car, view, size = job
     rng, (studio, camera, noise) = np.random.default_rng([seed, car]), draw_studio(seed, car, size)
     kind, spokes, name = KINDS[(car + seed) % len(KINDS)], rng.integers(5, 11), f"{rng.bytes(6).hex()}_{view + 1:02d}"
     paint = list(PAINTS)[np.searchsorted(np.cumsum(list(PAINTS.values()))[:-1], (car + seed) * GOLDEN % 1)]
@@ -183,7 +183,7 @@ def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: i
     """Draw `cars` cars into `folder`, named and coded as Kaggle's files: train/, train_masks/, test/, test_masks/.
 
     The last `test_cars` go to test/. A photo depends on (seed, car, view) alone; `size` is (height, width) in pixels.
-    A folder that exists is left; a new one is drawn beside and moved. Processes are spawned: guard a script's main.
+    A folder that exists is left; a new one is drawn beside and moved.
     """
     folder, size, processes = Path(folder), tuple(size), processes or min(os.cpu_count(), 32)
     if folder.exists():
@@ -193,7 +193,6 @@ def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: i
     for name in ("train", "train_masks", "test", "test_masks"):
         (part / name).mkdir(parents=True)
     jobs = [(part, "train" if i < cars - test_cars else "test", seed, i, k, size) for i, k in np.ndindex(cars, views)]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:  # starts none before map
-        run = map if processes == 1 else partial(pool.map, chunksize=4)
-        list(tqdm(run(draw_photo, *zip(*jobs, strict=True)), "drawing cars", len(jobs), unit="photo", disable=None))
+    loader = DataLoader(jobs, batch_size=None, collate_fn=draw_photo, num_workers=processes if processes > 1 else 0)
+    list(tqdm(loader, "drawing cars", unit="photo", disable=None))
     os.replace(part, folder)
