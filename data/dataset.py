@@ -15,8 +15,20 @@ def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
     """The image at `path`. Raises UserError with the path where it can't be read."""
     try:
         return decode(Path(path).read_bytes())
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise a dozen types, according to what is broken
-        raise UserError(f"{path} can't be read as an image ({error!r:.100}); replace it.") from error
+        reason = f"{type(error).__name__}: {error!s:.100}"
+        raise UserError(f"{path} can't be read as an image ({reason}); replace it.") from error
+
+
+def check_pair(photo_path: Path, photo: Tensor, mask_path: Path, mask: Tensor) -> None:
+    """Raises UserError where a photo (3, H, W) and its mask (1, H, W) differ in size."""
+    if photo.shape[1:] != mask.shape[1:]:
+        raise UserError(
+            f"{mask_path} is {mask.shape[2]}x{mask.shape[1]} pixels, but its photo {photo_path} is "
+            f"{photo.shape[2]}x{photo.shape[1]}; they must be of one size."
+        )
 
 
 def fit_photo(
@@ -69,11 +81,7 @@ class TrainImageDataset(Dataset):
         """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
         photo = read(self.X[index], transformer.decode_photo)  # (3, H, W)
         mask = read(self.y[index], transformer.decode_mask)  # (1, H, W)
-        if photo.shape[1:] != mask.shape[1:]:
-            raise UserError(
-                f"{self.y[index]} is {mask.shape[2]}x{mask.shape[1]} pixels, but its photo {self.X[index]} is "
-                f"{photo.shape[2]}x{photo.shape[1]}; they must be of one size."
-            )
+        check_pair(self.X[index], photo, self.y[index], mask)
         if self.X_transform is not None:
             small = self._smallest_cover(photo.shape[1:])
             with torch.random.fork_rng(devices=[]):

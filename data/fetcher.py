@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from PIL import ExifTags, Image
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.sample import draw_sample
 from helpers import UserError, make_writable, require
+from img.transformer import orientation
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
@@ -35,13 +36,18 @@ class DatasetFetcher:
         self.input_dir = Path(input_dir) / "sample" if dataset == "sample" else Path(input_dir)
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
         self.split: pd.DataFrame | None = None
+        self._faults: list[str] | None = None  # gathers them while find_faults looks; else the first ends the program
 
     def download_dataset(self) -> None:
         """Make sure that there is something to train on. Raises UserError that says the ways to get it."""
         if self.dataset == "sample":
             print("These are drawn cars, not Kaggle's photos: enough to see it all work.")
             make_writable(self.input_dir.parent)
-            draw_sample(self.input_dir)
+            try:
+                draw_sample(self.input_dir)
+            except OSError as error:  # of a process that draws, with its traceback in front
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"{self.input_dir} can't be drawn into ({reason}); make room first.") from error
         missing = [self._names(name) for name in ("train", "train_masks") if self._folder(name) is None]
         if missing and self.dataset == "sample":
             raise UserError(f"There is no {missing[0]} in {self.input_dir}/: remove that folder to have it drawn.")
@@ -54,43 +60,63 @@ class DatasetFetcher:
                 "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
             )
 
+    def find_faults(self) -> tuple[list[str], dict[Path, Path | None], list[Path]]:
+        """What is wrong with the names of the files, a sentence each; each photo to train on with its mask, None where
+        it has none; the photos to predict.
+        """
+        self._faults = faults = []
+        photos = self._photos("train")
+        masks = self._masks(photos.values())
+        self._check_views(_by_car(photos))
+        tests = self._photos("test") if self._folder("test") else {}
+        self._faults = None
+        return faults, {photo: masks.get(photo) for photo in photos.values()}, sorted(tests.values())
+
     def get_train_files(
-        self, sample_size: float | None = None, validation_size: float = 0.2, seed: int = 0
+        self,
+        sample_size: float | None = None,
+        validation_size: float = 0.2,
+        seed: int = 0,
+        split: dict[str, list[str]] | None = None,
     ) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
         """-> X_train, y_train, X_valid, y_valid: the paths of photos and masks, all views of a car on the same side.
 
         sample_size: share of the cars to work on, None for all; validation_size: share of those to validate on.
-        Both are drawn without replacement, by `seed` alone. Raises UserError where photos and masks don't fit together.
+        Both are drawn without replacement, by `seed` alone. split: the columns of a split to use instead, of a run that
+        goes on. Raises UserError where photos and masks don't fit together, and where a car of the split is gone.
         """
         photos = self._photos("train")
         masks = self._masks(photos.values())
         cars = _by_car(photos)
-        uneven = [
-            f"{car} has {verb} {_some(sorted(views))}"
-            for car, found in cars.items()
-            for verb, views in (("no", set(VIEWS) - set(found)), ("also", set(found) - set(VIEWS)))
-            if views
-        ]
-        if uneven:
-            raise UserError(
-                f"Each car in {self._folder('train')} must have the 16 views 01 to 16, but {_some(uneven)}. "
-                "Add what is missing, or take the car out, photos and masks."
-            )
-        chosen = _sample(sorted(cars), sample_size, seed)
-        if len(chosen) < 2:
-            raise UserError(
-                f"{len(chosen)} of the {len(cars)} car(s) in {self._folder('train')} is too few: one must train and "
-                "another validate. Add cars, or raise --sample-size if you gave it."
-            )
-        count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
-        train, valid = train_test_split(chosen, test_size=count, random_state=seed)
-        self._check_sizes([cars[car][view] for car in chosen for view in VIEWS], masks)
+        self._check_views(cars)
+        if split is None:
+            parts = self._draw_split(sorted(cars), sample_size, validation_size, seed)
+        else:
+            both = list(zip(split["car"], split["part"], strict=True))
+            parts = {part: sorted({car for car, its in both if its == part}) for part in ("train", "valid")}
+        gone = [car for part in parts.values() for car in part if car not in cars]
+        require(
+            not gone,
+            f"{len(gone)} car(s) that the run was trained or validated on are not in {self._folder('train')}: "
+            f"{self._some(gone)}. Put them back, or start another run.",
+        )
+        self._check_sizes([cars[car][view] for part in parts.values() for car in part for view in VIEWS], masks)
 
-        parts = {"train": sorted(train), "valid": sorted(valid)}
         rows = [(car, cars[car][view].name, part) for part in parts for car in parts[part] for view in VIEWS]
         self.split = pd.DataFrame(rows, columns=["car", "image", "part"])
         X_train, X_valid = ([cars[car][view] for car in parts[part] for view in VIEWS] for part in parts)
         return X_train, [masks[x] for x in X_train], X_valid, [masks[x] for x in X_valid]
+
+    def _draw_split(self, cars: list[str], sample_size: float | None, validation_size: float, seed: int) -> dict:
+        chosen = _sample(cars, sample_size, seed)
+        require(
+            len(chosen) >= 2,
+            f"{len(chosen)} of the {len(cars)} car(s) in {self._folder('train')} is too few: one must train and "
+            "another validate. Add cars, or raise --sample-size if you gave it.",
+        )
+        count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
+        train, valid = train_test_split(chosen, test_size=count, random_state=seed)
+        return {"train": sorted(train), "valid": sorted(valid)}
 
     def get_test_files(
         self, sample_size: float | None = None, seed: int = 0, origin_img_size: tuple[int, int] | None = None
@@ -121,8 +147,7 @@ class DatasetFetcher:
         """(height, width) of the image at `path`, turned upright, from its header alone."""
         try:
             with Image.open(path) as image:
-                lies = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                return (image.width, image.height) if lies else (image.height, image.width)
+                return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
         except Exception as error:  # Pillow raises a dozen types, according to what is broken
             raise UserError(f"{path} can't be read as an image ({error!r:.100}); replace it.") from error
 
@@ -142,21 +167,46 @@ class DatasetFetcher:
         """What a folder of that name is called here, for a sentence."""
         return " or ".join(f"{name}{suffix}/" for suffix in ([""] if name == "train_masks" else self.suffixes[::-1]))
 
+    def _fault(self, sentence: str) -> None:
+        if self._faults is None:
+            raise UserError(sentence)
+        self._faults.append(sentence)
+
+    def _some(self, names: Iterable[str], count: int = 3) -> str:
+        """The first few names, and how many more there are; all of them for find_faults."""
+        names = list(names)
+        if self._faults is not None:
+            count = len(names)
+        return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+    def _check_views(self, cars: dict[str, dict[str, Path]]) -> None:
+        uneven = [
+            f"{car} has {verb} {', '.join(sorted(views))}"
+            for car, found in cars.items()
+            for verb, views in (("no", set(VIEWS) - set(found)), ("also", set(found) - set(VIEWS)))
+            if views
+        ]
+        if uneven:
+            self._fault(
+                f"Each car in {self._folder('train')} must have the 16 views 01 to 16, but {self._some(uneven)}. "
+                "Add what is missing, or take the car out, photos and masks."
+            )
+
     def _photos(self, name: str) -> dict[str, Path]:
         """The photos in that folder by their name without ending. Names what is not a photo."""
         folder = self._folder(name)
-        paths = _files(folder, PHOTO, "photos", "<car>_<01..16>.jpg")
+        paths = self._files(folder, PHOTO, "photos", "<car>_<01..16>.jpg")
         times = Counter(path.stem for path in paths)
         twice = [path.name for path in paths if times[path.stem] > 1]
         if twice:
-            raise UserError(f"{folder} holds a photo twice, with two endings: {_some(twice)}. Keep one of the two.")
+            self._fault(f"{folder} holds a photo twice, with two endings: {self._some(twice)}. Keep one of the two.")
         return {path.stem: path for path in paths}
 
     def _masks(self, photos: Iterable[Path]) -> dict[Path, Path]:
         """The mask of each photo, found by name."""
         folder = self._folder("train_masks")
         masks = defaultdict(list)
-        for path in _files(folder, MASK, "masks", "<car>_<01..16>_mask.gif"):
+        for path in self._files(folder, MASK, "masks", "<car>_<01..16>_mask.gif"):
             masks[MASK.fullmatch(path.name)["photo"]].append(path)
         photos = list(photos)
         without = [photo.name for photo in photos if photo.stem not in masks]
@@ -168,8 +218,8 @@ class DatasetFetcher:
             (twice, "photo(s) have two masks in", "Keep one of the two"),
         ):
             if names:
-                raise UserError(f"{len(names)} {fault} {folder}: {_some(names)}. {remedy}.")
-        return {photo: masks[photo.stem][0] for photo in photos}
+                self._fault(f"{len(names)} {fault} {folder}: {self._some(names)}. {remedy}.")
+        return {photo: masks[photo.stem][0] for photo in photos if photo.stem in masks}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
         for photo in _progress(photos):
@@ -180,25 +230,25 @@ class DatasetFetcher:
                 "one size.",
             )
 
-
-def _files(folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
-    """The files in `folder` whose names fit; an image that doesn't is an error, any other stray file is told of."""
-    paths = _visible(folder)
-    strays = [path for path in paths if not pattern.fullmatch(path.name)]
-    images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
-    if images:
-        raise UserError(
-            f"{len(images)} file(s) in {folder} are not named like {what}, {example}: {_some(images)}. Rename them, or "
-            "move them out."
-        )
-    if strays:
-        print(f"left aside in {folder}, being no {what}: {_some(path.name for path in strays)}")
-    found = [path for path in paths if pattern.fullmatch(path.name)]
-    if not found:
-        raise UserError(
-            f"There are no {what} (named {example}) in {folder}; if they lie in a folder inside it, move them up."
-        )
-    return found
+    def _files(self, folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
+        """The files in `folder` whose names fit; an image that doesn't is a fault, any other stray file is told of."""
+        paths = _visible(folder)
+        strays = [path for path in paths if not pattern.fullmatch(path.name)]
+        images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
+        if images:
+            self._fault(
+                f"{len(images)} file(s) in {folder} are not named like {what}, {example}: {self._some(images)}. Rename "
+                "them, or move them out."
+            )
+        others = [path.name for path in strays if path.name not in images]
+        if others:
+            print(f"left aside in {folder}, being no {what}: {self._some(others)}")
+        found = [path for path in paths if pattern.fullmatch(path.name)]
+        if not found:
+            self._fault(
+                f"There are no {what} (named {example}) in {folder}; if they lie in a folder inside it, move them up."
+            )
+        return found
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -229,9 +279,3 @@ def _sample(cars: list[str], share: float | None, seed: int) -> list[str]:
     if count == len(cars):
         return cars
     return train_test_split(cars, train_size=count, random_state=seed)[0]
-
-
-def _some(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -197,3 +197,16 @@ def test_a_sample_that_lost_its_photos_says_how_to_have_it_drawn_again(tmp_path)
     assert "hq" in refusal(tmp_path, dataset="sample", hq_files=True)
     (tmp_path / "file").touch()
     assert "file can't be written to" in refusal(tmp_path / "file", dataset="sample")
+
+
+def test_a_run_that_goes_on_keeps_its_split_and_misses_what_is_gone(folder):
+    fetcher = DatasetFetcher(folder)
+    before = fetcher.get_train_files(seed=3)
+    split = fetcher.split.to_dict(orient="list")
+    assert DatasetFetcher(folder).get_train_files(seed=4, split=split) == before
+    assert DatasetFetcher(folder).get_train_files(seed=4) != before  # control
+    car = split["car"][0]
+    for path in [*(folder / "train").glob(f"{car}_*"), *(folder / "train_masks").glob(f"{car}_*")]:
+        path.unlink()
+    with pytest.raises(UserError, match=rf"1 car\(s\) that the run was trained or validated on are not in .*: {car}\."):
+        DatasetFetcher(folder).get_train_files(split=split)
