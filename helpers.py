@@ -1,8 +1,12 @@
-"""What any part may need: device, precision, workers, seeds, atomic files. Knows nothing of the rest of the package."""
+"""What any part may need: errors, signals, device, precision, seeds, whole files. Knows nothing of the rest."""
 
+import io
 import os
+import pickle
+import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a folder isn't locked
+    fcntl = None
 
 
 class UserError(Exception):
@@ -20,20 +29,70 @@ class UserError(Exception):
         super().__init__(sentence.rsplit("UserError: ", 1)[-1].strip())
 
 
+_last_words: list[str] = []
+
+
+def say_if_stopped(sentence: str) -> None:
+    """What errors_in_one_sentence adds, from now on, to whatever ends the program early."""
+    _last_words[:] = [sentence]
+
+
 @contextmanager
 def errors_in_one_sentence() -> Iterator[None]:
-    """Ends the program with the sentence of a UserError, or of Ctrl-C, and no traceback."""
+    """Ends the program with the sentence of a UserError, or of a signal to stop, and no traceback.
+
+    Ctrl-C, SIGTERM (as schedulers send it) and SIGHUP (a terminal that is closed) raise KeyboardInterrupt; the program
+    then ends with code 128 plus the signal's number, and at once on a second one. What nobody foresaw keeps its
+    traceback.
+    """
+    program, process, stopped_by = Path(sys.argv[0]).name, os.getpid(), []
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+
+    def stop(number: int, _frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() == process:  # the loaders' processes, forked from this one, wait to be told
+            if hasattr(signal, "SIGCHLD"):  # one of those that ends now is no fault
+                signal.signal(signal.SIGCHLD, lambda *_: None)
+            stopped_by.append(number)
+            raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, stop)
+    _last_words.clear()
     try:
         yield
-    except UserError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: stopped; what was saved before is whole, and stays as it is.")
+    except BaseException as error:
+        if stopped_by:  # whatever came up meanwhile, as from a loader's process that got the signal too
+            print(f"{program}: stopped by {signal.Signals(stopped_by[0]).name}.", *_last_words, file=sys.stderr)
+            sys.exit(128 + stopped_by[0])
+        if isinstance(error, UserError):
+            sys.exit(" ".join([f"{program}: {error}", *_last_words]))
+        if _last_words and not isinstance(error, SystemExit):
+            print(*_last_words, file=sys.stderr)
+        raise
+    finally:
+        if not stopped_by:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def require(holds: bool, sentence: str) -> None:
     if not holds:
         raise UserError(sentence)
+
+
+def validate(values: object, **ranges: str) -> None:
+    """Require that each attribute, if not None, lies in its range, such as "(0, 1]"; name the option that doesn't."""
+    for name, written in ranges.items():
+        value, (low, high) = getattr(values, name), written[1:-1].split(", ")
+        ends = [float(end) for end, there in ((low, "[" in written), (high, "]" in written)) if there]
+        fits = value is None or float(low) < value < float(high) or value in ends
+        limits = [f"{'at least' if '[' in written else 'above'} {low}"]
+        if high != "inf":
+            limits.append(f"{'at most' if ']' in written else 'below'} {high}")
+        require(fits, f"--{name.replace('_', '-')} {value} can't be: it must be {' and '.join(limits)}.")
 
 
 def choose_device(name: str | None) -> tuple[torch.device, str]:
@@ -70,12 +129,17 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
     return torch.float32, f"the safe choice on {device.type}"
 
 
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
     """How many processes read photos; None takes what the machine has to spare. And why."""
     if count is not None:
         require(count >= 0, f"--workers {count} can't be: it must be 0 or more.")
         return count, "as asked"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     if device.type == "cpu":
         return max(1, cores // 4), f"the net needs most of the {cores} cores"
     return min(cores, 8), f"this machine has {cores} cores"
@@ -118,21 +182,76 @@ def make_writable(*folders: Path) -> None:
             raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
 
 
+class _File(io.FileIO):
+    """A file to write, whose errors are sentences."""
+
+    def __init__(self, path: Path, part: Path):
+        self.path = path
+        super().__init__(part, "w")
+
+    def write(self, data: bytes) -> int:
+        with _naming(self.path):
+            return super().write(data)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}); what stood there before is as it was. Make room or mend the "
+            "folder first."
+        ) from error
+
+
+def lock(folder: Path) -> BinaryIO | None:
+    """Keep other processes from locking `folder` while the returned file is open. Raises UserError where one does."""
+    if fcntl is None:
+        return None
+    with _naming(folder / ".lock"):
+        file = (folder / ".lock").open("wb")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"{folder} is in use: another process trains in it. Wait for it, or stop it.") from error
+    return file
+
+
 @contextmanager
 def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that stands at `path` whole or not at all: written beside it, flushed to disk, then moved there.
 
-    Whatever ends the `with` block early leaves the file that stood there before, and removes the unfinished one.
+    Whatever ends the `with` block early leaves the file that stood there before, and removes the unfinished one. Raises
+    UserError with the path where it can't be written.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        with open(part, "wb") as file:
+        with _naming(path):
+            raw = _File(path, part)
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+            with _naming(path):
+                os.fsync(file.fileno())
+        with _naming(path):
+            os.replace(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
+    """The checkpoint at `path`, its tensors on `device`. Raises UserError where it is none; code in it is not run."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # which is what torch.save writes; torch.load checks no sum
+            require(archive.testzip() is None, "a sum is wrong")
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}).") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than numbers and could run code, so it is refused.") from error
+    except Exception as error:  # zipfile and torch raise a dozen types, according to where the file is broken
+        raise UserError(f"{path} is no checkpoint, or was cut short or damaged.") from error

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch.optim as optim
-import tyro
 from torch.utils.data import DataLoader, DistributedSampler
 
 import helpers
 import img.augmentation as aug
-from callbacks.model_saver import ModelSaverCallback
+from callbacks.model_saver import ModelSaverCallback, from_command_line
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
+from data.check import check_data
 from data.dataset import TestImageDataset, TrainImageDataset
 from data.fetcher import DatasetFetcher
 from nn.classifier import CarvanaClassifier
@@ -53,19 +53,12 @@ class Hyperparameters:
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # None takes the fastest that is safe
     workers: int | None = None  # processes that read photos; None decides by the machine
     seed: int = 0  # of the split, the weights, the order and the augmentation
+    resume: str | None = None  # "last", or a run's folder in output_dir/models: go on with it
+    check_data: bool = False  # only read every photo and mask once, and list all that is wrong
 
     def __post_init__(self):
-        for name, fits, allowed in (
-            ("batch_size", self.batch_size >= 1, "1 or more"),
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
-            ("validation_size", 0 < self.validation_size < 1, "between 0 and 1"),
-            ("sample_size", self.sample_size is None or 0 < self.sample_size <= 1, "above 0 and at most 1"),
-            ("learning_rate", 0 < self.learning_rate < float("inf"), "above 0"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("seed", 0 <= self.seed < 2**32, "at least 0 and below 4294967296"),
-        ):
-            helpers.require(fits, f"--{name.replace('_', '-')} {getattr(self, name)} can't be: it must be {allowed}.")
+        helpers.validate(self, batch_size="[1, inf)", epochs="[1, inf)", threshold="(0, 1)", sample_size="(0, 1]",
+                         validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)")
 
 
 def main(hp: Hyperparameters) -> None:
@@ -84,16 +77,20 @@ def main(hp: Hyperparameters) -> None:
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
     ds_fetcher.download_dataset()
-    X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed)
+    if hp.check_data:
+        return check_data(ds_fetcher, hp.workers)
+    split = helpers.load_checkpoint(f"{hp.resume}/last.pt")["split"] if hp.resume else None
+    X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
     X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if hp.predict else []
     print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")
 
-    # 4. After every epoch: curves and pictures for TensorBoard, and a checkpoint
-    run = helpers.get_model_timestamp()
+    # 4. After every epoch: a checkpoint, then curves and pictures for TensorBoard
+    folder = Path(hp.resume or hp.output_dir / "models" / f"model_{helpers.get_model_timestamp()}")
+    run = folder.name.removeprefix("model_")
+    model_saver_cb = ModelSaverCallback(folder, asdict(hp) | {"resume": None}, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
     tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run)
-    model_saver_cb = ModelSaverCallback(hp.output_dir / "models" / f"model_{run}", asdict(hp), ds_fetcher.split)
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize
@@ -108,8 +105,11 @@ def main(hp: Hyperparameters) -> None:
         optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
     sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
-    classifier.train(train_loader, valid_loader, optimizer, hp.epochs,
-                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+    if hp.resume:
+        model_saver_cb.resume(classifier, optimizer)
+    if classifier.epoch < hp.epochs:
+        classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
+                         callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
     print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
           f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")
@@ -126,4 +126,4 @@ def main(hp: Hyperparameters) -> None:
 
 if __name__ == "__main__":
     with helpers.errors_in_one_sentence():
-        main(tyro.cli(Hyperparameters))
+        main(from_command_line(Hyperparameters))

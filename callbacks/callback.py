@@ -22,5 +22,8 @@ class Callback:
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         """After the last epoch."""
 
+    def on_stop(self) -> None:
+        """When a training or a prediction ends before its time, whatever the reason: close what is open."""
+
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
         """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32."""

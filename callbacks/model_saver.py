@@ -1,34 +1,44 @@
-"""Saves the model after every epoch, and what it was trained with."""
+"""Saves the training after every epoch, so that it can go on from there, and the model, to predict with."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+import tyro
 from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
-from helpers import UserError, save_atomically
+from helpers import UserError, load_checkpoint, lock, require, save_atomically, say_if_stopped
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
+
+# With other values of these, a training that goes on is still the same training.
+MAY_CHANGE = set("epochs predict check_data resume device precision workers input_dir output_dir logs_dir".split())
 
 
 class ModelSaverCallback(Callback):
     """Fills the folder of a run.
 
-    last.pt: the whole state after the latest epoch. best.pt: the weights of the epoch with the best validation Dice.
-    hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row an epoch).
+    last.pt: the whole state after the latest epoch, and at the start. best.pt: the weights of the epoch with the best
+    validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
+    epoch).
+
+    All is in last.pt, and the others follow from it: what a kill kept from being written, resume() writes.
 
     path: the folder, made when training begins. hyperparameters: by name.
     split: a row a photo, with columns car, image and part.
     """
 
     def __init__(self, path: str | Path, hyperparameters: dict, split: pd.DataFrame):
-        self.path, self.split = Path(path), split
+        self.path, self.split, self._lock = Path(path), split, None
         self.hyperparameters = json.loads(json.dumps(hyperparameters, default=str))  # paths as text, tuples as lists
 
     @property
@@ -39,27 +49,99 @@ class ModelSaverCallback(Callback):
     def last(self) -> Path:
         return self.path / "last.pt"
 
+    def resume(self, classifier: CarvanaClassifier, optimizer: torch.optim.Optimizer) -> None:
+        """Give classifier and optimizer the state of last.pt, and say where the training goes on."""
+        self._lock = lock(self.path)
+        classifier.restore_model(self.last, optimizer)
+        self._make_known(classifier)
+        if classifier.metrics:
+            self._save_what_follows(classifier)
+        done = f"{self.path} has trained {classifier.epoch} epochs"
+        if classifier.epoch < classifier.epochs:
+            print(f"{done} and goes on to {classifier.epochs}.")
+        else:
+            print(f"{done} already, as many as it was to; for more, say --epochs {2 * classifier.epoch}.")
+
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0)
+            self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0 or self._lock is not None)
         except FileExistsError:
             raise UserError(f"{self.path} is there already: another run began in this second; start again.") from None
+        self._lock = self._lock or lock(self.path)
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:
             self.split.to_csv(file, index=False)
+        self._save(self.last, classifier.state_dict())
+        self._make_known(classifier)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        state = classifier.state_dict() | {
-            "hyperparameters": self.hyperparameters,
-            "split": self.split.to_dict(orient="list"),
-        }
-        with save_atomically(self.last) as file:
-            torch.save(state, file)
-        if metrics is classifier.best:
-            for only_to_go_on in ("optimizer", "scaler"):
-                del state[only_to_go_on]
-            with save_atomically(self.best) as file:
-                torch.save(state, file)
+        self._save(self.last, classifier.state_dict())
+        self._make_known(classifier)
+        self._save_what_follows(classifier)
+
+    def _save_what_follows(self, classifier: CarvanaClassifier) -> None:
+        """best.pt and metrics.csv, which a kill may have left a step behind last.pt."""
+        if classifier.best["epoch"] == classifier.epoch:
+            state = classifier.state_dict()
+            self._save(self.best, {name: state[name] for name in state if name not in ("optimizer", "scaler")})
         with save_atomically(self.path / "metrics.csv") as file:
-            pd.DataFrame(classifier.metrics).to_csv(file, index=False)
+            table = pd.DataFrame(classifier.metrics)
+            table[[name for name in table if name not in classifier.TIMES]].to_csv(file, index=False)
+
+    def _save(self, path: Path, state: dict) -> None:
+        state = state | {"hyperparameters": self.hyperparameters, "split": self.split.to_dict(orient="list")}
+        with save_atomically(path) as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # that the file is unfinished, in front of why it is
+                raise error.__context__ or error from None
+
+    def _make_known(self, classifier: CarvanaClassifier) -> None:
+        saved = f"Epoch {classifier.epoch} of {classifier.epochs}" if classifier.epoch else "The start"
+        command = shlex.join(["python", sys.argv[0], "--resume", str(self.path)])
+        say_if_stopped(f"{saved} is saved; go on with: {command}")
+
+
+def from_command_line(kind: type) -> Any:
+    """An instance of the dataclass `kind` with the values of the command line.
+
+    With --resume, what the command line leaves out is as the run began, and resume is the path of its folder. Raises
+    UserError where there is no such run, and where a value would make another training of it.
+    """
+    hp = tyro.cli(kind)
+    if hp.resume is None:
+        return hp
+    run = find_run(hp.resume, hp.output_dir)
+    saved = load_checkpoint(run / "last.pt").get("hyperparameters", {})
+    known = {field.name: field.default for field in fields(kind)}
+    same = saved.keys() == known.keys()
+    require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
+    began = kind(**{name: as_type_of(known[name], value) for name, value in saved.items()})
+    hp = tyro.cli(kind, default=began)
+    for name in known:
+        value, before = getattr(hp, name), getattr(began, name)
+        require(
+            value == before or name in MAY_CHANGE,
+            f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
+            "another run, without --resume.",
+        )
+    return replace(hp, resume=str(run))
+
+
+def as_type_of(default: Any, value: Any) -> Any:
+    return value if default is None or value is None else type(default)(value)
+
+
+def find_run(resume: str, output_dir: Path) -> Path:
+    """The folder of the run that is meant: `resume` itself, or for "last" the one that began last in output_dir."""
+    run = Path(resume)
+    if resume == "last":
+        runs = sorted((output_dir / "models").glob("model_*"))
+        require(len(runs) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
+        run = runs[-1]
+    require(
+        (run / "last.pt").exists(),
+        f"{run} is no run to go on with: it holds no last.pt. Name a folder such as output/models/model_<time>.",
+    )
+    return run if run.name.strip(".") else run.resolve()

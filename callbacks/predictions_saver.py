@@ -4,13 +4,13 @@ import csv
 import gzip
 import io
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from callbacks.callback import Callback
-from helpers import save_atomically
+from helpers import UserError, save_atomically
 from img import rle
 from img.transformer import enlarge
 
@@ -27,6 +27,7 @@ class PredictionsSaverCallback(Callback):
 
     def __init__(self, to_file: str | Path, origin_img_size: tuple[int, int], threshold: float):
         self.to_file, self.origin_img_size, self.threshold = Path(to_file), origin_img_size, threshold
+        self.odd: dict[str, list[str]] = {}  # what is strange about a mask -> the photos
         self._open_files = ExitStack()
         self._csv = None
 
@@ -34,15 +35,24 @@ class PredictionsSaverCallback(Callback):
         if self._csv is None:
             self._open()
         for name, prob in zip(names, probs, strict=True):
-            mask = enlarge(prob[None], self.origin_img_size)[0] > self.threshold  # (H, W)
-            self._csv.writerow([name, rle.encode(mask.cpu().numpy())])
+            mask = (enlarge(prob[None], self.origin_img_size)[0] > self.threshold).cpu().numpy()  # (H, W)
+            self._csv.writerow([name, rle.encode(mask)])
+            if mask[0, 0] == mask[-1, -1] and (mask == mask[0, 0]).all():
+                self.odd.setdefault("all car" if mask[0, 0] else "without a car", []).append(name)
 
     def close_saver(self) -> None:
-        """Move the finished file to its place."""
+        """Move the finished file to its place, and warn of masks that are all car or hold none."""
         if self._csv is None:
             self._open()
         self._open_files.close()
         self._csv = None
+        for what, names in self.odd.items():
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            print(f"Look at them: {len(names)} of the masks {'is' if len(names) == 1 else 'are'} {what} ({some}).")
+
+    def on_stop(self) -> None:
+        with suppress(UserError):
+            self._open_files.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # save_atomically leaves nothing
 
     def _open(self) -> None:
         file = self._open_files.enter_context(save_atomically(self.to_file))

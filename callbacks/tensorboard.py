@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboardX import SummaryWriter
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
 
 from callbacks.callback import Callback
+from helpers import UserError
 from img.transformer import resize
 
 if TYPE_CHECKING:
@@ -20,32 +25,91 @@ if TYPE_CHECKING:
 HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
 
 
-def new_writer(path: Path) -> SummaryWriter:
-    # its thread writes what it gets after a second, not two minutes; its flush() doesn't wait for that thread
-    return SummaryWriter(str(path), flush_secs=1)
+class Log:
+    """A SummaryWriter that writes here and now, and goes on with what an earlier run of the program left in its folder.
+
+    SummaryWriter itself hands each event to a thread, which a full disk ends; ten events later add_scalar waits for
+    ever. Without that thread a fault is an error here, and what flush() has seen is on the disk whatever comes.
+
+    path: the folder. epoch: the latest that is saved; TensorBoard is told to forget what the log holds of later ones,
+    for they come again. Each method raises UserError where the folder can't be written to.
+    """
+
+    def __init__(self, path: Path, epoch: int):
+        self.path, suffix = path, f".{time.time_ns()}"
+        with self._naming():
+            old = [event for file in path.glob("events.*") for event in LegacyEventFileLoader(str(file)).Load()]
+            kept = [event for event in old if event.step <= epoch]
+            self.there = {(value.tag, event.step) for event in kept for value in event.summary.value}
+            self.writer = SummaryWriter(str(path), purge_step=epoch + 1 if old else None, filename_suffix=suffix)
+            (self.file,) = path.glob(f"*{suffix}")
+        self.events = self.writer.file_writer.event_writer
+        self.events._worker.stop()
+        self.events.add_event = self.events._ev_writer.write_event
+
+    def add_scalar(self, tag: str, value: float, epoch: int) -> None:
+        with self._naming():
+            self.writer.add_scalar(tag, value, epoch)
+
+    def add_image(self, tag: str, image: Tensor, epoch: int) -> None:
+        """image: (3, H, W) uint8."""
+        with self._naming():
+            self.writer.add_image(tag, image.numpy(), epoch, dataformats="CHW")
+
+    def flush(self) -> None:
+        with self._naming():
+            self.writer.flush()
+            self.file.stat()  # a file that was removed takes what is written to it, and it is gone
+
+    def close(self) -> None:
+        try:
+            with self._naming():
+                self.writer.close()
+        finally:
+            self.events._closed = True  # or it would try again when the program ends
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"TensorBoard's log in {self.path} can't be written ({error.strerror}). Make room or mend the folder "
+                "first."
+            ) from error
 
 
 class TensorboardLoggerCallback(Callback):
     """Loss, Dice and pixel accuracy of each epoch, one tag each, with a curve for train and one for valid in one chart.
 
-    path: the folder of this run, such as logs/tb_logs/<timestamp>.
+    path: the folder of this run, such as logs/tb_logs/<timestamp>. A run that was stopped goes on in its own curves.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path, self.logs = Path(path), {}
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.writers = {phase: new_writer(self.path / phase) for phase in ("train", "valid")}
+        self.logs = {phase: Log(self.path / phase, classifier.epoch) for phase in ("train", "valid")}
+        for metrics in classifier.metrics:  # an epoch may have been saved, and the program killed before it came here
+            self.on_epoch_end(classifier, metrics["epoch"], metrics)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        for phase, writer in self.writers.items():
-            for name in ("loss", "dice", "pixel_accuracy", "images_per_second"):
-                writer.add_scalar(name, metrics[f"{phase}_{name}"], epoch)
-        self.writers["train"].add_scalar("learning_rate", metrics["learning_rate"], epoch)
+        for phase, log in self.logs.items():
+            curves = {n: metrics[f"{phase}_{n}"] for n in ("loss", "dice", "pixel_accuracy", "images_per_second")}
+            if phase == "train":
+                curves["learning_rate"] = metrics["learning_rate"]
+            for tag, value in curves.items():
+                if (tag, epoch) not in log.there:
+                    log.add_scalar(tag, value, epoch)
+            log.flush()
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        for writer in self.writers.values():
-            writer.close()
+        for log in self.logs.values():
+            log.close()
+
+    def on_stop(self) -> None:
+        with suppress(UserError):
+            self.on_train_end(None)
 
 
 class TensorboardVisualizerCallback(Callback):
@@ -58,28 +122,35 @@ class TensorboardVisualizerCallback(Callback):
     """
 
     def __init__(self, path: str | Path, count: int = 4):
-        self.path, self.count = Path(path), count
+        self.path, self.count, self.log = Path(path), count, None
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.writer = new_writer(self.path)
+        self.log = Log(self.path, classifier.epoch)
         dataset = valid_loader.dataset
         indices = spread(self.count, len(dataset))
-        self.names = [Path(dataset.X[index]).name for index in indices]
+        self.tags = [f"validation/{Path(dataset.X[index]).name}" for index in indices]
         pairs = [dataset[index] for index in indices]
         self.images = torch.stack([image for image, _ in pairs])  # (count, 3, H, W) uint8
         self.masks = torch.stack([mask for _, mask in pairs]) > 127  # (count, h, w)
         self.border = dataset.border
+        if classifier.epoch and (self.tags[-1], classifier.epoch) not in self.log.there:
+            self.on_epoch_end(classifier, classifier.epoch, {})  # saved, and killed before it came here
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         probs = torch.cat([classifier.predict_probs(image[None]).cpu() for image in self.images])  # one at a time
         predictions = probs > classifier.threshold
-        for name, image, prediction, mask in zip(self.names, self.images, predictions, self.masks, strict=True):
+        for tag, image, prediction, mask in zip(self.tags, self.images, predictions, self.masks, strict=True):
             photo = center_crop(image, mask.shape) if self.border == "mirror" else resize(image, mask.shape)
-            strip = side_by_side(photo, prediction, mask)
-            self.writer.add_image(f"validation/{name}", strip.numpy(), epoch, dataformats="CHW")
+            self.log.add_image(tag, side_by_side(photo, prediction, mask), epoch)
+        self.log.flush()
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        self.writer.close()
+        self.log.close()
+
+    def on_stop(self) -> None:
+        if self.log is not None:
+            with suppress(UserError):
+                self.log.close()
 
 
 def side_by_side(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import helpers
@@ -19,18 +22,22 @@ from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_
 if TYPE_CHECKING:
     from callbacks.callback import Callback
 
+OUT_OF_MEMORY = re.compile("out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create)", re.IGNORECASE)
 READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
 
 
 class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it.
 
-    net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w).
+    net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w); has in_shape, output_size and SIDES as
+        UNetOriginal has.
     epochs: how many the whole training has; one call of train() may run fewer of them.
     device, precision: where the net computes, and the torch type of its products there (see helpers).
     threshold: a pixel is car where its probability is above this.
     seed: what an epoch draws from torch's generator is a function of (seed, epoch).
     """
+
+    TIMES = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
 
     def __init__(
         self,
@@ -62,32 +69,23 @@ class CarvanaClassifier:
         A sampler or a data set of train_loader that has set_epoch, as DistributedSampler has, is told each epoch.
         """
         self.optimizer = optimizer
-        for callback in callbacks:
-            callback.on_train_begin(self, valid_loader)
-        for _ in range(epochs):
-            self.epoch += 1
-            helpers.seed_everything(self.seed, self.epoch)
-            for part in (train_loader.sampler, train_loader.dataset):
-                if hasattr(part, "set_epoch"):
-                    part.set_epoch(self.epoch)
-            start = time.perf_counter()
-            metrics = {"epoch": self.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
-            metrics |= self._run_epoch(train_loader, "train")
-            metrics |= self._run_epoch(valid_loader, "valid")
-            metrics["seconds"] = time.perf_counter() - start
-            self.metrics.append(metrics)
-            tqdm.write(self._epoch_line(metrics))
+        with self._ending_well(train_loader, callbacks):
             for callback in callbacks:
-                callback.on_epoch_end(self, self.epoch, metrics)
-        for callback in callbacks:
-            callback.on_train_end(self)
+                callback.on_train_begin(self, valid_loader)
+            for _ in range(epochs):
+                self._train_epoch(train_loader, valid_loader)
+                for callback in callbacks:
+                    callback.on_epoch_end(self, self.epoch, self.metrics[-1])
+            for callback in callbacks:
+                callback.on_train_end(self)
 
     def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = ()) -> None:
         """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
 
         Each callback gets a batch's names and its probabilities (N, h, w), float32 on the device.
         """
-        with tqdm(total=len(test_loader.dataset), desc="predict", unit="img", disable=None) as bar:
+        bar = tqdm(total=len(test_loader.dataset), desc="predict", unit="img", disable=None)
+        with self._ending_well(test_loader, callbacks), bar:
             for images, names in test_loader:
                 probs = self.predict_probs(images)
                 for callback in callbacks:
@@ -100,20 +98,28 @@ class CarvanaClassifier:
         self.net.eval()
         return self._logits(images).float().sigmoid()
 
-    def restore_model(self, path: str | Path) -> None:
-        """Give the net the weights of a checkpoint. Raises UserError where it is none, or is of another net."""
+    def restore_model(self, path: str | Path, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Give the net the weights of a checkpoint; with the optimizer of a training, go on where that was saved.
+
+        Raises UserError where it is no checkpoint, or one of another net.
+        """
+        checkpoint = helpers.load_checkpoint(path, self.device)
         try:
-            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
             if fits:
                 self.net.load_state_dict(checkpoint["net"])
-        except Exception as error:  # torch raises a dozen types here, according to where the file is broken
-            raise helpers.UserError(f"{path} can't be read as a checkpoint ({error!r:.100}).") from error
+            if fits and optimizer is not None:
+                optimizer.load_state_dict(checkpoint["optimizer"])
+                if checkpoint["scaler"] and self.scaler.is_enabled():
+                    self.scaler.load_state_dict(checkpoint["scaler"])
+                self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise helpers.UserError(f"{path} is no checkpoint of this program ({error!s:.100}).") from error
         helpers.require(
             fits,
-            f"{path} is a checkpoint of {name} for images of shape {in_shape}, not of {type(self.net).__name__} for "
-            f"{self.net.in_shape}; choose the net and sizes it was trained with.",
+            f"{path} is a checkpoint of {name} at {in_shape[1]}x{in_shape[2]}, not of {type(self.net).__name__} at "
+            f"{self.net.in_shape[1]}x{self.net.in_shape[2]}; choose the net and the size that it was trained with.",
         )
 
     @property
@@ -142,6 +148,20 @@ class CarvanaClassifier:
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             return self.net(images)
 
+    def _train_epoch(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
+        self.epoch += 1
+        helpers.seed_everything(self.seed, self.epoch)
+        for part in (train_loader.sampler, train_loader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.epoch)
+        start = time.perf_counter()
+        metrics = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        metrics |= self._run_epoch(train_loader, "train")
+        metrics |= self._run_epoch(valid_loader, "valid")
+        metrics["seconds"] = time.perf_counter() - start
+        self.metrics.append(metrics)
+        tqdm.write(self._epoch_line(metrics))
+
     def _run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
@@ -160,7 +180,7 @@ class CarvanaClassifier:
                 totals.add(loss, logits, targets, self.threshold)
                 bar.update(len(images))
                 if step == 1 or step % READ_EVERY == 0 or step == len(loader):
-                    bar.set_postfix(self._read(totals, phase, step), refresh=False)
+                    bar.set_postfix(self._read(totals, phase, step, loader), refresh=False)
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
         return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
 
@@ -170,16 +190,53 @@ class CarvanaClassifier:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _read(self, totals: _Totals, phase: str, step: int) -> dict[str, str]:
+    def _read(self, totals: _Totals, phase: str, step: int, loader: DataLoader) -> dict[str, str]:
         """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""
         bad = totals.read()
         if bad is not None:
             raise helpers.UserError(
-                f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped; "
-                "what was saved after earlier epochs is whole. Try a lower learning_rate, or precision float32."
+                f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped"
+                f"{photos_of_step(loader, step - bad)}; what was saved after earlier epochs is whole. Start another "
+                "run with a lower --learning-rate, or go on with --precision float32."
             )
         means = totals.means()
         return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}
+
+    @contextmanager
+    def _ending_well(self, loader: DataLoader, callbacks: Sequence[Callback]) -> Iterator[None]:
+        """Whatever ends the block early, the callbacks close what is open; where it was memory, says what to lower."""
+        try:
+            yield
+        except BaseException as error:
+            for callback in callbacks:
+                callback.on_stop()
+            advice = self._advice_on_memory(error, loader)
+            if advice:
+                raise helpers.UserError(advice) from error
+            raise
+
+    def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
+        """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
+        text, batch, workers = str(error), loader.batch_size, loader.num_workers
+        died = re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: )?([\w ]+)", text)
+        fewer = f"--workers to {workers // 2} (now {workers})"
+        if "shared memory" in text:
+            return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
+        if died:
+            return f"A process that reads photos ended ({died[1]}), mostly for want of memory: lower {fewer}."
+        if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+            return None
+        if "DataLoader worker process" in text:
+            return f"A process that reads photos ran out of memory: lower {fewer}."
+        (height, width), sides = self.net.in_shape[1:], self.net.SIDES
+        small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]  # half of it
+        eaten = height - self.net.output_size[0]
+        smaller = "--input-img-resize {} {} --output-img-resize {} {}".format(*small, *(side - eaten for side in small))
+        lower = f"--batch-size to {batch // 2} (now {batch}), or the sizes" if batch > 1 else "the sizes"
+        return (
+            f"Memory ran out on {self.device}, with {batch} image{'s' * (batch > 1)} of {height}x{width} a step: lower "
+            f"{lower} to {smaller}, in another run."
+        )
 
     def _epoch_line(self, metrics: dict[str, float]) -> str:
         minutes_left = (self.epochs - self.epoch) * metrics["seconds"] / 60
@@ -191,6 +248,14 @@ class CarvanaClassifier:
             f"  {metrics['train_images_per_second']:.1f} img/s, {minutes_left:.0f} min left"
             f"{'  <- best' if metrics is self.best else ''}"
         )
+
+
+def photos_of_step(loader: DataLoader, step: int) -> str:
+    """", at the photos a.jpg, b.jpg": those of a step, from 1, of a pass over a loader whose order is an epoch's."""
+    if not hasattr(loader.dataset, "X") or isinstance(loader.sampler, RandomSampler):
+        return ""
+    batch = next(islice(loader.batch_sampler, step - 1, None))
+    return f", at the photos {', '.join(Path(loader.dataset.X[index]).name for index in batch)}"
 
 
 class _Totals:

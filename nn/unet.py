@@ -36,11 +36,13 @@ class UNet1024(nn.Module):
     Raises UserError at any other size, and names the two nearest that work.
     """
 
+    SIDES = range(128, 2**16, 64)  # the heights and widths that work
+
     def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNet1024", size, smallest=128, step=64, eaten=0)  # (height, width)
+        self.output_size = check_size("UNet1024", size, self.SIDES, eaten=0)  # (height, width)
 
         self.down1 = StackEncoder(channels, 24, padding=1)
         self.down2 = StackEncoder(24, 64, padding=1)

@@ -68,12 +68,13 @@ def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., top : top + size[0], left : left + size[1]]
 
 
-def check_size(net: str, size: Sequence[int], smallest: int, step: int, eaten: int) -> tuple[int, int]:
+def check_size(net: str, size: Sequence[int], sides: range, eaten: int) -> tuple[int, int]:
     """The (height, width) of the masks that a net makes of images of this size.
 
-    Heights and widths of smallest, smallest + step, ... work, and the mask has `eaten` pixels less of each. Raises
-    UserError at any other size, and names the two nearest that work.
+    Heights and widths among `sides` work, and the mask has `eaten` pixels less of each. Raises UserError at any other
+    size, and names the two nearest that work.
     """
+    smallest, step = sides.start, sides.step
     below = [max(smallest, length - (length - smallest) % step) for length in size]
     above = [near if near == length else near + step for near, length in zip(below, size, strict=True)]
     if below != list(size):
@@ -93,11 +94,13 @@ class UNetOriginal(nn.Module):
     Raises UserError at any other size, and names the two nearest that work.
     """
 
+    SIDES = range(188, 2**16, 16)  # the heights and widths that work
+
     def __init__(self, in_shape: tuple[int, int, int] = (3, 572, 572)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNetOriginal", size, smallest=188, step=16, eaten=184)  # (height, width)
+        self.output_size = check_size("UNetOriginal", size, self.SIDES, eaten=184)  # (height, width)
 
         self.down1 = StackEncoder(channels, 64)
         self.down2 = StackEncoder(64, 128)

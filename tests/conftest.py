@@ -1,6 +1,8 @@
+import os
 import runpy
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,21 @@ def main_here(tmp_path, monkeypatch, capsys):
         return code, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a quarter of a MiB, and a function that fills what is left of it. -> its path, that function."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=True)
+
+    def fill():
+        with suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    yield folder, fill
+    subprocess.run(["umount", "--lazy", folder], check=True)

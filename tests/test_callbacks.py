@@ -2,7 +2,11 @@ import csv
 import gzip
 import io
 import json
-from pathlib import Path
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from callbacks.callback import Callback
 from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.tensorboard import (
@@ -23,6 +28,7 @@ from callbacks.tensorboard import (
     side_by_side,
     spread,
 )
+from conftest import ROOT
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from helpers import UserError
@@ -41,8 +47,8 @@ class Tiny(torch.nn.Module):
         return self.conv(x).squeeze(1)
 
 
-def train(drawn, epochs, callbacks):
-    """A few epochs of a net of one 1x1 convolution on two drawn cars."""
+def train(drawn, epochs, callbacks, resume=False):
+    """Train a net of one 1x1 convolution on two drawn cars up to that epoch; resume: from what callbacks[0] saved."""
     torch.manual_seed(0)
     X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(0.5)
     loaders = [
@@ -50,7 +56,9 @@ def train(drawn, epochs, callbacks):
     ]
     classifier = CarvanaClassifier(Tiny(), epochs)
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
-    classifier.train(*loaders, optimizer, epochs, callbacks)
+    if resume:
+        callbacks[0].resume(classifier, optimizer)
+    classifier.train(*loaders, optimizer, epochs - classifier.epoch, callbacks)
     return classifier
 
 
@@ -168,6 +176,7 @@ def test_a_runs_folder_holds_all_that_it_takes_to_go_on(drawn, tmp_path):
         "hyperparameters.json",
         "split.csv",
         "metrics.csv",
+        ".lock",
     }
 
 
@@ -181,24 +190,147 @@ def test_best_stays_the_best_when_the_last_epoch_is_worse(drawn, tmp_path):
     assert saver.best.read_bytes() == before and torch.load(saver.last, weights_only=True)["epoch"] == 2
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt", "metrics.csv"])
-def test_a_save_that_breaks_off_leaves_the_file_before(drawn, tmp_path, monkeypatch, name):
+class AtEpoch(Callback):
+    """Does something after the first epoch has been saved."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def on_epoch_end(self, classifier, epoch, metrics):
+        if epoch == 1:
+            self.act()
+
+
+def go_on(drawn, saver, epochs, others=()):
+    """Train on from what the saver's folder holds."""
+    return train(drawn, epochs, [ModelSaverCallback(saver.path, {}, saver.split), *others], resume=True)
+
+
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(drawn, tmp_path):
+    straight, saver = (ModelSaverCallback(tmp_path / name, {}, pd.DataFrame()) for name in ("straight", "run"))
+    expected = train(drawn, 4, [straight])
+    train(drawn, 2, [saver])
+    assert torch.load(saver.last, weights_only=True)["epoch"] == 2
+    classifier = go_on(drawn, saver, 4)
+    assert torch.equal(classifier.net.conv.weight, expected.net.conv.weight)
+    assert (saver.path / "metrics.csv").read_bytes() == (straight.path / "metrics.csv").read_bytes()
+    fresh = train(drawn, 2, [])  # control: two more epochs from the start are not the same
+    assert not torch.equal(fresh.net.conv.weight, expected.net.conv.weight)
+
+
+def test_a_kill_between_two_files_of_an_epoch_is_mended(drawn, tmp_path):
+    """last.pt is of epoch 2, the best so far; best.pt and metrics.csv are still of epoch 1."""
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
-    classifier = train(drawn, 1, [saver])
-    before = (tmp_path / "run" / name).read_bytes()
+    kept = {}
+    train(drawn, 2, [saver, AtEpoch(lambda: kept.update({path: path.read_bytes() for path in saver.path.iterdir()}))])
+    after = {path: path.read_bytes() for path in saver.path.iterdir()}
+    assert torch.load(saver.best, weights_only=True)["epoch"] == 2
+    for name in ("best.pt", "metrics.csv"):
+        (saver.path / name).write_bytes(kept[saver.path / name])
+    go_on(drawn, saver, 2)
+    assert torch.load(saver.best, weights_only=True)["epoch"] == 2
+    assert (saver.path / "metrics.csv").read_bytes() == after[saver.path / "metrics.csv"]
 
-    def half(*arguments, **_):
-        file = next(each for each in arguments if hasattr(each, "write"))
-        file.write(b"half of it")
-        if Path(file.name).name.startswith(name):
-            raise OSError("No space left on device")
 
-    monkeypatch.setattr("torch.save", half)
-    monkeypatch.setattr("pandas.DataFrame.to_csv", half)
-    classifier.metrics.append(classifier.metrics[0] | {"epoch": 2, "valid_dice": 2.0})
-    with pytest.raises(OSError):
-        saver.on_epoch_end(classifier, 2, classifier.metrics[-1])
-    assert (tmp_path / "run" / name).read_bytes() == before
+def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_path):
+    """Each way in which a kill can leave the log: as it should be, an epoch behind, an epoch ahead, cut in a record."""
+    for case in ("even", "behind", "ahead", "cut"):
+        folder = tmp_path / case
+        saver = ModelSaverCallback(folder / "run", {}, pd.DataFrame())
+
+        def boards(folder=folder):
+            return [TensorboardLoggerCallback(folder / "logs"), TensorboardVisualizerCallback(folder / "viz", count=2)]
+
+        kept = {}
+
+        def keep(saver=saver, folder=folder, kept=kept):
+            kept.update({path: path.read_bytes() for path in [saver.last, *folder.rglob("events.*")]})
+
+        train(drawn, 2, [saver, *boards(), AtEpoch(keep)])
+        for path, content in kept.items():
+            if (path == saver.last) == (case == "ahead") and case != "even":
+                path.write_bytes(content)
+                if case == "cut":
+                    os.truncate(path, len(content) - 5)
+        go_on(drawn, saver, 4, boards())
+        for log in (folder / "logs/train", folder / "logs/valid", folder / "viz"):
+            found = events(log)
+            for tag in found.Tags()["scalars"]:
+                assert [event.step for event in found.Scalars(tag)] == [1, 2, 3, 4], (case, tag)
+            for tag in found.Tags()["images"]:
+                steps = [event.step for event in found.Images(tag)]
+                # the picture that was cut can't be made again: the weights of epoch 1 are gone
+                assert steps == [1, 2, 3, 4] or (case == "cut" and steps == [2, 3, 4]), (case, tag)
+            assert found.Tags()["scalars"] or found.Tags()["images"]
+
+
+def test_two_processes_do_not_train_in_one_folder(drawn, tmp_path):
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    train(drawn, 1, [saver])
+    script = f"import sys, helpers; helpers.lock(helpers.Path({str(saver.path)!r}))"
+    run = [sys.executable, "-c", script]
+    refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert "is in use: another process trains in it" in refused.stderr
+    saver._lock.close()
+    assert subprocess.run(run, cwd=ROOT).returncode == 0
+
+
+def sentence_of_full_disk(path):
+    return rf"{re.escape(str(path))} can't be written \(No space left on device\); what stood there before is as it was"
+
+
+def test_a_full_disk_at_a_checkpoint_costs_the_epoch_and_no_more(drawn, small_disk):
+    folder, fill = small_disk
+    saver = ModelSaverCallback(folder / "run", {}, pd.DataFrame())
+    with pytest.raises(UserError, match=sentence_of_full_disk(saver.last)):
+        train(drawn, 3, [saver, AtEpoch(fill)])
+    assert torch.load(saver.last, weights_only=True)["epoch"] == 1 and not list(saver.path.glob("*.part"))
+    (folder / "filler").unlink()
+    assert go_on(drawn, saver, 3).epoch == 3
+
+
+def test_a_full_disk_at_tensorboards_log_is_told_and_waits_for_nothing(drawn, small_disk, tmp_path):
+    folder, fill = small_disk
+    for name, board in (("scalars", TensorboardLoggerCallback), ("images", TensorboardVisualizerCallback)):
+        saver = ModelSaverCallback(tmp_path / name, {}, pd.DataFrame())
+        where = rf"TensorBoard's log in {folder}/{name}\S* can't be written \(No space left on device\)"
+        with pytest.raises(UserError, match=where):
+            train(drawn, 60, [saver, board(folder / name), AtEpoch(fill)])
+        saved = torch.load(saver.last, weights_only=True)["epoch"]
+        assert 2 <= saved < 60  # at the second, or a little later if the log's last page still has room
+        (folder / "filler").unlink()
+        assert go_on(drawn, saver, saved + 1, [board(folder / name)]).epoch == saved + 1
+
+
+def test_a_full_disk_at_the_submission_leaves_the_earlier_one(small_disk):
+    folder, _ = small_disk
+    submission = folder / "submit.csv.gz"
+    submission.write_bytes(b"an earlier one")
+    saver = PredictionsSaverCallback(submission, (600, 900), 0.5)
+    torch.manual_seed(0)
+    noise = [(torch.randint(0, 255, (3, 16, 24), dtype=torch.uint8), f"{number}.jpg") for number in range(400)]
+    with pytest.raises(UserError, match=sentence_of_full_disk(submission)):
+        CarvanaClassifier(Bright(), 1).predict(DataLoader(noise, 8), [saver])
+    assert [path.name for path in folder.iterdir()] == ["submit.csv.gz"]
+    assert submission.read_bytes() == b"an earlier one"
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("ro", "Read-only file system"), ("gone", "No such file or directory")])
+def test_a_folder_that_can_no_longer_be_written_to_is_named(drawn, small_disk, fault, reason):
+    folder, _ = small_disk
+    saver = ModelSaverCallback(folder / "run", {}, pd.DataFrame())
+    act = {
+        "ro": lambda: subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", saver.path], check=True),
+        "gone": lambda: shutil.rmtree(folder / "run"),
+    }
+    with pytest.raises(UserError, match=rf"last\.pt can't be written \({reason}\)"):
+        train(drawn, 3, [saver, AtEpoch(act[fault])])
+
+
+def test_a_log_that_vanished_is_named(drawn, tmp_path):
+    for board in (TensorboardLoggerCallback(tmp_path / "log"), TensorboardVisualizerCallback(tmp_path / "log")):
+        with pytest.raises(UserError, match=r"TensorBoard's log in .* can't be written \(No such file"):
+            train(drawn, 3, [board, AtEpoch(lambda: shutil.rmtree(tmp_path / "log"))])
 
 
 def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
@@ -272,3 +404,16 @@ def test_the_same_masks_make_the_same_bytes(tmp_path):
         saver.on_predict_batch(["a"], torch.rand(1, 4, 4))
         saver.close_saver()
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+
+def test_masks_that_are_all_or_nothing_are_told_of(tmp_path, capsys):
+    saver = PredictionsSaverCallback(tmp_path / "a.gz", (40, 40), 0.5)
+    probs = torch.zeros(6, 4, 4)
+    probs[1, 1:3, 1:3] = 1  # a car
+    probs[2] = 1
+    saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs)
+    saver.close_saver()
+    assert capsys.readouterr().out.splitlines() == [
+        "Look at them: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
+        "Look at them: 1 of the masks is all car (2.jpg).",
+    ]

@@ -195,19 +195,68 @@ def test_prediction_hands_on_every_name_with_its_own_probabilities():
     assert not probs.requires_grad
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step():
-    classifier = CarvanaClassifier(Tiny(), 2)
-    train_pairs, count = random_pairs(30), 0
+class Named(TensorDataset):
+    """Pairs with the paths of their photos, as TrainImageDataset has them."""
+
+    def __init__(self, count):
+        super().__init__(*random_pairs(count).tensors)
+        self.X = [f"train/{number}.jpg" for number in range(count)]
+
+
+def broken_at(step, dataset, **loading):
+    """The sentence of a training of batches of 2 whose loss is not a number at that step."""
+    classifier, count = CarvanaClassifier(Tiny(), 2), 0
 
     def breaking(logits, targets, criterion=classifier._criterion):
         nonlocal count
         count += 1
-        return criterion(logits, targets) * (float("nan") if count == 17 else 1)
+        return criterion(logits, targets) * (float("nan") if count == step else 1)
 
     classifier._criterion = breaking
-    loader = DataLoader(train_pairs, batch_size=1)
-    with pytest.raises(UserError, match=r"not finite at step 17 of epoch 1 \(train\)"):
+    loader = DataLoader(dataset, batch_size=2, **loading)
+    with pytest.raises(UserError) as error:
         classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.1), 2)
+    return str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_epoch_step_and_photos():
+    told = broken_at(13, Named(30))
+    assert told.startswith("The loss was not finite at step 13 of epoch 1 (train), so training stopped")
+    assert ", at the photos 24.jpg, 25.jpg; " in told and "--learning-rate" in told and "--precision float32" in told
+    assert "step 2 of epoch 1 (valid)" in broken_at(17, Named(30)) and "2.jpg, 3.jpg;" in broken_at(17, Named(30))
+    assert "photos" not in broken_at(13, random_pairs(30)) and "photos" not in broken_at(13, Named(30), shuffle=True)
+
+
+def test_the_photos_named_are_those_of_the_shuffled_step():
+    data = Named(30)
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0)
+    sampler.set_epoch(1)
+    order = list(sampler)
+    assert f"at the photos {order[4]}.jpg, {order[5]}.jpg;" in broken_at(3, data, sampler=sampler)
+    assert order[4:6] != [4, 5]  # control
+
+
+@pytest.mark.parametrize(
+    ("error", "batch_size", "workers", "expected"),
+    [
+        (MemoryError(), 8, 0, "on cpu, with 8 images of 572x572 a step: lower --batch-size to 4 (now 8), or the sizes"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 3, 4, "lower --batch-size to 1 (now 3), or the sizes to"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory:"), 1, 0, "1 image of 572x572 a step: lower the s"),
+        (MemoryError("Caught MemoryError in DataLoader worker process 0."), 8, 5, "lower --workers to 2 (now 5)."),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 8, 1, "ended (Killed), mostly for"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 8, 1, "lower --workers to 0 (now 1)."),
+        (RuntimeError("Bus error. ... out of shared memory."), 8, 2, "(/dev/shm) is full: make it larger"),
+        (RuntimeError("unable to allocate shared memory(shm) for file"), 8, 2, "or lower --workers to 1 (now 2)."),
+        (RuntimeError("a fault of ours"), 8, 2, None),
+        (KeyboardInterrupt(), 8, 2, None),
+    ],
+)
+def test_memory_that_ran_out_comes_with_what_to_lower_and_to_what(error, batch_size, workers, expected):
+    classifier = CarvanaClassifier(UNetOriginal((3, 572, 572)), 1)
+    advice = classifier._advice_on_memory(error, DataLoader(random_pairs(8), batch_size, num_workers=workers))
+    assert (advice is None) if expected is None else (expected in advice)
+    if expected and "sizes" in advice:
+        assert "to --input-img-resize 396 396 --output-img-resize 212 212, in another run." in advice
 
 
 def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_this_net(tmp_path):
@@ -218,15 +267,15 @@ def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_t
     other.restore_model(tmp_path / "a.pt")
     assert torch.equal(other.net.conv.weight, classifier.net.conv.weight)
 
-    with pytest.raises(UserError, match=r"a\.pt is a checkpoint of Tiny .* not of UNet1024 for \(3, 128, 128\)"):
-        CarvanaClassifier(UNet1024((3, 128, 128)), 1).restore_model(tmp_path / "a.pt")
+    other_net = CarvanaClassifier(UNet1024((3, 128, 192)), 1)
+    with pytest.raises(UserError, match=r"a\.pt is a checkpoint of Tiny at 8x12, not of UNet1024 at 128x192"):
+        other_net.restore_model(tmp_path / "a.pt")
     (tmp_path / "half.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
-    (tmp_path / "text.pt").write_text("no checkpoint")
     torch.save({"net": 1}, tmp_path / "foreign.pt")
     weights = classifier.state_dict() | {"net": {"other.weight": torch.zeros(1)}}
     torch.save(weights, tmp_path / "other.pt")
-    for name in ("half.pt", "text.pt", "foreign.pt", "missing.pt", "other.pt"):
-        with pytest.raises(UserError, match=f"{name} can't be read as a checkpoint"):
+    for name in ("half.pt", "foreign.pt", "other.pt"):
+        with pytest.raises(UserError, match=f"{name} is no checkpoint"):
             other.restore_model(tmp_path / name)
 
 

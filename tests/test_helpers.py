@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import pytest
@@ -57,13 +59,94 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
     assert helpers.choose_machine("cpu", "float32", 3) == (cpu, torch.float32, 3, reasons)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [(UserError("a.jpg is broken."), "main.py: a.jpg is broken."), (KeyboardInterrupt(), "main.py: stopped; ")],
-)
-def test_errors_of_the_user_end_in_one_sentence(error, expected, monkeypatch):
+def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
-    with pytest.raises(SystemExit, match=expected), helpers.errors_in_one_sentence():
-        raise error
+    with pytest.raises(SystemExit, match=r"^main\.py: a\.jpg is broken\.$"), helpers.errors_in_one_sentence():
+        raise UserError("a.jpg is broken.")
+    with pytest.raises(SystemExit, match=r"broken\. Epoch 3 is saved\.$"), helpers.errors_in_one_sentence():
+        helpers.say_if_stopped("Epoch 2 is saved.")
+        helpers.say_if_stopped("Epoch 3 is saved.")
+        raise UserError("a.jpg is broken.")
     with pytest.raises(ZeroDivisionError), helpers.errors_in_one_sentence():  # control: a fault of ours is shown
+        helpers.say_if_stopped("Epoch 4 is saved.")
         _ = 1 / 0
+    assert capsys.readouterr().err == "Epoch 4 is saved.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(number, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+    before = [signal.getsignal(each) for each in signals]
+    try:
+        with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
+            helpers.say_if_stopped("Epoch 3 is saved.")
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                assert signal.getsignal(number) == signal.SIG_DFL
+                raise RuntimeError("what comes up while it stops")
+        assert ended.value.code == 128 + number
+        assert capsys.readouterr().err == f"main.py: stopped by {number.name}. Epoch 3 is saved.\n"
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    """As nohup has it for SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with helpers.errors_in_one_sentence():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Values:
+    share, rate, count, none = 1.0, 0.0, 7, None
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ({"share": "(0, 1]", "rate": "[0, 1)", "count": "[1, inf)", "none": "(0, 1)"}, None),
+        ({"share": "(0, 1)"}, "--share 1.0 can't be: it must be above 0 and below 1."),
+        ({"rate": "(0, 1]"}, "--rate 0.0 can't be: it must be above 0 and at most 1."),
+        ({"count": "[8, inf)"}, "--count 7 can't be: it must be at least 8."),
+    ],
+)
+def test_a_value_out_of_its_range_is_named_with_the_range(ranges, expected):
+    if expected is None:
+        helpers.validate(Values, **ranges)
+    else:
+        with pytest.raises(UserError) as error:
+            helpers.validate(Values, **ranges)
+        assert str(error.value) == expected
+
+
+def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
+    torch.save({"net": torch.arange(10_000)}, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    assert helpers.load_checkpoint(tmp_path / "a.pt")["net"].sum() == 49_995_000
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    torch.save([1, 2], tmp_path / "list.pt")
+    faults = {"half.pt": whole[: len(whole) // 2], "flipped.pt": damaged, "text.pt": b"no checkpoint", "empty.pt": b""}
+    for name, content in faults.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*faults, "list.pt"):
+        with pytest.raises(UserError, match=f"{name} is no checkpoint, or was cut short or damaged"):
+            helpers.load_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match=r"none\.pt can't be read \(No such file"):
+        helpers.load_checkpoint(tmp_path / "none.pt")
+
+
+def test_a_file_that_can_not_be_written_is_named(tmp_path):
+    path = tmp_path / "gone" / "a"
+    with pytest.raises(UserError, match=r"gone/a can't be written \(No such file"), save_atomically(path):
+        pass
+    (tmp_path / "b.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"b can't be written \(No space left"), save_atomically(tmp_path / "b") as file:
+        file.write(b"much")
+    assert list(tmp_path.iterdir()) == []

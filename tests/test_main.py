@@ -76,7 +76,7 @@ FAULTS = [
     ("--output-img-resize 572 572", "so say --output-img-resize 388 388."),
     ("--sample-size 0", "--sample-size 0.0 can't be: it must be above 0 and at most 1."),
     ("--sample-size nan", "--sample-size nan can't be"),
-    ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be between 0 and 1."),
+    ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be above 0 and below 1."),
     ("--batch-size 0", "--batch-size 0 can't be"),
     ("--workers -1", "--workers -1 can't be"),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
@@ -97,6 +97,70 @@ def test_a_fault_of_the_user_ends_in_one_sentence(main_here, tmp_path, arguments
     code, _ = main_here(*shlex.split(arguments))
     assert str(code).startswith("main.py: ") and expected in code
     assert not list(tmp_path.glob("output/models/*"))
+
+
+@pytest.fixture
+def saved_run(drawn, main_here, monkeypatch, tmp_path):
+    """The folder of a run that has been trained for no epoch yet."""
+
+    def stop(*_):
+        raise UserError("stopped")
+
+    monkeypatch.setattr("nn.classifier.CarvanaClassifier._train_epoch", stop)
+    code, _ = main_here("--input-dir", str(drawn), *SMALL, "--workers", "0", "--seed", "5", "--epochs", "7")
+    assert code.startswith("main.py: stopped The start is saved; go on with: python main.py --resume "), code
+    return next((tmp_path / "output/models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--batch-size 4", "--batch-size can't be 4 in RUN, which began with 8: leave it out, or start another run"),
+        ("--net UNetOriginal", "--net can't be UNetOriginal in RUN, which began with UNet1024"),
+        ("--seed 1", "--seed can't be 1 in RUN, which began with 5"),
+        ("--sample-size 0.5", "--sample-size can't be 0.5 in RUN, which began with None"),
+        ("--input-img-resize 192 192", "--input-img-resize can't be (192, 192) in RUN, which began with (128, 128)"),
+    ],
+)
+def test_a_run_that_goes_on_refuses_what_would_make_it_another(saved_run, main_here, option, expected):
+    code, _ = main_here("--resume", "last", *option.split())
+    assert code.startswith("main.py: " + expected.replace("RUN", str(saved_run)))
+
+
+def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, monkeypatch, drawn):
+    seen = {}
+
+    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
+        seen.update(locals())
+        raise UserError("seen")
+
+    monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
+    others = "--epochs 9 --workers 1 --precision float32 --batch-size 8".split()
+    code, _ = main_here("--resume", str(saved_run), *others)
+    assert code.startswith("main.py: seen"), code
+    classifier, loader = seen["self"], seen["train_loader"]
+    assert (classifier.seed, classifier.epochs, seen["epochs"], classifier.precision) == (5, 9, 9, torch.float32)
+    assert isinstance(classifier.net, UNet1024) and isinstance(seen["optimizer"], torch.optim.RMSprop)
+    assert (loader.batch_size, loader.num_workers, loader.dataset.X[0].parent.parent) == (8, 1, drawn)
+    saver = seen["callbacks"][0]
+    assert saver.path == saved_run and saver.hyperparameters["epochs"] == 9 and saver.hyperparameters["resume"] is None
+    assert {callback.path.name for callback in seen["callbacks"]} == {saved_run.name, saved_run.name[len("model_"):]}
+
+
+def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
+    code, _ = main_here("--resume", str(tmp_path))
+    assert code.startswith(f"main.py: {tmp_path} is no run to go on with: it holds no last.pt.")
+    code, _ = main_here("--resume", "last", "--output-dir", str(tmp_path / "none"))
+    assert code == f"main.py: There is no run in {tmp_path}/none/models to go on with."
+    (saved_run.parent / "model_2999").mkdir()
+    code, _ = main_here("--resume", "last")
+    assert code.startswith(f"main.py: {saved_run.parent}/model_2999 is no run to go on with")
+    (saved_run / "last.pt").write_bytes((saved_run / "last.pt").read_bytes()[:1000])
+    code, _ = main_here("--resume", str(saved_run))
+    assert code == f"main.py: {saved_run}/last.pt is no checkpoint, or was cut short or damaged."
+    torch.save({"hyperparameters": {"net": "UNet1024", "colour": 3}}, saved_run / "last.pt")
+    code, _ = main_here("--resume", str(saved_run))
+    assert "was made by another version of main.py" in code
 
 
 def test_a_misspelt_option_is_named_with_the_one_that_was_meant(main_here):
@@ -184,7 +248,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 22
+    assert len(fields) == 24
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 

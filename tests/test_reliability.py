@@ -1,0 +1,227 @@
+"""What may befall a run, made to happen for real: it is killed, told to stop, or has no room; and then it goes on."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT
+from test_callbacks import events
+from test_main import SMALL
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """main.py as a process of a session of its own, with the folders output/ and logs/ in `folder`."""
+
+    def __init__(self, folder: Path, *arguments: object):
+        own = {"--output-dir": folder / "output", "--logs-dir": folder / "logs"}
+        folders = [word for option in own if option not in arguments for word in (option, own[option])]
+        command = [sys.executable, "-u", "main.py", *map(str, [*arguments, *folders])]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+        self.pid, self.printed = self.process.pid, ""
+
+    def read_until(self, beginning: str) -> None:
+        """Wait for a line that begins so; fail if the process ends before."""
+        for line in self.process.stdout:
+            self.printed += line
+            if line.startswith(beginning):
+                return
+        pytest.fail(self.printed)
+
+    def wait_for(self, folder: Path, pattern: str) -> None:
+        """Wait for a file; fail if the process ends before."""
+        while not list(folder.glob(pattern)):
+            time.sleep(0.005)  # a process that looked without rest would slow the training's two threads ten times
+            if self.process.poll() is not None:
+                pytest.fail(self.ended())
+
+    def ended(self) -> str:
+        """Wait for the end -> all that was printed."""
+        self.printed += self.process.communicate(timeout=300)[0]
+        return self.printed
+
+    def left(self) -> list[str]:
+        """The processes of its session, but for itself, that live."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                state, _, _, session = stat.read_text().rpartition(") ")[2].split()[:4]
+                if int(session) == self.pid != int(stat.parent.name) and state != "Z":
+                    found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        return found
+
+
+def models(folder):
+    return sorted((folder / "output" / "models").glob("model_*"))
+
+
+def equal(a, b):
+    """Whether two checkpoints hold the same, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def without_times(checkpoint):
+    """A checkpoint but for what no seed repeats: the speed, and the folders of the run."""
+    for metrics in checkpoint["metrics"]:
+        for name in ("seconds", "train_images_per_second", "valid_images_per_second"):
+            del metrics[name]
+    for name in ("output_dir", "logs_dir"):
+        del checkpoint["hyperparameters"][name]
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def training(drawn):
+    """Two cars, 6 epochs of some two seconds; SMALL's net has 35 million parameters, so that saving takes a while."""
+    return ["--input-dir", drawn, *SMALL, "--sample-size", "0.5", "--epochs", "6", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def straight(training, tmp_path_factory):
+    """The folder of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("straight")
+    run = Run(folder, *training)
+    assert "the masks" in run.ended() and run.process.returncode == 0, run.printed
+    return folder
+
+
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped(training, straight, tmp_path):
+    seed = random.randrange(10**6)
+    print(f"random moments of seed {seed}")
+    chance = random.Random(seed)
+    moments = ["any"] * 6 + ["last.pt.part"] * 3 + ["best.pt.part"]
+    chance.shuffle(moments)
+    (tmp_path / "output").mkdir()
+    submission = tmp_path / "output/submit.csv.gz"
+    submission.write_bytes(b"an earlier one")
+    epochs = []
+    for moment in [*moments, "submit.csv.gz.part"]:
+        if models(tmp_path) and not (models(tmp_path)[-1] / "last.pt").exists():
+            shutil.rmtree(models(tmp_path)[-1])  # killed before it saved its start: there is nothing to go on from
+        run = Run(tmp_path, *(["--resume", "last"] if models(tmp_path) else training))
+        run.read_until("device")
+        if moment == "any":
+            time.sleep(chance.uniform(0, 5))
+        else:
+            run.wait_for(tmp_path / "output", f"**/{moment}")
+            time.sleep(chance.uniform(0, 0.05))
+        os.kill(run.pid, signal.SIGKILL)
+        run.ended()
+        if run.process.returncode == 0:
+            break
+        last = models(tmp_path)[-1] / "last.pt" if models(tmp_path) else None
+        epochs.append(torch.load(last, weights_only=True)["epoch"] if last and last.exists() else None)
+        assert submission.read_bytes() == b"an earlier one"
+    print(f"saved when it was killed: {epochs}")
+    last_of_all = Run(tmp_path, "--resume", "last")
+    assert "the masks" in last_of_all.ended(), last_of_all.printed
+
+    (mine,), (theirs,) = models(tmp_path), models(straight)
+    for name in ("last.pt", "best.pt"):
+        a, b = (without_times(torch.load(folder / name, weights_only=True)) for folder in (mine, theirs))
+        assert equal(a, b), name
+    assert (mine / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
+    assert submission.read_bytes() == (straight / "output/submit.csv.gz").read_bytes()
+    assert {path.name for path in mine.iterdir()} == {path.name for path in theirs.iterdir()}
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz"}
+
+
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_a_signal_ends_a_run_in_order(drawn, tmp_path, number, to_all):
+    """Ctrl-C in a terminal and a scheduler's SIGTERM reach all processes, `kill` only the one."""
+    run = Run(tmp_path, "--input-dir", drawn, *SMALL, "--sample-size", "0.5", "--workers", "2")
+    run.read_until("epoch  2/50")
+    time.sleep(random.uniform(0, 1.5))
+    assert len(run.left()) >= 2, "control: its processes that read photos"
+    (os.killpg if to_all else os.kill)(run.pid, number)
+    start = time.monotonic()
+    printed = run.ended()
+    assert time.monotonic() - start < 20
+    assert run.process.returncode == 128 + number
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"main.py: stopped by {number.name}. Epoch ")
+    assert printed.rstrip().endswith(f"go on with: python main.py --resume {models(tmp_path)[0]}")
+    assert run.left() == []
+    epoch = int(re.search(r"Epoch (\d+) of 50 is saved", printed)[1])
+    assert torch.load(models(tmp_path)[0] / "last.pt", weights_only=True)["epoch"] == epoch >= 1
+    for folder in ("train", "valid"):
+        log = events(next((tmp_path / "logs/tb_logs").iterdir()) / folder)
+        steps = [event.step for event in log.Scalars("loss")]
+        assert steps in (list(range(1, epoch + 1)), list(range(1, epoch)))  # a resumed run adds what is missing
+
+
+def test_a_second_ctrl_c_ends_at_once(drawn, tmp_path):
+    run = Run(tmp_path, "--input-dir", drawn, *SMALL, "--sample-size", "0.5", "--workers", "2")
+    run.read_until("epoch  1/50")
+    os.killpg(run.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    start = time.monotonic()
+    printed = run.ended()
+    assert time.monotonic() - start < 1 and run.process.returncode == -signal.SIGINT
+    assert "Traceback" not in printed
+    while run.left():
+        assert time.monotonic() - start < 10
+
+
+def test_a_process_that_reads_photos_is_killed(drawn, tmp_path):
+    """As the kernel kills one when memory is short."""
+    run = Run(tmp_path, "--input-dir", drawn, *SMALL, "--sample-size", "0.5", "--workers", "2")
+    run.read_until("epoch  1/50")
+    worker = next(int(path.name) for path in Path("/proc").glob("[0-9]*") if parent(path) == run.pid)
+    os.kill(worker, signal.SIGKILL)
+    printed = run.ended()
+    assert run.process.returncode == 1 and "Traceback" not in printed
+    expected = "A process that reads photos ended (Killed), mostly for want of memory: lower --workers to 1 (now 2)."
+    assert expected in printed
+    assert "is saved; go on with: python main.py --resume" in printed and run.left() == []
+
+
+def parent(process):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return int((process / "stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def test_memory_runs_out(drawn, tmp_path):
+    sizes = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512 --batch-size 16 --workers 0".split()
+    run = Run(tmp_path, "--input-dir", drawn, *sizes, "--device", "cpu")
+    run.read_until("device")
+    now = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text())[1])
+    resource.prlimit(run.pid, resource.RLIMIT_AS, (now + 600 * 2**20,) * 2)
+    printed = run.ended()
+    assert run.process.returncode == 1 and "Traceback" not in printed
+    assert "Memory ran out on cpu, with 16 images of 512x512 a step: lower --batch-size to 8 (now 16), " in printed
+    assert "or the sizes to --input-img-resize 320 320 --output-img-resize 320 320, in another run." in printed
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_each_epoch_has_an_order_and_an_augmentation_of_its_own(drawn, main_here, monkeypatch, tmp_path, told):
+    """With steps of no length only these two make the losses of two epochs differ. Control: both forget the epoch."""
+    if not told:
+        monkeypatch.setattr("data.dataset.TrainImageDataset.set_epoch", lambda self, epoch: None)
+        monkeypatch.setattr("torch.utils.data.DistributedSampler.set_epoch", lambda self, epoch: None)
+    arguments = ["--input-dir", str(drawn), *SMALL, "--learning-rate", "1e-30", "--sample-size", "0.5"]
+    code, _ = main_here(*arguments, "--epochs", "3", "--workers", "0", "--no-predict")
+    assert code == 0
+    losses = pd.read_csv(models(tmp_path)[0] / "metrics.csv")["train_loss"]
+    assert len(set(losses)) == (3 if told else 1)
