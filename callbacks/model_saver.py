@@ -56,11 +56,11 @@ class ModelSaverCallback(Callback):
         self._make_known(classifier)
         if classifier.metrics:
             self._save_what_follows(classifier)
-        done = f"{self.path} has trained {classifier.epoch} epochs"
         if classifier.epoch < classifier.epochs:
-            print(f"{done} and goes on to {classifier.epochs}.")
+            print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         else:
-            print(f"{done} already, as many as it was to; for more, say --epochs {2 * classifier.epoch}.")
+            more = f"for more of them say --epochs {2 * classifier.epoch}"
+            print(f"{self.path} has been trained for its {classifier.epoch} epochs; {more}.")
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         try:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -313,6 +314,22 @@ def test_a_full_disk_at_the_submission_leaves_the_earlier_one(small_disk):
         CarvanaClassifier(Bright(), 1).predict(DataLoader(noise, 8), [saver])
     assert [path.name for path in folder.iterdir()] == ["submit.csv.gz"]
     assert submission.read_bytes() == b"an earlier one"
+
+
+def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
+    submission = tmp_path / "submit.csv.gz"
+    submission.write_bytes(b"an earlier one")
+
+    class Stop(Callback):
+        def on_predict_batch(self, names, probs):
+            assert (tmp_path / "submit.csv.gz.part").exists()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    photos = [(torch.zeros(3, 16, 24, dtype=torch.uint8), f"{number}.jpg") for number in range(16)]
+    callbacks = [PredictionsSaverCallback(submission, (60, 90), 0.5), Stop()]
+    with pytest.raises(KeyboardInterrupt):
+        CarvanaClassifier(Bright(), 1).predict(DataLoader(photos, 8), callbacks)
+    assert submission.read_bytes() == b"an earlier one" and list(tmp_path.iterdir()) == [submission]
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("ro", "Read-only file system"), ("gone", "No such file or directory")])

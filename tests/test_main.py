@@ -42,7 +42,9 @@ def score(submission, masks):
 
 
 @pytest.mark.slow
-def test_the_whole_way_in_small(drawn, run_main, tmp_path):
+def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
+    for name in ("KAGGLE_USER", "KAGGLE_PASSWD", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-the-user")
     done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "Training on 48 photos, validating on 16, predicting 16" in done.stdout
@@ -54,6 +56,9 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz"}
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 8 and not any(b"a-secret-of" in path.read_bytes() for path in files)
+    assert "a-secret-of" not in done.stdout + done.stderr
     again = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     lines = [re.sub(r"  \d.* left", "", line) for line in done.stdout.splitlines() if line.startswith("epoch")]
     assert lines == [re.sub(r"  \d.* left", "", line) for line in again.stdout.splitlines() if line.startswith("epoch")]
@@ -97,6 +102,15 @@ def test_a_fault_of_the_user_ends_in_one_sentence(main_here, tmp_path, arguments
     code, _ = main_here(*shlex.split(arguments))
     assert str(code).startswith("main.py: ") and expected in code
     assert not list(tmp_path.glob("output/models/*"))
+
+
+def test_a_run_on_a_full_disk_ends_in_one_sentence(drawn, main_here, small_disk):
+    """Its first checkpoint is larger than the disk, which shows before the first step."""
+    folder, _ = small_disk
+    code, _ = main_here("--input-dir", str(drawn), *SMALL, "--workers", "0", "--output-dir", str(folder))
+    (run,) = (folder / "models").iterdir()
+    assert code.startswith(f"main.py: {run}/last.pt can't be written (No space left on device); what stood there")
+    assert not list(run.glob("*.p*"))
 
 
 @pytest.fixture
@@ -262,13 +276,15 @@ def commands(prefix):
 
 @pytest.mark.parametrize("command", commands("python main.py"))
 def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, tmp_path):
-    """Net, sizes and options are accepted; then there are no photos."""
+    """Net, sizes and options are accepted; then there are no photos, or no run to go on with."""
     (tmp_path / "empty").mkdir()
     arguments = shlex.split(command)[2:]
     if "sample" in arguments:  # there always are drawn photos: give it some that have lost their masks
         (tmp_path / "empty" / "sample").mkdir()
     code, printed = main_here(*arguments, "--input-dir", str(tmp_path / "empty"))
-    assert "Three ways on" in str(code) or "usage: main.py" in printed or "to have it drawn" in str(code)
+    ends = {"--resume": "to go on with", "sample": "to have it drawn", "--help": "usage: main.py"}
+    expected = next((ends[word] for word in arguments if word in ends), "Three ways on")
+    assert expected in str(code) + printed
 
 
 def test_make_demo_is_the_command_of_the_readme():
@@ -305,3 +321,14 @@ def test_make_demo_does_what_the_readme_says(tmp_path):
     assert abs(submitted - dice) < 0.015  # full size, other cars: it agrees with validation
     paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
     assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
+
+
+def test_the_fault_table_names_tests_that_are_there():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 30
+    for name in named:
+        assert f"def {name}(" in written, name
+    for sentence in re.findall(r"^\| [^|]+ \| `([^`]+)`", page, re.MULTILINE):
+        assert any(sentence.endswith(end) for end in (".", "...")), sentence

@@ -81,11 +81,11 @@ def equal(a, b):
 
 
 def without_times(checkpoint):
-    """A checkpoint but for what no seed repeats: the speed, and the folders of the run."""
+    """A checkpoint but for what no seed repeats: the speed, and what may change when a run goes on."""
     for metrics in checkpoint["metrics"]:
         for name in ("seconds", "train_images_per_second", "valid_images_per_second"):
             del metrics[name]
-    for name in ("output_dir", "logs_dir"):
+    for name in ("output_dir", "logs_dir", "workers"):
         del checkpoint["hyperparameters"][name]
     return checkpoint
 
@@ -118,7 +118,8 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped(
     for moment in [*moments, "submit.csv.gz.part"]:
         if models(tmp_path) and not (models(tmp_path)[-1] / "last.pt").exists():
             shutil.rmtree(models(tmp_path)[-1])  # killed before it saved its start: there is nothing to go on from
-        run = Run(tmp_path, *(["--resume", "last"] if models(tmp_path) else training))
+        resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2])]
+        run = Run(tmp_path, *(resumed if models(tmp_path) else training))
         run.read_until("device")
         if moment == "any":
             time.sleep(chance.uniform(0, 5))
