@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import signal
 import sys
 import time
@@ -29,12 +30,22 @@ class UserError(Exception):
         super().__init__(sentence.rsplit("UserError: ", 1)[-1].strip())
 
 
-_last_words: list[str] = []
+OUT_OF_MEMORY = re.compile(
+    "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create)|ALLOC(ATION)?_FAILED", re.IGNORECASE
+)
+_last_words: list[tuple[str, Path]] = []
 
 
-def say_if_stopped(sentence: str) -> None:
-    """What errors_in_one_sentence adds, from now on, to whatever ends the program early."""
-    _last_words[:] = [sentence]
+def say_if_stopped(sentence: str, saved: Path) -> None:
+    """What errors_in_one_sentence adds, from now on, to what ends the program, if the file `saved` is there then."""
+    _last_words[:] = [(sentence, saved)]
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python, torch, a GPU's library or the system says that memory ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
+    )
 
 
 @contextmanager
@@ -60,17 +71,24 @@ def errors_in_one_sentence() -> Iterator[None]:
 
     for number in before:
         signal.signal(number, stop)
+    sys.stdout.reconfigure(line_buffering=True)  # a log file has each line at once
     _last_words.clear()
     try:
         yield
     except BaseException as error:
+        last_words = [sentence for sentence, saved in _last_words if saved.exists()]
         if stopped_by:  # whatever came up meanwhile, as from a loader's process that got the signal too
-            print(f"{program}: stopped by {signal.Signals(stopped_by[0]).name}.", *_last_words, file=sys.stderr)
+            print(f"{program}: stopped by {signal.Signals(stopped_by[0]).name}.", *last_words, file=sys.stderr)
             sys.exit(128 + stopped_by[0])
         if isinstance(error, UserError):
-            sys.exit(" ".join([f"{program}: {error}", *_last_words]))
-        if _last_words and not isinstance(error, SystemExit):
-            print(*_last_words, file=sys.stderr)
+            sys.exit(" ".join([f"{program}: {error}", *last_words]))
+        if ran_out_of_memory(error):
+            sys.exit(" ".join([f"{program}: Memory ran out ({error!s:.200}): free some.", *last_words]))
+        if isinstance(error, BrokenPipeError):
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains once more when it ends
+            sys.exit(" ".join([f"{program}: nobody reads what it prints any more, so it stopped.", *last_words]))
+        if last_words and not isinstance(error, SystemExit):
+            print(*last_words, file=sys.stderr)
         raise
     finally:
         if not stopped_by:
@@ -107,7 +125,7 @@ def choose_device(name: str | None) -> tuple[torch.device, str]:
     count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == here.type else 0
     if (device.index or 0) >= count:
         raise UserError(
-            f"--device {name} is not on this machine, which has: {here.type}; leave --device out to use it."
+            f"--device {name} is not on this machine, which has: {here.type}; say --device {here.type}."
         )
     return device, "as asked"
 
@@ -175,8 +193,7 @@ def make_writable(*folders: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".writable-{os.getpid()}"
-            with save_atomically(probe) as file:
-                file.write(b"\0")
+            probe.write_bytes(b"\0")
             probe.unlink()
         except OSError as error:
             raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
@@ -190,31 +207,36 @@ class _File(io.FileIO):
         super().__init__(part, "w")
 
     def write(self, data: bytes) -> int:
-        with _naming(self.path):
+        with naming(self.path):
             return super().write(data)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Tells an error of the system in a sentence that names `path`, which is what was to be written."""
     try:
         yield
     except OSError as error:
+        before = "; what stood there before is as it was" if path.exists() else ""
         raise UserError(
-            f"{path} can't be written ({error.strerror}); what stood there before is as it was. Make room or mend the "
-            "folder first."
+            f"{path} can't be written ({error.strerror}){before}. Make room or mend the folder first."
         ) from error
 
 
 def lock(folder: Path) -> BinaryIO | None:
-    """Keep other processes from locking `folder` while the returned file is open. Raises UserError where one does."""
-    if fcntl is None:
-        return None
-    with _naming(folder / ".lock"):
+    """Keep other processes from locking `folder` while the returned file is open. Raises UserError where one does.
+
+    None where the system or the disk knows no locks.
+    """
+    with naming(folder / ".lock"):
         file = (folder / ".lock").open("wb")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"{folder} is in use: another process trains in it. Wait for it, or stop it.") from error
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"{folder} is in use by another process. Wait for it, or stop it.") from error
+    except (OSError, AttributeError):
+        file.close()
+        return None
     return file
 
 
@@ -228,30 +250,36 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        with _naming(path):
+        with naming(path):
             raw = _File(path, part)
         with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            with _naming(path):
+            with naming(path):
                 os.fsync(file.fileno())
-        with _naming(path):
+        with naming(path):
             os.replace(part, path)
+            if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too, before anything goes on
+                folder = os.open(path.parent, os.O_DIRECTORY)
+                os.fsync(folder)
+                os.close(folder)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """The checkpoint at `path`, its tensors on `device`. Raises UserError where it is none; code in it is not run."""
+def load_checkpoint(path: str | Path) -> dict:
+    """The checkpoint at `path`, on the CPU. Raises UserError where it is none; code in it is not run."""
     try:
         with zipfile.ZipFile(path) as archive:  # which is what torch.save writes; torch.load checks no sum
             require(archive.testzip() is None, "a sum is wrong")
-        return dict(torch.load(path, map_location=device, weights_only=True))
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}).") from error
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than numbers and could run code, so it is refused.") from error
     except Exception as error:  # zipfile and torch raise a dozen types, according to where the file is broken
+        if ran_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} can't be read ({error.strerror}).") from error
         raise UserError(f"{path} is no checkpoint, or was cut short or damaged.") from error

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import helpers
 import img.augmentation as aug
-from callbacks.model_saver import ModelSaverCallback, from_command_line
+from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
 from data.check import check_data
@@ -25,12 +25,12 @@ from data.fetcher import DatasetFetcher
 from nn.classifier import CarvanaClassifier
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
+from resume import from_command_line
 
 
 @dataclass
 class Hyperparameters:
     """Train a U-Net to find the car in a photo, then write its masks for Kaggle."""
-
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or the deeper one for large images
     input_img_resize: tuple[int, int] = (572, 572)  # height and width that photos are squeezed to for the net
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-import tyro
 from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
-from helpers import UserError, load_checkpoint, lock, require, save_atomically, say_if_stopped
+from helpers import UserError, lock, naming, save_atomically, say_if_stopped
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
-
-# With other values of these, a training that goes on is still the same training.
-MAY_CHANGE = set("epochs predict check_data resume device precision workers input_dir output_dir logs_dir".split())
-
 
 class ModelSaverCallback(Callback):
     """Fills the folder of a run.
@@ -38,7 +33,7 @@ class ModelSaverCallback(Callback):
     """
 
     def __init__(self, path: str | Path, hyperparameters: dict, split: pd.DataFrame):
-        self.path, self.split, self._lock = Path(path), split, None
+        self.path, self.split, self._lock, self._resumed = Path(path), split, None, False
         self.hyperparameters = json.loads(json.dumps(hyperparameters, default=str))  # paths as text, tuples as lists
 
     @property
@@ -51,7 +46,7 @@ class ModelSaverCallback(Callback):
 
     def resume(self, classifier: CarvanaClassifier, optimizer: torch.optim.Optimizer) -> None:
         """Give classifier and optimizer the state of last.pt, and say where the training goes on."""
-        self._lock = lock(self.path)
+        self._lock, self._resumed = lock(self.path), True
         classifier.restore_model(self.last, optimizer)
         self._make_known(classifier)
         if classifier.metrics:
@@ -63,10 +58,12 @@ class ModelSaverCallback(Callback):
             print(f"{self.path} has been trained for its {classifier.epoch} epochs; {more}.")
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0 or self._lock is not None)
-        except FileExistsError:
-            raise UserError(f"{self.path} is there already: another run began in this second; start again.") from None
+        with naming(self.path):
+            try:
+                self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0 or self._resumed)
+            except FileExistsError as error:
+                another = "another run began in this second; start again"
+                raise UserError(f"{self.path} is there already: {another}.") from error
         self._lock = self._lock or lock(self.path)
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
@@ -99,49 +96,8 @@ class ModelSaverCallback(Callback):
 
     def _make_known(self, classifier: CarvanaClassifier) -> None:
         saved = f"Epoch {classifier.epoch} of {classifier.epochs}" if classifier.epoch else "The start"
-        command = shlex.join(["python", sys.argv[0], "--resume", str(self.path)])
-        say_if_stopped(f"{saved} is saved; go on with: {command}")
-
-
-def from_command_line(kind: type) -> Any:
-    """An instance of the dataclass `kind` with the values of the command line.
-
-    With --resume, what the command line leaves out is as the run began, and resume is the path of its folder. Raises
-    UserError where there is no such run, and where a value would make another training of it.
-    """
-    hp = tyro.cli(kind)
-    if hp.resume is None:
-        return hp
-    run = find_run(hp.resume, hp.output_dir)
-    saved = load_checkpoint(run / "last.pt").get("hyperparameters", {})
-    known = {field.name: field.default for field in fields(kind)}
-    same = saved.keys() == known.keys()
-    require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
-    began = kind(**{name: as_type_of(known[name], value) for name, value in saved.items()})
-    hp = tyro.cli(kind, default=began)
-    for name in known:
-        value, before = getattr(hp, name), getattr(began, name)
-        require(
-            value == before or name in MAY_CHANGE,
-            f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
-            "another run, without --resume.",
-        )
-    return replace(hp, resume=str(run))
-
-
-def as_type_of(default: Any, value: Any) -> Any:
-    return value if default is None or value is None else type(default)(value)
-
-
-def find_run(resume: str, output_dir: Path) -> Path:
-    """The folder of the run that is meant: `resume` itself, or for "last" the one that began last in output_dir."""
-    run = Path(resume)
-    if resume == "last":
-        runs = sorted((output_dir / "models").glob("model_*"))
-        require(len(runs) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
-        run = runs[-1]
-    require(
-        (run / "last.pt").exists(),
-        f"{run} is no run to go on with: it holds no last.pt. Name a folder such as output/models/model_<time>.",
-    )
-    return run if run.name.strip(".") else run.resolve()
+        python = Path("python" if shutil.which("python") == sys.executable else sys.executable)
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
+        command = shlex.join([str(python), sys.argv[0], "--resume", str(self.path)])
+        say_if_stopped(f"{saved} is saved; go on with: {command}", self.last)

@@ -4,13 +4,13 @@ import csv
 import gzip
 import io
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from callbacks.callback import Callback
-from helpers import UserError, save_atomically
+from helpers import UserError, lock, save_atomically
 from img import rle
 from img.transformer import enlarge
 
@@ -48,13 +48,14 @@ class PredictionsSaverCallback(Callback):
         self._csv = None
         for what, names in self.odd.items():
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            print(f"Look at them: {len(names)} of the masks {'is' if len(names) == 1 else 'are'} {what} ({some}).")
+            print(f"Look at these: {len(names)} of the masks {'is' if len(names) == 1 else 'are'} {what} ({some}).")
 
     def on_stop(self) -> None:
         with suppress(UserError):
             self._open_files.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # save_atomically leaves nothing
 
     def _open(self) -> None:
+        self._open_files.enter_context(lock(self.to_file.parent) or nullcontext())
         file = self._open_files.enter_context(save_atomically(self.to_file))
         # no name and no time in the archive: the same masks make the same bytes
         archive = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
@@ -29,23 +30,21 @@ class Log:
     """A SummaryWriter that writes here and now, and goes on with what an earlier run of the program left in its folder.
 
     SummaryWriter itself hands each event to a thread, which a full disk ends; ten events later add_scalar waits for
-    ever. Without that thread a fault is an error here, and what flush() has seen is on the disk whatever comes.
+    ever. Without that thread a fault is an error here, and what flush() has seen survives a kill.
 
-    path: the folder. epoch: the latest that is saved; TensorBoard is told to forget what the log holds of later ones,
-    for they come again. Each method raises UserError where the folder can't be written to.
+    path: the folder. first: the first epoch to come; TensorBoard is told to forget what the log has of it and later.
+    Each method raises UserError where the folder can't be written to.
     """
 
-    def __init__(self, path: Path, epoch: int):
+    def __init__(self, path: Path, first: int):
         self.path, suffix = path, f".{time.time_ns()}"
         with self._naming():
-            old = [event for file in path.glob("events.*") for event in LegacyEventFileLoader(str(file)).Load()]
-            kept = [event for event in old if event.step <= epoch]
-            self.there = {(value.tag, event.step) for event in kept for value in event.summary.value}
-            self.writer = SummaryWriter(str(path), purge_step=epoch + 1 if old else None, filename_suffix=suffix)
+            self.writer = SummaryWriter(str(path), filename_suffix=suffix)
             (self.file,) = path.glob(f"*{suffix}")
-        self.events = self.writer.file_writer.event_writer
-        self.events._worker.stop()
-        self.events.add_event = self.events._ev_writer.write_event
+            self.events = self.writer.file_writer.event_writer
+            self.events._worker.stop()
+            self.events.add_event = self.events._ev_writer.write_event
+            self.events.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalar(self, tag: str, value: float, epoch: int) -> None:
         with self._naming():
@@ -79,6 +78,13 @@ class Log:
             ) from error
 
 
+def points(path: Path, up_to: int) -> set[tuple[str, str, int]]:
+    """The points that a log of curves has of epochs up to that one: name of the folder, tag, epoch."""
+    events = [event for file in path.glob("events.*") for event in LegacyEventFileLoader(str(file)).Load()]
+    kept = [event for event in events if event.step <= up_to]
+    return {(path.name, value.tag, event.step) for event in kept for value in event.summary.value}
+
+
 class TensorboardLoggerCallback(Callback):
     """Loss, Dice and pixel accuracy of each epoch, one tag each, with a curve for train and one for valid in one chart.
 
@@ -86,10 +92,12 @@ class TensorboardLoggerCallback(Callback):
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.logs = Path(path), {}
+        self.path, self.logs, self.there = Path(path), {}, set()
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.logs = {phase: Log(self.path / phase, classifier.epoch) for phase in ("train", "valid")}
+        for phase in ("train", "valid"):
+            self.there |= points(self.path / phase, up_to=classifier.epoch)
+            self.logs[phase] = Log(self.path / phase, classifier.epoch + 1)
         for metrics in classifier.metrics:  # an epoch may have been saved, and the program killed before it came here
             self.on_epoch_end(classifier, metrics["epoch"], metrics)
 
@@ -99,7 +107,7 @@ class TensorboardLoggerCallback(Callback):
             if phase == "train":
                 curves["learning_rate"] = metrics["learning_rate"]
             for tag, value in curves.items():
-                if (tag, epoch) not in log.there:
+                if (phase, tag, epoch) not in self.there:
                     log.add_scalar(tag, value, epoch)
             log.flush()
 
@@ -125,7 +133,7 @@ class TensorboardVisualizerCallback(Callback):
         self.path, self.count, self.log = Path(path), count, None
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.log = Log(self.path, classifier.epoch)
+        self.log = Log(self.path, max(classifier.epoch, 1))
         dataset = valid_loader.dataset
         indices = spread(self.count, len(dataset))
         self.tags = [f"validation/{Path(dataset.X[index]).name}" for index in indices]
@@ -133,8 +141,8 @@ class TensorboardVisualizerCallback(Callback):
         self.images = torch.stack([image for image, _ in pairs])  # (count, 3, H, W) uint8
         self.masks = torch.stack([mask for _, mask in pairs]) > 127  # (count, h, w)
         self.border = dataset.border
-        if classifier.epoch and (self.tags[-1], classifier.epoch) not in self.log.there:
-            self.on_epoch_end(classifier, classifier.epoch, {})  # saved, and killed before it came here
+        if classifier.epoch:  # the program may have been killed before it came here
+            self.on_epoch_end(classifier, classifier.epoch, {})
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         probs = torch.cat([classifier.predict_probs(image[None]).cpu() for image in self.images])  # one at a time

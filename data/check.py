@@ -14,7 +14,7 @@ from img import transformer
 
 
 def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
-    """Print what is strange in the data set. Raises UserError that lists all that would stop a training on it.
+    """Print what is strange in the data set. Raises UserError that lists all that is wrong in it.
 
     workers: how many processes read; None takes one a core.
     """

@@ -1,6 +1,7 @@
 """Paths to tensors: the data sets that the loaders read. They hand out uint8, so that little memory moves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,15 +12,24 @@ from helpers import UserError, seed_everything
 from img import transformer
 
 
-def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
-    """The image at `path`. Raises UserError with the path where it can't be read."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tells in a sentence that the image at `path` can't be read."""
     try:
-        return decode(Path(path).read_bytes())
+        yield
     except MemoryError:
         raise
     except Exception as error:  # decoders raise a dozen types, according to what is broken
-        reason = f"{type(error).__name__}: {error!s:.100}"
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} can't be read ({error.strerror}).") from error
+        reason = f"{type(error).__name__}: {error!s:.200}"
         raise UserError(f"{path} can't be read as an image ({reason}); replace it.") from error
+
+
+def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
+    """The image at `path`. Raises UserError with the path where it can't be read."""
+    with reading(path):
+        return decode(Path(path).read_bytes())
 
 
 def check_pair(photo_path: Path, photo: Tensor, mask_path: Path, mask: Tensor) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
+from data.dataset import reading
 from data.sample import draw_sample
 from helpers import UserError, make_writable, require
 from img.transformer import orientation
@@ -145,11 +146,8 @@ class DatasetFetcher:
     @staticmethod
     def get_image_size(path: str | Path) -> tuple[int, int]:
         """(height, width) of the image at `path`, turned upright, from its header alone."""
-        try:
-            with Image.open(path) as image:
-                return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
-        except Exception as error:  # Pillow raises a dozen types, according to what is broken
-            raise UserError(f"{path} can't be read as an image ({error!r:.100}); replace it.") from error
+        with reading(path), Image.open(path) as image:
+            return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
 
     def next_step(self, submission: Path) -> str:
         """The line that tells what to do with the submission."""

@@ -22,7 +22,6 @@ from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_
 if TYPE_CHECKING:
     from callbacks.callback import Callback
 
-OUT_OF_MEMORY = re.compile("out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create)", re.IGNORECASE)
 READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
 
 
@@ -76,6 +75,7 @@ class CarvanaClassifier:
                 self._train_epoch(train_loader, valid_loader)
                 for callback in callbacks:
                     callback.on_epoch_end(self, self.epoch, self.metrics[-1])
+                tqdm.write(self._epoch_line(self.metrics[-1]))
             for callback in callbacks:
                 callback.on_train_end(self)
 
@@ -103,7 +103,7 @@ class CarvanaClassifier:
 
         Raises UserError where it is no checkpoint, or one of another net.
         """
-        checkpoint = helpers.load_checkpoint(path, self.device)
+        checkpoint = helpers.load_checkpoint(path)
         try:
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
@@ -115,11 +115,13 @@ class CarvanaClassifier:
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if helpers.ran_out_of_memory(error):
+                raise
             raise helpers.UserError(f"{path} is no checkpoint of this program ({error!s:.100}).") from error
         helpers.require(
             fits,
-            f"{path} is a checkpoint of {name} at {in_shape[1]}x{in_shape[2]}, not of {type(self.net).__name__} at "
-            f"{self.net.in_shape[1]}x{self.net.in_shape[2]}; choose the net and the size that it was trained with.",
+            f"{path} is a checkpoint of {name} at {in_shape[2]}x{in_shape[1]}, not of {type(self.net).__name__} at "
+            f"{self.net.in_shape[2]}x{self.net.in_shape[1]}; choose the net and the size that it was trained with.",
         )
 
     @property
@@ -160,7 +162,6 @@ class CarvanaClassifier:
         metrics |= self._run_epoch(valid_loader, "valid")
         metrics["seconds"] = time.perf_counter() - start
         self.metrics.append(metrics)
-        tqdm.write(self._epoch_line(metrics))
 
     def _run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
@@ -194,10 +195,12 @@ class CarvanaClassifier:
         """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""
         bad = totals.read()
         if bad is not None:
+            advice = "As it is it would come to this again: start another run with a lower --learning-rate"
+            if self.precision != torch.float32:
+                advice += ", or go on with --precision float32"
             raise helpers.UserError(
-                f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase}), so training stopped"
-                f"{photos_of_step(loader, step - bad)}; what was saved after earlier epochs is whole. Start another "
-                "run with a lower --learning-rate, or go on with --precision float32."
+                f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase})"
+                f"{photos_of_step(loader, step - bad)}, so training stopped. {advice}."
             )
         means = totals.means()
         return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}
@@ -218,25 +221,30 @@ class CarvanaClassifier:
     def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
         text, batch, workers = str(error), loader.batch_size, loader.num_workers
-        died = re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: )?([\w ]+)", text)
+        died = re.search(r"DataLoader worker \(pid.*\) (?:is killed by signal: )?([\w ]+)", text)
         fewer = f"--workers to {workers // 2} (now {workers})"
         if "shared memory" in text:
             return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
         if died:
-            return f"A process that reads photos ended ({died[1]}), mostly for want of memory: lower {fewer}."
-        if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+            return f"A process that reads photos ended ({died[1].strip()}), mostly for want of memory: lower {fewer}."
+        if not helpers.ran_out_of_memory(error):
             return None
-        if "DataLoader worker process" in text:
+        if "DataLoader worker process" in text or isinstance(error, OSError):
             return f"A process that reads photos ran out of memory: lower {fewer}."
+        return self._smaller_run(batch)
+
+    def _smaller_run(self, batch: int) -> str:
+        """What takes half of the memory that a run with `batch` images a step took."""
         (height, width), sides = self.net.in_shape[1:], self.net.SIDES
-        small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]  # half of it
+        small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]
         eaten = height - self.net.output_size[0]
-        smaller = "--input-img-resize {} {} --output-img-resize {} {}".format(*small, *(side - eaten for side in small))
-        lower = f"--batch-size to {batch // 2} (now {batch}), or the sizes" if batch > 1 else "the sizes"
-        return (
-            f"Memory ran out on {self.device}, with {batch} image{'s' * (batch > 1)} of {height}x{width} a step: lower "
-            f"{lower} to {smaller}, in another run."
-        )
+        ways = [f"--batch-size {batch // 2} (now {batch})"] if batch > 1 else []
+        if small != [height, width]:
+            sizes = *small, *(side - eaten for side in small)
+            ways.append("--input-img-resize {} {} --output-img-resize {} {}".format(*sizes))
+        another = f", or start another run with {' or with '.join(ways)}" if ways else ""
+        images = f"{batch} image{'s' * (batch > 1)} of {width}x{height}"
+        return f"Memory ran out on {self.device}, with {images} a step: free some{another}."
 
     def _epoch_line(self, metrics: dict[str, float]) -> str:
         minutes_left = (self.epochs - self.epoch) * metrics["seconds"] / 60

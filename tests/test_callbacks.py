@@ -265,15 +265,18 @@ def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_pa
             assert found.Tags()["scalars"] or found.Tags()["images"]
 
 
-def test_two_processes_do_not_train_in_one_folder(drawn, tmp_path):
+def test_two_processes_do_not_write_in_one_folder(drawn, tmp_path):
+    """Neither in that of a run nor a submission."""
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
     train(drawn, 1, [saver])
-    script = f"import sys, helpers; helpers.lock(helpers.Path({str(saver.path)!r}))"
-    run = [sys.executable, "-c", script]
-    refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
-    assert "is in use: another process trains in it" in refused.stderr
-    saver._lock.close()
-    assert subprocess.run(run, cwd=ROOT).returncode == 0
+    predictions = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
+    predictions.on_predict_batch(["a"], torch.ones(1, 4, 4))
+    for folder, release in ((saver.path, saver._lock.close), (tmp_path, predictions.close_saver)):
+        run = [sys.executable, "-c", f"import helpers; helpers.lock(helpers.Path({str(folder)!r}))"]
+        refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+        assert f"{folder} is in use by another process. Wait for it, or stop it." in refused.stderr
+        release()
+        assert subprocess.run(run, cwd=ROOT).returncode == 0
 
 
 def sentence_of_full_disk(path):
@@ -297,6 +300,8 @@ def test_a_full_disk_at_tensorboards_log_is_told_and_waits_for_nothing(drawn, sm
         where = rf"TensorBoard's log in {folder}/{name}\S* can't be written \(No space left on device\)"
         with pytest.raises(UserError, match=where):
             train(drawn, 60, [saver, board(folder / name), AtEpoch(fill)])
+        with pytest.raises(UserError, match=where):
+            go_on(drawn, saver, 60, [board(folder / name)])
         saved = torch.load(saver.last, weights_only=True)["epoch"]
         assert 2 <= saved < 60  # at the second, or a little later if the log's last page still has room
         (folder / "filler").unlink()
@@ -312,7 +317,7 @@ def test_a_full_disk_at_the_submission_leaves_the_earlier_one(small_disk):
     noise = [(torch.randint(0, 255, (3, 16, 24), dtype=torch.uint8), f"{number}.jpg") for number in range(400)]
     with pytest.raises(UserError, match=sentence_of_full_disk(submission)):
         CarvanaClassifier(Bright(), 1).predict(DataLoader(noise, 8), [saver])
-    assert [path.name for path in folder.iterdir()] == ["submit.csv.gz"]
+    assert {path.name for path in folder.iterdir()} == {"submit.csv.gz", ".lock"}
     assert submission.read_bytes() == b"an earlier one"
 
 
@@ -329,7 +334,8 @@ def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
     callbacks = [PredictionsSaverCallback(submission, (60, 90), 0.5), Stop()]
     with pytest.raises(KeyboardInterrupt):
         CarvanaClassifier(Bright(), 1).predict(DataLoader(photos, 8), callbacks)
-    assert submission.read_bytes() == b"an earlier one" and list(tmp_path.iterdir()) == [submission]
+    assert submission.read_bytes() == b"an earlier one"
+    assert {path.name for path in tmp_path.iterdir()} == {"submit.csv.gz", ".lock"}
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("ro", "Read-only file system"), ("gone", "No such file or directory")])
@@ -340,7 +346,7 @@ def test_a_folder_that_can_no_longer_be_written_to_is_named(drawn, small_disk, f
         "ro": lambda: subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", saver.path], check=True),
         "gone": lambda: shutil.rmtree(folder / "run"),
     }
-    with pytest.raises(UserError, match=rf"last\.pt can't be written \({reason}\)"):
+    with pytest.raises(UserError, match=rf"last\.pt can't be written \({reason}\)\. Make room or mend the"):
         train(drawn, 3, [saver, AtEpoch(act[fault])])
 
 
@@ -376,7 +382,7 @@ def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
     car, empty, full = (rle.decode(runs, (60, 90)) for _, runs in rows)
     assert car[20:40, 30:60].mean() > 0.9 and car.sum() == pytest.approx(20 * 30, rel=0.1)
     assert not empty.any() and full.all()
-    assert [path.name for path in tmp_path.iterdir()] == ["submit.csv.gz"]
+    assert {path.name for path in tmp_path.iterdir()} == {"submit.csv.gz", ".lock"}
 
 
 def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
@@ -431,6 +437,6 @@ def test_masks_that_are_all_or_nothing_are_told_of(tmp_path, capsys):
     saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs)
     saver.close_saver()
     assert capsys.readouterr().out.splitlines() == [
-        "Look at them: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
-        "Look at them: 1 of the masks is all car (2.jpg).",
+        "Look at these: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
+        "Look at these: 1 of the masks is all car (2.jpg).",
     ]

@@ -203,9 +203,9 @@ class Named(TensorDataset):
         self.X = [f"train/{number}.jpg" for number in range(count)]
 
 
-def broken_at(step, dataset, **loading):
+def broken_at(step, dataset, precision=torch.float32, **loading):
     """The sentence of a training of batches of 2 whose loss is not a number at that step."""
-    classifier, count = CarvanaClassifier(Tiny(), 2), 0
+    classifier, count = CarvanaClassifier(Tiny(), 2, precision=precision), 0
 
     def breaking(logits, targets, criterion=classifier._criterion):
         nonlocal count
@@ -221,9 +221,13 @@ def broken_at(step, dataset, **loading):
 
 def test_a_loss_that_is_not_finite_stops_and_names_epoch_step_and_photos():
     told = broken_at(13, Named(30))
-    assert told.startswith("The loss was not finite at step 13 of epoch 1 (train), so training stopped")
-    assert ", at the photos 24.jpg, 25.jpg; " in told and "--learning-rate" in told and "--precision float32" in told
-    assert "step 2 of epoch 1 (valid)" in broken_at(17, Named(30)) and "2.jpg, 3.jpg;" in broken_at(17, Named(30))
+    assert told == (
+        "The loss was not finite at step 13 of epoch 1 (train), at the photos 24.jpg, 25.jpg, so training stopped. "
+        "As it is it would come to this again: start another run with a lower --learning-rate."
+    )
+    half = broken_at(13, Named(30), precision=torch.bfloat16)
+    assert half.endswith("with a lower --learning-rate, or go on with --precision float32.")
+    assert "step 2 of epoch 1 (valid), at the photos 2.jpg, 3.jpg, so" in broken_at(17, Named(30))
     assert "photos" not in broken_at(13, random_pairs(30)) and "photos" not in broken_at(13, Named(30), shuffle=True)
 
 
@@ -232,19 +236,21 @@ def test_the_photos_named_are_those_of_the_shuffled_step():
     sampler = torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0)
     sampler.set_epoch(1)
     order = list(sampler)
-    assert f"at the photos {order[4]}.jpg, {order[5]}.jpg;" in broken_at(3, data, sampler=sampler)
+    assert f"at the photos {order[4]}.jpg, {order[5]}.jpg," in broken_at(3, data, sampler=sampler)
     assert order[4:6] != [4, 5]  # control
 
 
 @pytest.mark.parametrize(
     ("error", "batch_size", "workers", "expected"),
     [
-        (MemoryError(), 8, 0, "on cpu, with 8 images of 572x572 a step: lower --batch-size to 4 (now 8), or the sizes"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 3, 4, "lower --batch-size to 1 (now 3), or the sizes to"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory:"), 1, 0, "1 image of 572x572 a step: lower the s"),
+        (MemoryError(), 8, 0, "on cpu, with 8 images of 572x572 a step: free some, or start another run with --b"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 3, 4, "with --batch-size 1 (now 3) or with --inp"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory:"), 1, 0, "1 image of 572x572 a step: free some, "),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, 0, "with --batch-size 1 (now 2) or with"),
         (MemoryError("Caught MemoryError in DataLoader worker process 0."), 8, 5, "lower --workers to 2 (now 5)."),
+        (OSError(12, "Cannot allocate memory"), 8, 5, "photos ran out of memory: lower --workers to 2 (now 5)."),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 8, 1, "ended (Killed), mostly for"),
-        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 8, 1, "lower --workers to 0 (now 1)."),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 8, 1, "ended (exited unexpectedly), m"),
         (RuntimeError("Bus error. ... out of shared memory."), 8, 2, "(/dev/shm) is full: make it larger"),
         (RuntimeError("unable to allocate shared memory(shm) for file"), 8, 2, "or lower --workers to 1 (now 2)."),
         (RuntimeError("a fault of ours"), 8, 2, None),
@@ -255,8 +261,17 @@ def test_memory_that_ran_out_comes_with_what_to_lower_and_to_what(error, batch_s
     classifier = CarvanaClassifier(UNetOriginal((3, 572, 572)), 1)
     advice = classifier._advice_on_memory(error, DataLoader(random_pairs(8), batch_size, num_workers=workers))
     assert (advice is None) if expected is None else (expected in advice)
-    if expected and "sizes" in advice:
-        assert "to --input-img-resize 396 396 --output-img-resize 212 212, in another run." in advice
+    if expected and "Memory" in advice:
+        assert advice.endswith("with --input-img-resize 396 396 --output-img-resize 212 212.")
+
+
+def test_what_can_not_be_lowered_is_not_advised():
+    classifier = CarvanaClassifier(UNet1024((3, 128, 192)), 1)
+    assert classifier._smaller_run(2).endswith("--batch-size 1 (now 2) or with --input-img-resize 128 128 --output-img-"
+                                               "resize 128 128.")
+    classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
+    assert classifier._smaller_run(2).endswith("a step: free some, or start another run with --batch-size 1 (now 2).")
+    assert classifier._smaller_run(1) == "Memory ran out on cpu, with 1 image of 128x128 a step: free some."
 
 
 def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_this_net(tmp_path):
@@ -268,7 +283,7 @@ def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_t
     assert torch.equal(other.net.conv.weight, classifier.net.conv.weight)
 
     other_net = CarvanaClassifier(UNet1024((3, 128, 192)), 1)
-    with pytest.raises(UserError, match=r"a\.pt is a checkpoint of Tiny at 8x12, not of UNet1024 at 128x192"):
+    with pytest.raises(UserError, match=r"a\.pt is a checkpoint of Tiny at 12x8, not of UNet1024 at 192x128"):
         other_net.restore_model(tmp_path / "a.pt")
     (tmp_path / "half.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
     torch.save({"net": 1}, tmp_path / "foreign.pt")
@@ -286,7 +301,7 @@ class Evil:
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path, capsys):
     torch.save({"net": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match=r"evil\.pt"):
+    with pytest.raises(UserError, match=r"evil\.pt holds more than numbers and could run code, so it is refused"):
         CarvanaClassifier(Tiny(), 1).restore_model(tmp_path / "evil.pt")
     assert "ran" not in capsys.readouterr().out
     torch.load(tmp_path / "evil.pt", weights_only=False)  # control

@@ -82,6 +82,13 @@ def test_a_half_file_is_named(pair, index):
         TrainImageDataset(*pair, (32, 32), (32, 32))[0]
 
 
+def test_a_file_that_the_system_does_not_give_is_named(pair):
+    pair[0][0].unlink()
+    pair[0][0].mkdir()
+    with pytest.raises(UserError, match=r"a_01\.png can't be read \(Is a directory\)\.$"):
+        TrainImageDataset(*pair, (32, 32), (32, 32))[0]
+
+
 def test_the_name_comes_through_a_worker_process(pair):
     os.truncate(pair[0][0], 40)
     loader = torch.utils.data.DataLoader(TrainImageDataset(*pair, (32, 32), (32, 32)), num_workers=1)

@@ -1,6 +1,8 @@
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,24 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.inside can't be written to \(Not a directory\)"):
         helpers.make_writable(tmp_path / "file" / "inside")
+
+
+def test_a_folder_on_a_full_or_read_only_disk_is_named(small_disk):
+    folder, fill = small_disk
+    fill()
+    with pytest.raises(UserError, match=r"disk can't be written to \(No space left on device\); name another folder"):
+        helpers.make_writable(folder)
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    with pytest.raises(UserError, match=r"disk can't be written to \(Read-only file system\); name another folder"):
+        helpers.make_writable(folder)
+
+
+def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert helpers.lock(tmp_path) is None
 
 
 def test_seeds_are_a_function_of_all_their_numbers():
@@ -59,18 +79,25 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
     assert helpers.choose_machine("cpu", "float32", 3) == (cpu, torch.float32, 3, reasons)
 
 
-def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys):
+def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
+    saved = tmp_path / "last.pt"
+    saved.touch()
     monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
     with pytest.raises(SystemExit, match=r"^main\.py: a\.jpg is broken\.$"), helpers.errors_in_one_sentence():
         raise UserError("a.jpg is broken.")
     with pytest.raises(SystemExit, match=r"broken\. Epoch 3 is saved\.$"), helpers.errors_in_one_sentence():
-        helpers.say_if_stopped("Epoch 2 is saved.")
-        helpers.say_if_stopped("Epoch 3 is saved.")
+        helpers.say_if_stopped("Epoch 2 is saved.", saved)
+        helpers.say_if_stopped("Epoch 3 is saved.", saved)
         raise UserError("a.jpg is broken.")
     with pytest.raises(ZeroDivisionError), helpers.errors_in_one_sentence():  # control: a fault of ours is shown
-        helpers.say_if_stopped("Epoch 4 is saved.")
+        helpers.say_if_stopped("Epoch 4 is saved.", saved)
         _ = 1 / 0
     assert capsys.readouterr().err == "Epoch 4 is saved.\n"
+    with pytest.raises(SystemExit, match=r"broken\.$"), helpers.errors_in_one_sentence():
+        helpers.say_if_stopped("Epoch 5 is saved.", tmp_path / "vanished")
+        raise UserError("a.jpg is broken.")
+    with pytest.raises(SystemExit, match=r"^main\.py: Memory ran out \(can't all"), helpers.errors_in_one_sentence():
+        raise RuntimeError("can't allocate memory")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -80,7 +107,7 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
     before = [signal.getsignal(each) for each in signals]
     try:
         with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
-            helpers.say_if_stopped("Epoch 3 is saved.")
+            helpers.say_if_stopped("Epoch 3 is saved.", Path(__file__))
             try:
                 os.kill(os.getpid(), number)
             finally:

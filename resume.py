@@ -1,0 +1,53 @@
+"""Finds the run to go on with, and the hyperparameters that it began with."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from helpers import load_checkpoint, require
+
+# With other values of these, a training that goes on is still the same training.
+MAY_CHANGE = set("epochs predict check_data resume device precision workers input_dir output_dir logs_dir".split())
+
+
+def from_command_line(kind: type) -> Any:
+    """An instance of the dataclass `kind` with the values of the command line.
+
+    With --resume, what the command line leaves out is as the run began, and resume is the path of its folder. Raises
+    UserError where there is no such run, and where a value would make another training of it.
+    """
+    hp = tyro.cli(kind)
+    if hp.resume is None:
+        return hp
+    run = find_run(hp.resume, hp.output_dir)
+    saved = load_checkpoint(run / "last.pt").get("hyperparameters", {})
+    known = {field.name: field.default for field in fields(kind)}
+    same = saved.keys() == known.keys()
+    require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
+    made = {name: type(known[name]) for name in known if isinstance(known[name], tuple | Path)}  # not of JSON
+    began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
+    hp = tyro.cli(kind, default=began)
+    for name in known:
+        value, before = getattr(hp, name), getattr(began, name)
+        require(
+            value == before or name in MAY_CHANGE,
+            f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
+            "another run, without --resume.",
+        )
+    return replace(hp, resume=str(run))
+
+
+def find_run(resume: str, output_dir: Path) -> Path:
+    """The folder of the run that is meant: `resume` itself, or for "last" the one that began last in output_dir."""
+    if resume == "last":
+        saved = sorted((output_dir / "models").glob("model_*/last.pt"))  # some may have saved nothing
+        require(len(saved) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
+        return saved[-1].parent
+    run = Path(resume)
+    require(
+        (run / "last.pt").exists(),
+        f"{run} is no run to go on with: it holds no last.pt. Name a folder such as output/models/model_<time>.",
+    )
+    return run if run.name.strip(".") else run.resolve()
