@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -221,12 +220,11 @@ class CarvanaClassifier:
     def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
         text, batch, workers = str(error), loader.batch_size, loader.num_workers
-        died = re.search(r"DataLoader worker \(pid.*\) (?:is killed by signal: )?([\w ]+)", text)
         fewer = f"--workers to {workers // 2} (now {workers})"
         if "shared memory" in text:
             return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
-        if died:
-            return f"A process that reads photos ended ({died[1].strip()}), mostly for want of memory: lower {fewer}."
+        if "DataLoader worker (pid" in text:  # it was killed, or "exited unexpectedly"
+            return f"A process that reads photos was ended, mostly for want of memory: lower {fewer}."
         if not helpers.ran_out_of_memory(error):
             return None
         if "DataLoader worker process" in text or isinstance(error, OSError):

@@ -212,7 +212,7 @@ def test_a_process_that_reads_photos_is_killed(drawn, tmp_path):
     os.kill(worker, signal.SIGKILL)
     printed = run.ended()
     assert run.process.returncode == 1 and "Traceback" not in printed
-    expected = "A process that reads photos ended (Killed), mostly for want of memory: lower --workers to 1 (now 2)."
+    expected = "A process that reads photos was ended, mostly for want of memory: lower --workers to 1 (now 2)."
     assert expected in printed
     assert re.search(r"is saved; go on with: \S*python main.py --resume", printed) and run.left() == []
 
