@@ -31,7 +31,8 @@ class UserError(Exception):
 
 
 OUT_OF_MEMORY = re.compile(
-    "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create)|ALLOC(ATION)?_FAILED", re.IGNORECASE
+    "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
 )
 _last_words: list[tuple[str, Path]] = []
 

@@ -52,9 +52,9 @@ class Recorder(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("make", "size", "mask_size", "epochs"), [(UNet1024, 128, 128, 70), (UNetOriginal, 220, 36, 40)]
+    ("make", "size", "mask_size", "epochs", "precision"),
+    [(UNet1024, 128, 128, 70, torch.float32), (UNetOriginal, 220, 36, 40, torch.bfloat16)],
 )
 def test_each_net_learns_one_batch_by_heart(drawn, make, size, mask_size, epochs, precision):
     X, y, *_ = DatasetFetcher(drawn).get_train_files()
