@@ -72,7 +72,10 @@ def errors_in_one_sentence() -> Iterator[None]:
 
     for number in before:
         signal.signal(number, stop)
-    sys.stdout.reconfigure(line_buffering=True)  # a log file has each line at once
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as a daemon has them
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, as long as the program lives
+        getattr(sys, name).reconfigure(line_buffering=True, errors="backslashreplace")  # a log has each line at once
     _last_words.clear()
     try:
         yield
@@ -83,11 +86,12 @@ def errors_in_one_sentence() -> Iterator[None]:
             sys.exit(128 + stopped_by[0])
         if isinstance(error, UserError):
             sys.exit(" ".join([f"{program}: {error}", *last_words]))
-        if ran_out_of_memory(error):
-            sys.exit(" ".join([f"{program}: Memory ran out ({error!s:.200}): free some.", *last_words]))
-        if isinstance(error, BrokenPipeError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains once more when it ends
-            sys.exit(" ".join([f"{program}: nobody reads what it prints any more, so it stopped.", *last_words]))
+        if ran_out_of_memory(error) or "DataLoader worker (pid" in str(error):
+            reason = (str(error).strip() or "of this process").splitlines()[-1]
+            sys.exit(" ".join([f"{program}: Memory ran out ({reason:.200}): free some.", *last_words]))
+        if isinstance(error, OSError):  # those of known files are UserErrors: this is what it prints
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python complains once more when it ends
+            sys.exit(" ".join([f"{program}: what it prints can't be written ({error}), so it stopped.", *last_words]))
         if last_words and not isinstance(error, SystemExit):
             print(*last_words, file=sys.stderr)
         raise
@@ -194,8 +198,10 @@ def make_writable(*folders: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".writable-{os.getpid()}"
-            probe.write_bytes(b"\0")
-            probe.unlink()
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
 

@@ -107,9 +107,8 @@ def main(hp: Hyperparameters) -> None:
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
     if hp.resume:
         model_saver_cb.resume(classifier, optimizer)
-    if classifier.epoch < hp.epochs:
-        classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
-                         callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+    classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
+                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
     print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
           f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")

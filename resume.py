@@ -22,7 +22,12 @@ def from_command_line(kind: type) -> Any:
     if hp.resume is None:
         return hp
     run = find_run(hp.resume, hp.output_dir)
-    saved = load_checkpoint(run / "last.pt").get("hyperparameters", {})
+    checkpoint = load_checkpoint(run / "last.pt")
+    saved, split = checkpoint.get("hyperparameters"), checkpoint.get("split")
+    require(
+        isinstance(saved, dict) and isinstance(split, dict) and {"car", "part"} <= split.keys(),
+        f"{run / 'last.pt'} is no checkpoint to go on from: it lacks its hyperparameters or its split.",
+    )
     known = {field.name: field.default for field in fields(kind)}
     same = saved.keys() == known.keys()
     require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
@@ -42,10 +47,10 @@ def from_command_line(kind: type) -> Any:
 def find_run(resume: str, output_dir: Path) -> Path:
     """The folder of the run that is meant: `resume` itself, or for "last" the one that began last in output_dir."""
     if resume == "last":
-        saved = sorted((output_dir / "models").glob("model_*/last.pt"))  # some may have saved nothing
+        saved = sorted((output_dir / "models").glob("model_[0-9]*/last.pt"))  # some may have saved nothing
         require(len(saved) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
         return saved[-1].parent
-    run = Path(resume)
+    run = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
     require(
         (run / "last.pt").exists(),
         f"{run} is no run to go on with: it holds no last.pt. Name a folder such as output/models/model_<time>.",

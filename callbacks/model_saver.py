@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
-from helpers import UserError, lock, naming, save_atomically, say_if_stopped
+from helpers import UserError, load_checkpoint, lock, naming, require, save_atomically, say_if_stopped
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
@@ -26,7 +26,8 @@ class ModelSaverCallback(Callback):
     validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
     epoch).
 
-    All is in last.pt, and the others follow from it: what a kill kept from being written, resume() writes.
+    All is in last.pt but the weights of an earlier epoch that was the best, and the others follow from it: what a kill
+    kept from being written, resume() writes.
 
     path: the folder, made when training begins. hyperparameters: by name.
     split: a row a photo, with columns car, image and part.
@@ -48,9 +49,13 @@ class ModelSaverCallback(Callback):
         """Give classifier and optimizer the state of last.pt, and say where the training goes on."""
         self._lock, self._resumed = lock(self.path), True
         classifier.restore_model(self.last, optimizer)
-        self._make_known(classifier)
         if classifier.metrics:
             self._save_what_follows(classifier)
+            best = load_checkpoint(self.best).get("epoch")
+            mended = "put it back, or start another run"
+            epoch = classifier.best["epoch"]
+            require(best == epoch, f"{self.best} is not of epoch {epoch}, the best: {mended}.")
+        self._make_known(classifier)
         if classifier.epoch < classifier.epochs:
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         else:

@@ -33,6 +33,11 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
         for path in tests
         if sizes[path] and wanted and sizes[path] != wanted
     ]
+    cars = {path.stem.rpartition("_")[0] for path in pairs}
+    if len(cars) < 2:
+        faults.append(f"{len(cars)} car(s) is too few: one must train and another validate.")
+    if not tests:
+        oddities.append("there are no photos to predict, so say --no-predict to train only.")
     for sentence in oddities:
         print(f"Strange, but no fault: {sentence}")
     masks = sum(mask is not None for mask in pairs.values())

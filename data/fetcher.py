@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ from tqdm import tqdm
 
 from data.dataset import reading
 from data.sample import draw_sample
-from helpers import UserError, make_writable, require
-from img.transformer import orientation
+from helpers import UserError, lock, make_writable, require
+from img.transformer import open_image, orientation
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
@@ -45,10 +46,11 @@ class DatasetFetcher:
             print("These are drawn cars, not Kaggle's photos: enough to see it all work.")
             make_writable(self.input_dir.parent)
             try:
-                draw_sample(self.input_dir)
+                with lock(self.input_dir.parent) or nullcontext():
+                    draw_sample(self.input_dir)
             except OSError as error:  # of a process that draws, with its traceback in front
                 reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"{self.input_dir} can't be drawn into ({reason}); make room first.") from error
+                raise UserError(f"{self.input_dir} can't be drawn ({reason}).") from error
         missing = [self._names(name) for name in ("train", "train_masks") if self._folder(name) is None]
         if missing and self.dataset == "sample":
             raise UserError(f"There is no {missing[0]} in {self.input_dir}/: remove that folder to have it drawn.")
@@ -146,7 +148,7 @@ class DatasetFetcher:
     @staticmethod
     def get_image_size(path: str | Path) -> tuple[int, int]:
         """(height, width) of the image at `path`, turned upright, from its header alone."""
-        with reading(path), Image.open(path) as image:
+        with reading(path), open_image(path) as image:
             return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
 
     def next_step(self, submission: Path) -> str:
@@ -231,6 +233,11 @@ class DatasetFetcher:
     def _files(self, folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
         """The files in `folder` whose names fit; an image that doesn't is a fault, any other stray file is told of."""
         paths = _visible(folder)
+        no_text = [path for path in paths if not path.name.isprintable()]
+        if no_text:
+            names = self._some(ascii(path.name) for path in no_text)
+            self._fault(f"{len(no_text)} file(s) in {folder} have names that can't be written: {names}. Rename them.")
+        paths = [path for path in paths if path not in no_text]
         strays = [path for path in paths if not pattern.fullmatch(path.name)]
         images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
         if images:

@@ -1,14 +1,26 @@
 """From a file's bytes to a tensor, to the net's size and back. Tensors are (C, H, W) uint8, sizes (height, width)."""
 
 import io
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageChops
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none that starts another program
+
+
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """Pillow's image, of which no pixel is read yet. Raises its errors, and one for a decompression bomb."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
 
 
 def decode_photo(encoded: bytes) -> Tensor:
@@ -16,7 +28,7 @@ def decode_photo(encoded: bytes) -> Tensor:
 
     Raises an exception of the decoder's where the bytes are broken or end early, or hold more pixels than a photo has.
     """
-    image = Image.open(io.BytesIO(encoded))  # reads no pixel yet, and refuses a decompression bomb
+    image = open_image(io.BytesIO(encoded))
     if image.format in ("JPEG", "MPO"):
         values = simplejpeg.decode_jpeg(encoded, strict=True)  # strict: damage is an error, not a grey stripe
     elif image.mode.startswith("I;16"):
@@ -33,7 +45,7 @@ def decode_mask(encoded: bytes) -> Tensor:
     Kaggle's palette GIFs, a grey of 255 or of 65535, or a colour. Raises an exception of the decoder's where the bytes
     are broken.
     """
-    image = Image.open(io.BytesIO(encoded))
+    image = open_image(io.BytesIO(encoded))
     turned = orientation(image)
     if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")

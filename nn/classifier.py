@@ -62,9 +62,10 @@ class CarvanaClassifier:
         epochs: int,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Train for `epochs` more epochs. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w) of 0..255.
+        """Train for `epochs` more epochs, or for none. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w).
 
-        A sampler or a data set of train_loader that has set_epoch, as DistributedSampler has, is told each epoch.
+        A mask's pixel is 255 where all of it is car, 0 where none is. A sampler or a data set of train_loader that has
+        set_epoch, as DistributedSampler has, is told each epoch.
         """
         self.optimizer = optimizer
         with self._ending_well(train_loader, callbacks):
@@ -113,10 +114,10 @@ class CarvanaClassifier:
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if helpers.ran_out_of_memory(error):
                 raise
-            raise helpers.UserError(f"{path} is no checkpoint of this program ({error!s:.100}).") from error
+            raise helpers.UserError(f"{path} is no checkpoint of this program ({type(error).__name__}).") from error
         helpers.require(
             fits,
             f"{path} is a checkpoint of {name} at {in_shape[2]}x{in_shape[1]}, not of {type(self.net).__name__} at "
@@ -221,6 +222,8 @@ class CarvanaClassifier:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
         text, batch, workers = str(error), loader.batch_size, loader.num_workers
         fewer = f"--workers to {workers // 2} (now {workers})"
+        if "Too many open files" in text or "ancdata" in text:
+            return f"Too many files are open: raise the limit (ulimit -n), or lower {fewer}."
         if "shared memory" in text:
             return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
         if "DataLoader worker (pid" in text:  # it was killed, or "exited unexpectedly"

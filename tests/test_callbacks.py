@@ -233,6 +233,20 @@ def test_a_kill_between_two_files_of_an_epoch_is_mended(drawn, tmp_path):
     assert (saver.path / "metrics.csv").read_bytes() == after[saver.path / "metrics.csv"]
 
 
+def test_a_best_that_is_gone_or_another_is_told_before_the_training(drawn, tmp_path):
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    classifier = train(drawn, 2, [saver])
+    assert classifier.best["epoch"] == 2
+    first = torch.load(saver.last, weights_only=True)
+    first["metrics"][0]["valid_dice"] = 2.0  # as if the first epoch had been the best
+    torch.save(first, saver.last)
+    with pytest.raises(UserError, match=r"best\.pt is not of epoch 1, the best: put it back, or start another run\.$"):
+        go_on(drawn, saver, 3)
+    saver.best.unlink()
+    with pytest.raises(UserError, match=r"best\.pt can't be read \(No such file or directory\)\.$"):
+        go_on(drawn, saver, 3)
+
+
 def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_path):
     """Each way in which a kill can leave the log: as it should be, an epoch behind, an epoch ahead, cut in a record."""
     for case in ("even", "behind", "ahead", "cut"):
@@ -253,6 +267,9 @@ def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_pa
                 path.write_bytes(content)
                 if case == "cut":
                     os.truncate(path, len(content) - 5)
+        go_on(drawn, saver, 2, boards())  # to its end already: what is missing comes all the same
+        for tag in events(folder / "logs/train").Tags()["scalars"]:
+            assert case == "ahead" or events(folder / "logs/train").Scalars(tag)[-1].step == 2, (case, tag)
         go_on(drawn, saver, 4, boards())
         for log in (folder / "logs/train", folder / "logs/valid", folder / "viz"):
             found = events(log)
@@ -265,6 +282,7 @@ def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_pa
             assert found.Tags()["scalars"] or found.Tags()["images"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_in_one_folder(drawn, tmp_path):
     """Neither in that of a run nor a submission."""
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())

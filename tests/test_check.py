@@ -94,7 +94,19 @@ def test_what_is_strange_is_told_and_no_fault(folder, capsys):
 def test_a_folder_without_photos_to_predict_can_be_checked(folder, capsys):
     shutil.rmtree(folder / "test")
     check_data(DatasetFetcher(folder), workers=0)
-    assert "64 photos, 64 masks and 0 photos to predict, all read: no fault." in capsys.readouterr().out
+    strange, sum_of_all = capsys.readouterr().out.splitlines()
+    assert strange == "Strange, but no fault: there are no photos to predict, so say --no-predict to train only."
+    assert sum_of_all == "64 photos, 64 masks and 0 photos to predict, all read: no fault."
+
+
+def test_one_car_is_a_fault(folder):
+    car = pairs(folder)[0][0].stem[:-3]
+    for photo, mask in pairs(folder):
+        if not photo.stem.startswith(car):
+            photo.unlink()
+            mask.unlink()
+    with pytest.raises(UserError, match=r"1 fault in .*\n  1 car\(s\) is too few: one must train and another validate"):
+        check_data(DatasetFetcher(folder), workers=0)
 
 
 def test_every_name_is_listed_not_the_first_three(folder):

@@ -210,3 +210,10 @@ def test_a_run_that_goes_on_keeps_its_split_and_misses_what_is_gone(folder):
         path.unlink()
     with pytest.raises(UserError, match=rf"1 car\(s\) that the run was trained or validated on are not in .*: {car}\."):
         DatasetFetcher(folder).get_train_files(split=split)
+
+
+def test_a_name_that_is_no_text_is_named(folder):
+    (folder / "test" / "a\udcff_01.jpg").write_bytes(first_photo(folder).read_bytes())
+    expected = r"1 file\(s\) in .*test have names that can't be written: 'a\\udcff_01\.jpg'\. Rename them"
+    with pytest.raises(UserError, match=expected):
+        DatasetFetcher(folder).get_test_files()

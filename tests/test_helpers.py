@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import helpers
+from conftest import ROOT
 from helpers import UserError, save_atomically
 
 
@@ -98,6 +99,18 @@ def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
         raise UserError("a.jpg is broken.")
     with pytest.raises(SystemExit, match=r"^main\.py: Memory ran out \(can't all"), helpers.errors_in_one_sentence():
         raise RuntimeError("can't allocate memory")
+    with pytest.raises(SystemExit, match=r"DataLoader worker.*\): free some\.$"), helpers.errors_in_one_sentence():
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+@pytest.mark.slow
+def test_it_runs_without_output_and_says_when_output_is_full():
+    script = "import helpers\nwith helpers.errors_in_one_sentence(): print('a line')"
+    for redirect, code, told in ((">&-", 0, ""), ("2>&-", 0, ""), (">/dev/full", 1, "can't be written ([Errno 28] No")):
+        done = subprocess.run(
+            f"{sys.executable} -c \"{script}\" {redirect}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        assert done.returncode == code and told in done.stderr and "Traceback" not in done.stderr, (redirect, done)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -170,8 +170,12 @@ def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
     (saved_run / "last.pt").write_bytes((saved_run / "last.pt").read_bytes()[:1000])
     code, _ = main_here("--resume", str(saved_run))
     assert code == f"main.py: {saved_run}/last.pt is no checkpoint, or was cut short or damaged."
-    torch.save({"hyperparameters": {"net": "UNet1024", "colour": 3}}, saved_run / "last.pt")
+    torch.save({"net": torch.zeros(1)}, saved_run / "last.pt")
     code, _ = main_here("--resume", str(saved_run))
+    assert "last.pt is no checkpoint to go on from: it lacks its hyperparameters or its split." in code
+    split = {"car": ["a"], "image": ["a_01.jpg"], "part": ["train"]}
+    torch.save({"hyperparameters": {"net": "UNet1024", "colour": 3}, "split": split}, saved_run / "last.pt")
+    code, _ = main_here("--resume", str(saved_run / "last.pt"))
     assert "was made by another version of main.py" in code
 
 
