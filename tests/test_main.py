@@ -56,7 +56,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         assert path.exists() and str(path) in done.stdout
     for folder in ("tb_viz", "tb_logs"):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8 and not any(b"a-secret-of" in path.read_bytes() for path in files)

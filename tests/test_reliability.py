@@ -172,11 +172,12 @@ def test_a_signal_ends_a_run_in_order(drawn, tmp_path, number):
     assert re.search(rf"go on with: \S*python main.py --resume {models(tmp_path)[0]}$", printed.rstrip())
     assert run.left() == []
     epoch = int(re.search(r"Epoch (\d+) of 50 is saved", printed)[1])
-    assert torch.load(models(tmp_path)[0] / "last.pt", weights_only=True)["epoch"] == epoch >= 1
+    saved = torch.load(models(tmp_path)[0] / "last.pt", weights_only=True)["epoch"]
+    assert epoch >= 1 and saved in (epoch, epoch + 1)  # it may have been about to say that another one is saved
     for folder in ("train", "valid"):
         log = events(next((tmp_path / "logs/tb_logs").iterdir()) / folder)
         steps = [event.step for event in log.Scalars("loss")]
-        assert steps in (list(range(1, epoch + 1)), list(range(1, epoch)))  # a resumed run adds what is missing
+        assert steps in (list(range(1, saved + 1)), list(range(1, saved)))  # a resumed run adds what is missing
 
 
 def test_a_second_ctrl_c_ends_at_once(drawn, tmp_path):
