@@ -89,7 +89,9 @@ def errors_in_one_sentence() -> Iterator[None]:
         if ran_out_of_memory(error) or "DataLoader worker (pid" in str(error):
             reason = (str(error).strip() or "of this process").splitlines()[-1]
             sys.exit(" ".join([f"{program}: Memory ran out ({reason:.200}): free some.", *last_words]))
-        if isinstance(error, OSError):  # those of known files are UserErrors: this is what it prints
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(" ".join([f"{program}: {error.filename} can't be used ({error.strerror}).", *last_words]))
+        if isinstance(error, OSError):  # those of files have a name: this is what it prints
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python complains once more when it ends
             sys.exit(" ".join([f"{program}: what it prints can't be written ({error}), so it stopped.", *last_words]))
         if last_words and not isinstance(error, SystemExit):

@@ -31,6 +31,7 @@ from resume import from_command_line
 @dataclass
 class Hyperparameters:
     """Train a U-Net to find the car in a photo, then write its masks for Kaggle."""
+
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or the deeper one for large images
     input_img_resize: tuple[int, int] = (572, 572)  # height and width that photos are squeezed to for the net
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
@@ -61,7 +62,7 @@ class Hyperparameters:
                          validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)")
 
 
-def main(hp: Hyperparameters) -> None:
+def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # the split of a run that goes on
     # 1. The net. What can't work is refused here, before any data is touched
     helpers.seed_everything(hp.seed)
     net_class = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}[hp.net]
@@ -79,7 +80,6 @@ def main(hp: Hyperparameters) -> None:
     ds_fetcher.download_dataset()
     if hp.check_data:
         return check_data(ds_fetcher, hp.workers)
-    split = helpers.load_checkpoint(f"{hp.resume}/last.pt")["split"] if hp.resume else None
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
     X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if hp.predict else []
@@ -125,4 +125,4 @@ def main(hp: Hyperparameters) -> None:
 
 if __name__ == "__main__":
     with helpers.errors_in_one_sentence():
-        main(from_command_line(Hyperparameters))
+        main(*from_command_line(Hyperparameters))

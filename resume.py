@@ -12,15 +12,16 @@ from helpers import load_checkpoint, require
 MAY_CHANGE = set("epochs predict check_data resume device precision workers input_dir output_dir logs_dir".split())
 
 
-def from_command_line(kind: type) -> Any:
-    """An instance of the dataclass `kind` with the values of the command line.
+def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
+    """-> an instance of the dataclass `kind` with the values of the command line, and None.
 
-    With --resume, what the command line leaves out is as the run began, and resume is the path of its folder. Raises
-    UserError where there is no such run, and where a value would make another training of it.
+    With --resume, what the command line leaves out is as the run began, resume is the path of its folder, and the
+    columns of its split take the place of None. Raises UserError where there is no such run, and where a value would
+    make another training of it.
     """
     hp = tyro.cli(kind)
     if hp.resume is None:
-        return hp
+        return hp, None
     run = find_run(hp.resume, hp.output_dir)
     checkpoint = load_checkpoint(run / "last.pt")
     saved, split = checkpoint.get("hyperparameters"), checkpoint.get("split")
@@ -41,7 +42,7 @@ def from_command_line(kind: type) -> Any:
             f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
             "another run, without --resume.",
         )
-    return replace(hp, resume=str(run))
+    return replace(hp, resume=str(run)), split
 
 
 def find_run(resume: str, output_dir: Path) -> Path:

@@ -19,6 +19,7 @@ from helpers import UserError, load_checkpoint, lock, naming, require, save_atom
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
 
+
 class ModelSaverCallback(Callback):
     """Fills the folder of a run.
 
@@ -50,11 +51,11 @@ class ModelSaverCallback(Callback):
         self._lock, self._resumed = lock(self.path), True
         classifier.restore_model(self.last, optimizer)
         if classifier.metrics:
-            self._save_what_follows(classifier)
-            best = load_checkpoint(self.best).get("epoch")
+            best = classifier.best["epoch"]
             mended = "put it back, or start another run"
-            epoch = classifier.best["epoch"]
-            require(best == epoch, f"{self.best} is not of epoch {epoch}, the best: {mended}.")
+            there = best == classifier.epoch or load_checkpoint(self.best).get("epoch") == best
+            require(there, f"{self.best} is not of epoch {best}, the best: {mended}.")
+            self._save_what_follows(classifier)
         self._make_known(classifier)
         if classifier.epoch < classifier.epochs:
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")

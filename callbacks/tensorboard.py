@@ -116,8 +116,9 @@ class TensorboardLoggerCallback(Callback):
             log.close()
 
     def on_stop(self) -> None:
-        with suppress(UserError):
-            self.on_train_end(None)
+        for log in self.logs.values():
+            with suppress(UserError):
+                log.close()
 
 
 class TensorboardVisualizerCallback(Callback):

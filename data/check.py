@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -27,15 +27,9 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
         faults += wrong
         oddities += odd
     wanted = next((sizes[path] for path in pairs if sizes[path]), None)
-    faults += [
-        f"{path} is {sizes[path]} pixels, but the masks of a submission are written at {wanted}, the size of the "
-        "training photos; resize it or take it out."
-        for path in tests
-        if sizes[path] and wanted and sizes[path] != wanted
-    ]
-    cars = {path.stem.rpartition("_")[0] for path in pairs}
-    if len(cars) < 2:
-        faults.append(f"{len(cars)} car(s) is too few: one must train and another validate.")
+    for path in tests:
+        if sizes[path] and wanted:
+            _attempt(faults, ds_fetcher.check_test_size, path, sizes[path], wanted)
     if not tests:
         oddities.append("there are no photos to predict, so say --no-predict to train only.")
     for sentence in oddities:
@@ -46,6 +40,15 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))
     print(f"{read_all}: no fault.")
+
+
+def _attempt(faults: list[str], check: Callable, *arguments: object) -> Any:
+    """What the check returns; None where it raises a UserError, whose sentence is added to `faults`."""
+    try:
+        return check(*arguments)
+    except UserError as error:
+        faults.append(str(error))
+        return None
 
 
 class _Files(Dataset):
@@ -60,27 +63,18 @@ class _Files(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Path, str | None, list[str], list[str]]:
-        """-> the photo's path, its size as 1918x1280 or None if it can't be read, faults, and what is only strange."""
+    def __getitem__(self, index: int) -> tuple[Path, tuple[int, int] | None, list[str], list[str]]:
+        """-> the photo's path, its (height, width) or None if it can't be read, faults, and what is only strange."""
         photo_path, mask_path = self.pairs[index]
         faults, odd = [], []
-
-        def attempt(check: Callable, *arguments: object) -> Tensor | None:
-            try:
-                return check(*arguments)
-            except UserError as error:
-                faults.append(str(error))
-                return None
-
-        photo = attempt(read, photo_path, transformer.decode_photo)  # (3, H, W)
-        mask = attempt(read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
+        photo = _attempt(faults, read, photo_path, transformer.decode_photo)  # (3, H, W)
+        mask = _attempt(faults, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
         if photo is not None and mask is not None:
-            attempt(check_pair, photo_path, photo, mask_path, mask)
+            _attempt(faults, check_pair, photo_path, photo.shape[1:], mask_path, mask.shape[1:])
         if mask is not None:
             between = ((mask > 25) & (mask < 230)).float().mean().item()
             if between > 0.05:
                 odd.append(f"{mask_path} is grey, neither car nor background, in {100 * between:.0f} % of its pixels.")
             elif mask.min() == mask.max():
                 odd.append(f"{mask_path} {'is all car' if mask.max() else 'holds no car'}.")
-        size = None if photo is None else f"{photo.shape[2]}x{photo.shape[1]}"
-        return photo_path, size, faults, odd
+        return photo_path, None if photo is None else tuple(photo.shape[1:]), faults, odd

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from helpers import UserError, seed_everything
+from helpers import UserError, ran_out_of_memory, require, seed_everything
 from img import transformer
 
 
@@ -17,9 +17,9 @@ def reading(path: Path) -> Iterator[None]:
     """Tells in a sentence that the image at `path` can't be read."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # decoders raise a dozen types, according to what is broken
+        if ran_out_of_memory(error):
+            raise
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path} can't be read ({error.strerror}).") from error
         reason = f"{type(error).__name__}: {error!s:.200}"
@@ -32,13 +32,18 @@ def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
         return decode(Path(path).read_bytes())
 
 
-def check_pair(photo_path: Path, photo: Tensor, mask_path: Path, mask: Tensor) -> None:
-    """Raises UserError where a photo (3, H, W) and its mask (1, H, W) differ in size."""
-    if photo.shape[1:] != mask.shape[1:]:
-        raise UserError(
-            f"{mask_path} is {mask.shape[2]}x{mask.shape[1]} pixels, but its photo {photo_path} is "
-            f"{photo.shape[2]}x{photo.shape[1]}; they must be of one size."
-        )
+def size_text(size: Sequence[int]) -> str:
+    """(height, width) as people write it: width x height."""
+    return f"{size[1]}x{size[0]}"
+
+
+def check_pair(photo_path: Path, size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
+    """Raises UserError where the sizes (height, width) of a photo and of its mask differ."""
+    require(
+        tuple(size) == tuple(mask_size),
+        f"{mask_path} is {size_text(mask_size)} pixels, but its photo {photo_path} is {size_text(size)}; they must be "
+        "of one size.",
+    )
 
 
 def fit_photo(
@@ -91,7 +96,7 @@ class TrainImageDataset(Dataset):
         """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
         photo = read(self.X[index], transformer.decode_photo)  # (3, H, W)
         mask = read(self.y[index], transformer.decode_mask)  # (1, H, W)
-        check_pair(self.X[index], photo, self.y[index], mask)
+        check_pair(self.X[index], photo.shape[1:], self.y[index], mask.shape[1:])
         if self.X_transform is not None:
             small = self._smallest_cover(photo.shape[1:])
             with torch.random.fork_rng(devices=[]):

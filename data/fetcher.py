@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from data.dataset import reading
+from data.dataset import check_pair, reading, size_text
 from data.sample import draw_sample
 from helpers import UserError, lock, make_writable, require
 from img.transformer import open_image, orientation
@@ -70,7 +70,10 @@ class DatasetFetcher:
         self._faults = faults = []
         photos = self._photos("train")
         masks = self._masks(photos.values())
-        self._check_views(_by_car(photos))
+        cars = _by_car(photos)
+        self._check_views(cars)
+        if len(cars) < 2:
+            self._fault(f"{len(cars)} car(s) is too few: one must train and another validate.")
         tests = self._photos("test") if self._folder("test") else {}
         self._faults = None
         return faults, {photo: masks.get(photo) for photo in photos.values()}, sorted(tests.values())
@@ -137,13 +140,17 @@ class DatasetFetcher:
         chosen = _sample(sorted(cars), sample_size, seed)
         paths = sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
         for path in _progress(paths) if origin_img_size else []:
-            size = self.get_image_size(path)
-            require(
-                size == tuple(origin_img_size),
-                f"{path} is {_size(size)} pixels, but the masks of this submission are written at "
-                f"{_size(origin_img_size)}, the size of the training photos; resize it or take it out.",
-            )
+            self.check_test_size(path, self.get_image_size(path), origin_img_size)
         return paths
+
+    @staticmethod
+    def check_test_size(path: Path, size: Sequence[int], wanted: Sequence[int]) -> None:
+        """Raises UserError where a photo to predict is of another size (height, width) than those to train on."""
+        require(
+            tuple(size) == tuple(wanted),
+            f"{path} is {size_text(size)} pixels, but the masks of a submission are written at {size_text(wanted)}, "
+            "the size of the training photos; resize it or take it out.",
+        )
 
     @staticmethod
     def get_image_size(path: str | Path) -> tuple[int, int]:
@@ -223,12 +230,7 @@ class DatasetFetcher:
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
         for photo in _progress(photos):
-            size, mask_size = self.get_image_size(photo), self.get_image_size(masks[photo])
-            require(
-                size == mask_size,
-                f"{masks[photo]} is {_size(mask_size)} pixels, but its photo {photo} is {_size(size)}; they must be of "
-                "one size.",
-            )
+            check_pair(photo, self.get_image_size(photo), masks[photo], self.get_image_size(masks[photo]))
 
     def _files(self, folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
         """The files in `folder` whose names fit; an image that doesn't is a fault, any other stray file is told of."""
@@ -263,11 +265,6 @@ def _visible(folder: Path) -> list[Path]:
 
 def _progress(photos: list[Path]) -> Iterable[Path]:
     return tqdm(photos, desc="checking sizes", unit="photo", disable=None, leave=False)
-
-
-def _size(size: tuple[int, int]) -> str:
-    """(height, width) as people write it: width x height."""
-    return f"{size[1]}x{size[0]}"
 
 
 def _by_car(photos: dict[str, Path]) -> dict[str, dict[str, Path]]:

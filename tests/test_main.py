@@ -140,7 +140,9 @@ def test_a_run_that_goes_on_refuses_what_would_make_it_another(saved_run, main_h
     assert code.startswith("main.py: " + expected.replace("RUN", str(saved_run)))
 
 
-def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, monkeypatch, drawn):
+@pytest.fixture
+def seen(monkeypatch):
+    """What train() is called with; the training itself stands still."""
     seen = {}
 
     def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
@@ -148,6 +150,11 @@ def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, mon
         raise UserError("seen")
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
+    return seen
+
+
+def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, request, drawn):
+    seen = request.getfixturevalue("seen")  # after the run has been saved
     others = "--epochs 9 --workers 1 --precision float32 --batch-size 8".split()
     code, _ = main_here("--resume", str(saved_run), *others)
     assert code.startswith("main.py: seen"), code
@@ -163,6 +170,8 @@ def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, mon
 def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
     code, _ = main_here("--resume", str(tmp_path))
     assert code.startswith(f"main.py: {tmp_path} is no run to go on with: it holds no last.pt.")
+    code, _ = main_here("--resume", "a" * 300)
+    assert code == f"main.py: {'a' * 300}/last.pt can't be used (File name too long)."
     code, _ = main_here("--resume", "last", "--output-dir", str(tmp_path / "none"))
     assert code == f"main.py: There is no run in {tmp_path}/none/models to go on with."
     (saved_run.parent / "model_2999").mkdir()  # stopped before it saved anything: the one before is the last
@@ -194,15 +203,8 @@ def test_a_half_photo_stops_the_run_by_name_when_it_is_met(drawn, run_main, tmp_
     assert f"main.py: {photo} can't be read as an image" in done.stderr
 
 
-def test_main_wires_what_it_was_told(drawn, main_here, monkeypatch, tmp_path):
-    """Each hyperparameter arrives where it works; the training itself stands still."""
-    seen = {}
-
-    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
-        seen.update(locals())
-        raise UserError("seen")
-
-    monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
+def test_main_wires_what_it_was_told(drawn, main_here, seen):
+    """Each hyperparameter arrives where it works."""
     sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --border stretch --batch-size 2 --epochs 7"
     rates = "--learning-rate 0.03 --momentum 0.8 --threshold 0.4 --seed 5 --precision float32 --workers 0 --device cpu"
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split())
