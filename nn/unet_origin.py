@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from helpers import UserError
@@ -63,9 +64,13 @@ class StackDecoder(nn.Module):
 
 
 def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The central (height, width) window of x (..., H, W)."""
-    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
+    """The central (height, width) window of x (..., H, W), where x is larger.
+
+    It is a padding of less than nothing: the gradient of a slice x[..., a:b, c:d] would be a tensor that does not lie
+    in channels_last, which all behind it then works on at a crawl.
+    """
+    high, wide = x.shape[-2] - size[0], x.shape[-1] - size[1]  # what is too much
+    return F.pad(x, [-(wide // 2), wide // 2 - wide, -(high // 2), high // 2 - high])
 
 
 def check_size(net: str, size: Sequence[int], sides: range, eaten: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -190,3 +191,25 @@ def test_a_file_that_can_not_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b can't be written \(No space left"), save_atomically(tmp_path / "b") as file:
         file.write(b"much")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_that_is_freed_is_kept_for_the_next_step(kept):
+    """A block of 64 MiB, asked for and freed ten times: each time new pages, or once."""
+    program = f"""
+import resource
+import torch
+import helpers
+if {kept}:
+    helpers.keep_freed_memory()
+for _ in range(3):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    pages = 10 * 2**26 // resource.getpagesize()
+    assert int(done.stdout) < pages / 10 if kept else int(done.stdout) > pages / 2

@@ -3,10 +3,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from helpers import UserError
-from nn.unet import UNet1024
-from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop
+from nn.unet import UNet1024, UpsampleDecoder
+from nn.unet_origin import ConvBnRelu, StackDecoder, UNetOriginal, center_crop
 
 
 def conv(inputs, outputs, side, bias=False):
@@ -147,3 +148,34 @@ def test_an_output_pixel_sees_the_input_92_pixels_further_on():
 def test_center_crop_crops():
     x = torch.arange(30).reshape(1, 1, 5, 6)
     assert center_crop(x, (3, 2)).tolist() == [[[[8, 9], [14, 15], [20, 21]]]]
+
+
+def lies_in_channels_last(grad):
+    return grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def feature_maps(*shape):
+    return torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_() * 1
+
+
+def test_the_gradients_of_a_crop_lie_in_memory_as_the_features_do():
+    """In channels_last; what lies otherwise is copied, value by value, by the layers behind it."""
+    seen, x, trace = [], feature_maps(2, 8, 8, 8), feature_maps(2, 4, 22, 22)
+    trace.register_hook(seen.append)
+    decoder = StackDecoder(8, 4).to(memory_format=torch.channels_last)
+    decoder(x, trace).square().mean().backward()
+    assert len(seen) == 1 and seen[0].shape == trace.shape and lies_in_channels_last(seen[0])
+
+
+def test_the_gradients_of_an_upsampling_lie_in_memory_as_the_features_do(monkeypatch):
+    seen, x, trace, interpolate = [], feature_maps(2, 8, 8, 8), feature_maps(2, 4, 16, 16), F.interpolate
+
+    def watched(*arguments, **options):
+        result = interpolate(*arguments, **options)
+        result.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
+        return result
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    decoder = UpsampleDecoder(8, 4, 6).to(memory_format=torch.channels_last)
+    decoder(x, trace).square().mean().backward()
+    assert len(seen) == 1 and seen[0].shape == (2, 8, 16, 16) and lies_in_channels_last(seen[0])
