@@ -26,10 +26,10 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} can't be read as an image ({reason}); replace it.") from error
 
 
-def read(path: Path, decode: Callable[[bytes], Tensor]) -> Tensor:
-    """The image at `path`. Raises UserError with the path where it can't be read."""
+def read(path: Path, decode: Callable[..., Tensor], *at_least: tuple[int, int]) -> Tensor:
+    """The image at `path`, as decode gives it. Raises UserError if it can't be read."""
     with reading(path):
-        return decode(Path(path).read_bytes())
+        return decode(Path(path).read_bytes(), *at_least)
 
 
 def size_text(size: Sequence[int]) -> str:
@@ -46,16 +46,13 @@ def check_pair(photo_path: Path, size: Sequence[int], mask_path: Path, mask_size
     )
 
 
-def fit_photo(
-    photo: Tensor, input_img_resize: tuple[int, int], output_img_resize: tuple[int, int], border: str
-) -> Tensor:
-    """(3, H, W) -> (3, *input_img_resize). Which part of the net's input is the photo:
+def photo_size(input_img_resize: tuple[int, int], output_img_resize: tuple[int, int], border: str) -> tuple[int, int]:
+    """The (height, width) that a photo is squeezed to. Which part of the net's input it becomes:
 
     border "mirror": the window that the mask stands for; around it the photo is mirrored, as in the paper.
     border "stretch": all of it, as in the tutorial; the mask, of the whole photo too, is then on another scale.
     """
-    window = output_img_resize if border == "mirror" else input_img_resize
-    return transformer.mirror_border(transformer.resize(photo, window), input_img_resize)
+    return tuple(output_img_resize if border == "mirror" else input_img_resize)
 
 
 class TrainImageDataset(Dataset):
@@ -66,7 +63,7 @@ class TrainImageDataset(Dataset):
     X_transform: called with (photo, mask), both uint8 of the same size and in the photo's proportions; returns the two.
     seed: what X_transform draws from torch's generator is a function of (seed, epoch, index) and of nothing else.
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
-    border: see fit_photo.
+    border: see photo_size.
     """
 
     def __init__(
@@ -84,6 +81,7 @@ class TrainImageDataset(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
         self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
         self.X_transform, self.threshold, self.border = X_transform, threshold, border
+        self.photo_size = photo_size(input_img_resize, output_img_resize, border)
 
     def set_epoch(self, epoch: int) -> None:
         """Call it before each epoch, as one calls DistributedSampler's."""
@@ -94,15 +92,18 @@ class TrainImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
-        photo = read(self.X[index], transformer.decode_photo)  # (3, H, W)
-        mask = read(self.y[index], transformer.decode_mask)  # (1, H, W)
-        check_pair(self.X[index], photo.shape[1:], self.y[index], mask.shape[1:])
+        window = self.photo_size
+        photo = read(self.X[index], transformer.decode_photo, window)  # (3, H, W)
+        mask = read(self.y[index], transformer.decode_mask, window)  # (1, H, W)
+        if photo.shape[1:] != mask.shape[1:]:
+            sizes = [transformer.get_image_size(path) for path in (self.X[index], self.y[index])]
+            check_pair(self.X[index], sizes[0], self.y[index], sizes[1])
         if self.X_transform is not None:
             small = self._smallest_cover(photo.shape[1:])
             with torch.random.fork_rng(devices=[]):
                 seed_everything(self.seed, int(self.epoch), index)
                 photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
-        photo = fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border)
+        photo = transformer.mirror_border(transformer.resize(photo, window), self.input_img_resize)
         mask = transformer.resize(mask, self.output_img_resize)[0]
         if self.threshold is not None:
             mask = (mask > 255 * self.threshold).to(torch.uint8) * 255
@@ -110,8 +111,7 @@ class TrainImageDataset(Dataset):
 
     def _smallest_cover(self, size: torch.Size) -> tuple[int, int]:
         """The smallest size in the photo's own proportions that loses none of the detail the net will see."""
-        window = self.output_img_resize if self.border == "mirror" else self.input_img_resize
-        scale = min(1.0, max(window[0] / size[0], window[1] / size[1]))
+        scale = min(1.0, max(self.photo_size[0] / size[0], self.photo_size[1] / size[1]))
         return round(size[0] * scale), round(size[1] * scale)
 
 
@@ -129,7 +129,8 @@ class TestImageDataset(Dataset):
         border: str = "mirror",
     ):
         self.X = list(X)
-        self.input_img_resize, self.output_img_resize, self.border = input_img_resize, output_img_resize, border
+        self.input_img_resize = input_img_resize
+        self.photo_size = photo_size(input_img_resize, output_img_resize, border)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -137,5 +138,5 @@ class TestImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """-> photo (3, *input_img_resize) uint8, the file's name."""
         path = Path(self.X[index])
-        photo = read(path, transformer.decode_photo)
-        return fit_photo(photo, self.input_img_resize, self.output_img_resize, self.border), path.name
+        photo = transformer.resize(read(path, transformer.decode_photo, self.photo_size), self.photo_size)
+        return transformer.mirror_border(photo, self.input_img_resize), path.name

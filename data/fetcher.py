@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.dataset import check_pair, reading, size_text
 from data.sample import draw_sample
 from helpers import UserError, lock, make_writable, require
-from img.transformer import open_image, orientation
+from img import transformer
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
@@ -155,8 +155,8 @@ class DatasetFetcher:
     @staticmethod
     def get_image_size(path: str | Path) -> tuple[int, int]:
         """(height, width) of the image at `path`, turned upright, from its header alone."""
-        with reading(path), open_image(path) as image:
-            return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+        with reading(path):
+            return transformer.get_image_size(path)
 
     def next_step(self, submission: Path) -> str:
         """The line that tells what to do with the submission."""

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from data.dataset import TestImageDataset as ToPredict  # pytest takes a name in Test for a class of tests
-from data.dataset import TrainImageDataset, fit_photo
+from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from helpers import UserError
 from img.augmentation import augment_img
-from img.transformer import resize
+from img.transformer import decode_mask, decode_photo, resize
 from nn.losses import dice_per_image
 
 
@@ -39,9 +39,25 @@ def test_stretch_puts_the_label_on_another_scale(pair):
     assert dice_per_image(resize(photo, (36, 52))[:1] > 172, mask[None] > 127).item() > 0.97
 
 
-def test_with_equal_sizes_both_borders_are_one():
-    photo = torch.randint(0, 255, (3, 60, 90), dtype=torch.uint8)
-    assert torch.equal(fit_photo(photo, (32, 32), (32, 32), "mirror"), fit_photo(photo, (32, 32), (32, 32), "stretch"))
+def test_with_equal_sizes_both_borders_are_one(pair):
+    mirror, stretch = (ToPredict(pair[0], (32, 32), (32, 32), border)[0][0] for border in ("mirror", "stretch"))
+    assert torch.equal(mirror, stretch)
+
+
+@pytest.mark.parametrize("window", [(40, 40), (60, 60)])  # of a photo of 101x151: its half is enough, or isn't
+def test_a_photo_larger_than_needed_is_the_same_photo(tmp_path, window):
+    """Whatever the decoder left out: photo and mask as of the whole picture made smaller at once."""
+    rows, columns = np.mgrid[:101, :151]
+    car = ((rows - 50) / 25) ** 2 + ((columns - 60) / 45) ** 2 < 1
+    Image.fromarray(np.where(car, 240, columns).astype(np.uint8)).convert("RGB").save(tmp_path / "a_01.jpg", quality=99)
+    Image.fromarray(car.astype(np.uint8) * 255).save(tmp_path / "a_01_mask.gif")
+    photo, mask = TrainImageDataset([tmp_path / "a_01.jpg"], [tmp_path / "a_01_mask.gif"], window, window)[0]
+    whole_photo = decode_photo((tmp_path / "a_01.jpg").read_bytes())
+    whole_mask = decode_mask((tmp_path / "a_01_mask.gif").read_bytes())
+    assert whole_photo.shape == (3, 101, 151)
+    assert (photo.float() - resize(whole_photo, window).float()).abs().mean() < 2
+    assert (mask.float() - resize(whole_mask, window)[0].float()).abs().mean() < 2
+    assert (mask.float() - resize(whole_mask, window)[0].roll(1, 1).float()).abs().mean() > 4  # control: a pixel off
 
 
 def test_threshold_cuts_the_mask_and_none_keeps_the_share(pair):

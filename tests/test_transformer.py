@@ -67,6 +67,24 @@ def test_grey_edges_of_a_mask_are_kept_and_an_empty_mask_is_empty():
     assert decode_mask(encoded(Image.new("L", (3, 2)), "PNG")).sum() == 0
 
 
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [((50, 75), (51, 75)), ((20, 20), (51, 75)), ((51, 20), (101, 150)), ((20, 76), (101, 150)), (None, (101, 150))],
+)
+def test_what_is_needed_at_half_the_size_comes_so(at_least, expected, turned):
+    """A picture of 101 x 150, upright: two halves of an odd side are one pixel more than it."""
+    size = (150, 101) if turned == 1 else (101, 150)  # as it lies in the file, for Pillow
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turned
+    picture = Image.new("L", size, 255)
+    arguments = () if at_least is None else (at_least,)
+    photo = decode_photo(encoded(picture.convert("RGB"), "JPEG", exif=exif), *arguments)
+    mask = decode_mask(encoded(picture, "PNG", exif=exif), *arguments)
+    assert photo.shape == (3, *expected) and mask.shape == (1, *expected)
+    assert photo.min() > 250 and mask.min() == 255
+
+
 def test_photos_of_every_kind_are_rgb():
     colour = Image.new("RGB", (30, 20), (200, 40, 90))
     for image, format in ((colour, "JPEG"), (colour, "PNG"), (colour.convert("CMYK"), "JPEG")):
