@@ -167,7 +167,8 @@ def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
         return count, "as asked"
     cores = count_cores()
     if device.type == "cpu":
-        return max(1, cores // 4), f"the net needs most of the {cores} cores"
+        # A process more than there are cores makes all of torch's threads wait for the one that shares its core
+        return cores // 4, f"the net needs {'most of ' if cores > 3 else ''}the {cores} cores"
     return min(cores, 8), f"this machine has {cores} cores"
 
 
@@ -188,11 +189,10 @@ def choose_machine(
 ) -> tuple[torch.device, torch.dtype, int, str]:
     """Device, precision and count of workers, as asked or, for None, as this machine suggests. And a line of why.
 
-    If the net computes on the CPU, the process is told to keep_freed_memory from here on.
+    The process is told to keep_freed_memory from here on.
     """
+    keep_freed_memory()
     device, device_reason = choose_device(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     precision, precision_reason = choose_precision(precision, device)
     workers, workers_reason = choose_workers(workers, device)
     reasons = (

@@ -26,4 +26,7 @@ class Callback:
         """When a training or a prediction ends before its time, whatever the reason: close what is open."""
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
-        """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32."""
+        """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32.
+
+        It runs in another thread than the net, one batch after the other.
+        """

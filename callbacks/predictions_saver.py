@@ -12,7 +12,6 @@ from torch import Tensor
 from callbacks.callback import Callback
 from helpers import UserError, lock, save_atomically
 from img import rle
-from img.transformer import enlarge
 
 
 class PredictionsSaverCallback(Callback):
@@ -34,11 +33,12 @@ class PredictionsSaverCallback(Callback):
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
         if self._csv is None:
             self._open()
-        for name, prob in zip(names, probs, strict=True):
-            mask = (enlarge(prob[None], self.origin_img_size)[0] > self.threshold).cpu().numpy()  # (H, W)
-            self._csv.writerow([name, rle.encode(mask)])
-            if mask[0, 0] == mask[-1, -1] and (mask == mask[0, 0]).all():
-                self.odd.setdefault("all car" if mask[0, 0] else "without a car", []).append(name)
+        height, width = self.origin_img_size
+        for name, prob in zip(names, probs.cpu().numpy(), strict=True):
+            runs = rle.encode_enlarged(prob, self.origin_img_size, self.threshold)
+            self._csv.writerow([name, runs])
+            if runs in ("", f"1 {height * width}"):
+                self.odd.setdefault("all car" if runs else "without a car", []).append(name)
 
     def close_saver(self) -> None:
         """Move the finished file to its place, and warn of masks that are all car or hold none."""

@@ -1,4 +1,4 @@
-"""From a file's bytes to a tensor, to the net's size and back. Tensors are (C, H, W) uint8, sizes (height, width)."""
+"""From a file's bytes to a tensor of the net's size. Tensors are (C, H, W) uint8, sizes (height, width)."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
@@ -123,8 +122,3 @@ def mirror_border(image: Tensor, size: tuple[int, int]) -> Tensor:
             at = (torch.arange(length) - (length - n) // 2).remainder(period)
             image = image.index_select(dim, torch.minimum(at, period - at).clamp(max=n - 1))
     return image
-
-
-def enlarge(probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """Probabilities (N, h, w) -> (N, *size), bilinear. Cut them at the threshold afterwards, not before."""
-    return F.interpolate(probs[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]

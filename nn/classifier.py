@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -82,15 +83,23 @@ class CarvanaClassifier:
     def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = ()) -> None:
         """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
 
-        Each callback gets a batch's names and its probabilities (N, h, w), float32 on the device.
+        Each callback gets a batch's names and its probabilities (N, h, w), float32 on the CPU, in a thread of its own:
+        while it writes a batch, the net predicts the next one.
         """
+
+        def hand_on(names: Sequence[str], probs: Tensor) -> None:
+            for callback in callbacks:
+                callback.on_predict_batch(names, probs)
+            bar.update(len(names))
+
         bar = tqdm(total=len(test_loader.dataset), desc="predict", unit="img", disable=None)
-        with self._ending_well(test_loader, callbacks), bar:
+        with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
+            handed_on = writer.submit(bar.update, 0)
             for images, names in test_loader:
-                probs = self.predict_probs(images)
-                for callback in callbacks:
-                    callback.on_predict_batch(names, probs)
-                bar.update(len(names))
+                probs = self.predict_probs(images).cpu()
+                handed_on.result()  # or the error that it ended with
+                handed_on = writer.submit(hand_on, names, probs)
+            handed_on.result()
 
     @torch.inference_mode()
     def predict_probs(self, images: Tensor) -> Tensor:

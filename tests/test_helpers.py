@@ -203,7 +203,7 @@ import torch
 import helpers
 if {kept}:
     helpers.keep_freed_memory()
-for _ in range(3):
+for _ in range(30):  # until the heap has found its shape
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -251,14 +251,14 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
 
     def predict(self, test_loader, callbacks):
         restored.append(self.net.classify.bias.item())
-        thresholds.append((callbacks[0].threshold, callbacks[0].origin_img_size, test_loader.dataset.border))
+        thresholds.append((callbacks[0].threshold, callbacks[0].origin_img_size, test_loader.dataset.photo_size))
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
     sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --device cpu"
     assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
     assert restored[2] == restored[0] != restored[1]
-    assert thresholds == [(0.3, (80, 120), "stretch")]
+    assert thresholds == [(0.3, (80, 120), (188, 188))]  # of border stretch: all of the input
 
 
 def test_help_explains_every_hyperparameter(main_here):
