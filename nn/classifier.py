@@ -167,12 +167,12 @@ class CarvanaClassifier:
                 part.set_epoch(self.epoch)
         start = time.perf_counter()
         metrics = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        metrics |= self._run_epoch(train_loader, "train")
-        metrics |= self._run_epoch(valid_loader, "valid")
+        metrics |= self.run_epoch(train_loader, "train")
+        metrics |= self.run_epoch(valid_loader, "valid")
         metrics["seconds"] = time.perf_counter() - start
         self.metrics.append(metrics)
 
-    def _run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
+    def run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
         self.net.train(training)

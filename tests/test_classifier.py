@@ -62,7 +62,7 @@ def test_each_net_learns_one_batch_by_heart(drawn, make, size, mask_size, epochs
     loader = DataLoader(dataset, batch_size=4)
     torch.manual_seed(0)
     classifier = CarvanaClassifier(make((3, size, size)), epochs, precision=precision)
-    before = classifier._run_epoch(loader, "valid")["valid_dice"]
+    before = classifier.run_epoch(loader, "valid")["valid_dice"]
     optimizer = torch.optim.Adam(classifier.net.parameters(), lr=1e-3)
     classifier.train(loader, loader, optimizer, epochs)
     assert before < 0.5
@@ -78,7 +78,7 @@ def test_the_loss_is_cross_entropy_plus_soft_dice():
 def test_means_weigh_every_image_once_whatever_the_batches():
     """7 images in batches of 3 leave a last batch of 1, which counts as one image."""
     pairs = random_pairs(7)
-    metrics = [CarvanaClassifier(Tiny(), 1)._run_epoch(DataLoader(pairs, size), "valid") for size in (3, 7)]
+    metrics = [CarvanaClassifier(Tiny(), 1).run_epoch(DataLoader(pairs, size), "valid") for size in (3, 7)]
     for name in ("valid_loss", "valid_dice", "valid_pixel_accuracy"):
         assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6)
     net = Tiny().eval()
@@ -100,7 +100,7 @@ def test_an_image_counts_as_car_above_the_threshold_and_a_label_where_half_of_it
         classifier = CarvanaClassifier(Tiny(), 1, threshold=threshold)
         torch.nn.init.zeros_(classifier.net.conv.weight)
         torch.nn.init.constant_(classifier.net.conv.bias, np.log(probability / (1 - probability)))
-        scores.append(classifier._run_epoch(DataLoader(TensorDataset(images, masks)), "valid")["valid_dice"])
+        scores.append(classifier.run_epoch(DataLoader(TensorDataset(images, masks)), "valid")["valid_dice"])
     assert scores == [pytest.approx(2 / 3), 0, pytest.approx(2 / 3)]  # all car, no car, all car; half of it is
 
 
@@ -132,7 +132,7 @@ def test_validation_neither_learns_nor_moves_the_batch_norms():
     classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
     pairs = TensorDataset(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(2, 128, 128, dtype=torch.uint8))
     before = {name: value.clone() for name, value in classifier.net.state_dict().items()}
-    classifier._run_epoch(DataLoader(pairs, 2), "valid")
+    classifier.run_epoch(DataLoader(pairs, 2), "valid")
     assert all(torch.equal(value, before[name]) for name, value in classifier.net.state_dict().items())
     assert all(parameter.grad is None for parameter in classifier.net.parameters())
 
@@ -167,8 +167,8 @@ def test_the_sampler_is_told_each_epoch_and_chance_differs_between_them():
     pairs = random_pairs(4)
     sampler, draws = ToldEpochs(pairs), []
     classifier = CarvanaClassifier(Tiny(), 3)
-    run_epoch = classifier._run_epoch
-    classifier._run_epoch = lambda loader, phase: (draws.append(torch.rand(1).item()), run_epoch(loader, phase))[1]
+    run_epoch = classifier.run_epoch
+    classifier.run_epoch = lambda loader, phase: (draws.append(torch.rand(1).item()), run_epoch(loader, phase))[1]
     loader = DataLoader(pairs, sampler=sampler)
     classifier.train(loader, DataLoader(pairs), torch.optim.SGD(classifier.net.parameters(), lr=0.1), 3)
     assert sampler.epochs == [1, 2, 3] and len(set(draws)) == 6

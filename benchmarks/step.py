@@ -1,0 +1,98 @@
+"""The training step: images a second, and the share of what the machine's matrix products reach.
+
+    python benchmarks/step.py
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import tyro
+from baseline import make_net, train_epoch
+from measure import PRODUCT, Row, compare, matrix_product, show, take_turns
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+import helpers
+from nn.classifier import CarvanaClassifier
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
+
+NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
+CASES = {  # name of the net, side of its images, images a step
+    "UNetOriginal-572": ("UNetOriginal", 572, 3),
+    "UNet1024-1024": ("UNet1024", 1024, 2),
+    "UNet1024-256": ("UNet1024", 256, 8),
+}
+
+
+@dataclass
+class Benchmark:
+    """Times whole steps (forward, loss, backward, optimizer, metrics) of ours and of the base line in alternation.
+
+    Beside ours, its share of the rate of a large matrix product, timed in the same rounds; the operations of a step are
+    those that torch counts in its convolutions, with nothing for BatchNorm, ReLU, pooling and the optimizer.
+    """
+
+    cases: tuple[str, ...] = tuple(CASES)  # of UNetOriginal-572, UNet1024-1024, UNet1024-256
+    rounds: int = 3  # each side works so often, after a step to warm up
+    precision: str | None = None  # of ours: float32, bfloat16 or float16; None takes what main.py takes
+    compile_model: bool = False  # ours through torch.compile
+    json: bool = False  # an object for each row
+
+
+def our_step(name: str, side: int, batch: int, precision: torch.dtype, compile_model: bool) -> Callable[[], object]:
+    helpers.choose_machine("cpu", None, None)
+    helpers.seed_everything(0)
+    net = NETS[name]((3, side, side))
+    if compile_model:
+        net.compile()
+    classifier = CarvanaClassifier(net, epochs=1, precision=precision)
+    classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
+    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
+    masks = torch.randint(2, (batch, *net.output_size), dtype=torch.uint8) * 255
+    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch)
+    return lambda: classifier.run_epoch(loader, "train")
+
+
+def plain_step(name: str, side: int, batch: int) -> Callable[[], object]:
+    torch.manual_seed(0)
+    net, output_size = make_net(name), NETS[name]((3, side, side)).output_size
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
+    images = torch.rand(batch, 3, side, side)
+    masks = torch.randint(2, (batch, *output_size)).float()
+    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch)
+    return lambda: train_epoch(net, loader, optimizer)
+
+
+def operations(name: str, side: int, batch: int) -> int:
+    """Of the convolutions of a step, forward and backward."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        NETS[name]((3, side, side))(torch.zeros(batch, 3, side, side)).sum().backward()
+    return counter.get_total_flops()
+
+
+def main(benchmark: Benchmark) -> None:
+    _, precision, _, _ = helpers.choose_machine("cpu", benchmark.precision, None)
+    if not benchmark.json:
+        print(Row.HEADER)
+    products = take_turns(benchmark.rounds, (matrix_product, precision), (matrix_product, torch.float32))
+    rates = ([PRODUCT / 1e9 / s for s in side] for side in products)
+    show(compare(f"matrix product, {str(precision)[6:]} / float32", "GFLOP/s", *rates), benchmark.json)
+    for case in benchmark.cases:
+        name, side, batch = CASES[case]
+        ours, plain, product = take_turns(
+            benchmark.rounds,
+            (our_step, name, side, batch, precision, benchmark.compile_model),
+            (plain_step, name, side, batch),
+            (matrix_product, precision),
+        )
+        rates = ([batch / s for s in seconds] for seconds in (ours, plain))
+        row = compare(f"step {name} {side}x{side}, {batch} a step", "images/s", *rates)
+        row.matrix_share = operations(name, side, batch) / PRODUCT * median(product) / median(ours)
+        show(row, benchmark.json)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
