@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast lint tensorboard
+.PHONY: demo test test-fast bench lint tensorboard
 PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: two cores, no GPU, no Kaggle account.
@@ -12,6 +12,11 @@ test: .venv/installed-dev
 
 test-fast: .venv/installed-dev
 	$(PYTHON) -m pytest -m "not slow"
+
+bench: .venv/installed-dev
+	$(PYTHON) benchmarks/step.py
+	$(PYTHON) benchmarks/loader.py
+	$(PYTHON) benchmarks/prediction.py
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check
