@@ -176,7 +176,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, where its C library is glibc; elsewhere do nothing.
 
     glibc hands a block as large as the tensors of a net back to the kernel at once. The next step's tensors come as
-    new pages, each zeroed when it is first touched: that is a third of a training step's time on a CPU.
+    new pages, each zeroed when it is first touched, which takes a large part of a training step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

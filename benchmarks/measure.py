@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -87,24 +86,6 @@ def _serve(pipe: "multiprocessing.connection.Connection", build: Callable, *argu
         start = time.perf_counter()
         work()
         pipe.send(time.perf_counter() - start)
-
-
-def peak_memory(build: Callable, *arguments: object) -> float:
-    """MiB that a fresh process needs at most to build(*arguments) and to do its work twice."""
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
-    process = context.Process(target=_peak, args=(other, build, *arguments), daemon=True)
-    process.start()
-    peak = pipe.recv()
-    process.join()
-    return peak
-
-
-def _peak(pipe: "multiprocessing.connection.Connection", build: Callable, *arguments: object) -> None:
-    work = build(*arguments)
-    work()
-    work()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # Linux counts KiB
 
 
 def matrix_product(precision: torch.dtype) -> Callable[[], torch.Tensor]:
