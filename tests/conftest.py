@@ -1,5 +1,6 @@
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +13,7 @@ from data.sample import draw_sample
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(2)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
 
 
 @pytest.fixture(scope="session")

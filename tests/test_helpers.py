@@ -119,6 +119,7 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
     monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
     before = [signal.getsignal(each) for each in signals]
+    signal.signal(number, signal.SIG_DFL)  # whatever these tests were started by, as nohup
     try:
         with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
             helpers.say_if_stopped("Epoch 3 is saved.", Path(__file__))
