@@ -52,6 +52,7 @@ class Hyperparameters:
     logs_dir: Path = Path("logs")  # gets what TensorBoard shows
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None takes the accelerator that is there
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # None takes the fastest that is safe
+    compile_model: bool = False  # compile the net with torch.compile: minutes at first, and it may pay on a GPU
     workers: int | None = None  # processes that read photos; None decides by the machine
     seed: int = 0  # of the split, the weights, the order and the augmentation
     resume: str | None = None  # "last", or a run's folder in output_dir/models: go on with it
@@ -99,6 +100,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
                    pin_memory=device.type == "cuda")
     classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed)
+    if hp.compile_model:
+        net.compile()  # in place: its parameters keep their names, and checkpoints never know
     if hp.optimizer == "SGD":
         optimizer = optim.SGD(net.parameters(), lr=hp.learning_rate, momentum=hp.momentum)
     else:

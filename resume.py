@@ -9,7 +9,9 @@ import tyro
 from helpers import load_checkpoint, require
 
 # With other values of these, a training that goes on is still the same training.
-MAY_CHANGE = set("epochs predict check_data resume device precision workers input_dir output_dir logs_dir".split())
+MAY_CHANGE = set(
+    "epochs predict check_data resume device precision compile_model workers input_dir output_dir logs_dir".split()
+)
 
 
 def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:

@@ -216,16 +216,24 @@ class CarvanaClassifier:
 
     @contextmanager
     def _ending_well(self, loader: DataLoader, callbacks: Sequence[Callback]) -> Iterator[None]:
-        """Whatever ends the block early, the callbacks close what is open; where it was memory, says what to lower."""
+        """Whatever ends the block early, the callbacks close what is open; says what to change where that helps."""
         try:
             yield
         except BaseException as error:
             for callback in callbacks:
                 callback.on_stop()
-            advice = self._advice_on_memory(error, loader)
+            advice = self._advice_on_compiling(error) or self._advice_on_memory(error, loader)
             if advice:
                 raise helpers.UserError(advice) from error
             raise
+
+    @staticmethod
+    def _advice_on_compiling(error: BaseException) -> str | None:
+        """What to change where torch.compile, which begins its work at the first batch, could not do it; else None."""
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
+            return None
+        reason = " ".join(str(error).split())
+        return f"torch.compile can't compile the net on this machine ({reason:.200}): say --no-compile-model."
 
     def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""

@@ -67,6 +67,11 @@ def test_each_net_learns_one_batch_by_heart(drawn, make, size, mask_size, epochs
     classifier.train(loader, loader, optimizer, epochs)
     assert before < 0.5
     assert classifier.best["valid_dice"] > 0.97
+    # What it has learnt in one precision it knows in the other
+    other = torch.bfloat16 if precision == torch.float32 else torch.float32
+    dice = [CarvanaClassifier(classifier.net, 1, precision=each).run_epoch(loader, "valid")["valid_dice"]
+            for each in (precision, other)]
+    assert dice[0] == classifier.metrics[-1]["valid_dice"] and dice[1] == pytest.approx(dice[0], abs=0.001)
 
 
 def test_the_loss_is_cross_entropy_plus_soft_dice():
@@ -117,6 +122,38 @@ def test_an_epoch_is_plain_gradient_descent():
         loss.backward()
         optimizers[1].step()
     torch.testing.assert_close(classifier.net.conv.weight, twin.conv.weight)
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same_and_its_checkpoint_does_not_know():
+    """What torch.compile traces, without the C++ that it would write for it, which takes a minute."""
+    images = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, images[:, 0]), batch_size=2)
+    states = []
+    for backend in (None, "eager"):
+        torch.manual_seed(0)
+        classifier = CarvanaClassifier(UNet1024((3, 128, 128)), epochs=1)
+        if backend:
+            classifier.net.compile(backend=backend)
+        classifier.optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.01)
+        before = classifier.net.state_dict()["up1.convs.0.conv.weight"].clone()
+        classifier.run_epoch(loader, "train")
+        states.append(classifier.net.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for plain, compiled in zip(*(state.values() for state in states), strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(before, states[0]["up1.convs.0.conv.weight"], atol=1e-4)  # control: it did learn
+
+
+def test_a_net_that_can_not_be_compiled_ends_the_run_in_one_sentence():
+    def no_compiler(*_):
+        raise RuntimeError("No working C++ compiler found")
+
+    classifier = CarvanaClassifier(Tiny(), 1)
+    classifier.net.compile(backend=no_compiler)
+    loader = DataLoader(random_pairs(2), batch_size=2)
+    with pytest.raises(UserError, match=r"can't compile .*No working C\+\+ compiler found.*: say --no-compile-model"):
+        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.1), 1)
 
 
 def test_prediction_uses_the_batch_norms_as_trained():

@@ -203,8 +203,10 @@ def test_a_half_photo_stops_the_run_by_name_when_it_is_met(drawn, run_main, tmp_
     assert f"main.py: {photo} can't be read as an image" in done.stderr
 
 
-def test_main_wires_what_it_was_told(drawn, main_here, seen):
+def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     """Each hyperparameter arrives where it works."""
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
     sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --border stretch --batch-size 2 --epochs 7"
     rates = "--learning-rate 0.03 --momentum 0.8 --threshold 0.4 --seed 5 --precision float32 --workers 0 --device cpu"
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split())
@@ -227,8 +229,10 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen):
     assert (classifier.threshold, classifier.seed, classifier.epochs, seen["epochs"]) == (0.4, 5, 7, 7)
     assert optimizer.param_groups[0]["params"] == list(classifier.net.parameters())
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
+    assert not compiled
 
-    main_here("--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0")
+    main_here("--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile-model")
+    assert compiled == [seen["self"].net]
     assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
     assert isinstance(seen["self"].net, UNet1024)
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu")
@@ -266,7 +270,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 24
+    assert len(fields) == 25
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 
