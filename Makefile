@@ -14,9 +14,7 @@ test-fast: .venv/installed-dev
 	$(PYTHON) -m pytest -m "not slow"
 
 bench: .venv/installed-dev
-	$(PYTHON) benchmarks/step.py
-	$(PYTHON) benchmarks/loader.py
-	$(PYTHON) benchmarks/prediction.py
+	@$(PYTHON) benchmarks
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check

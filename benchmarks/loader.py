@@ -5,9 +5,10 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -23,7 +24,7 @@ from img.augmentation import augment_img
 
 CASES = {  # input_img_resize and output_img_resize
     "572x572": ((572, 572), (572, 572)),
-    "572x572, mirrored from 388x388": ((572, 572), (388, 388)),
+    "388x388-in-572x572": ((572, 572), (388, 388)),
     "256x256": ((256, 256), (256, 256)),
     "1024x1024": ((1024, 1024), (1024, 1024)),
 }
@@ -37,6 +38,7 @@ class Benchmark:
     against the bare decoding of the whole JPEG by libjpeg-turbo, which reads no file and makes nothing smaller.
     """
 
+    cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # sizes to read at
     input_dir: Path | None = None  # holds train/ and train_masks/; a car of 1918x1280 is drawn if left out
     rounds: int = 5  # each side reads 16 photos so often, after once to warm up
     json: bool = False  # an object for each row
@@ -77,16 +79,15 @@ def bare_decode(X: Sequence[Path]) -> Callable[[], None]:
     return work
 
 
-def main(benchmark: Benchmark) -> None:
-    if not benchmark.json:
-        print(Row.HEADER)
+def rows(benchmark: Benchmark) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = benchmark.input_dir or Path(folder) / "sample"
         draw_sample(root, cars=1, test_cars=0)
         X = sorted((root / "train").iterdir())[:16]
         masks = {path.name.partition("_mask")[0]: path for path in (root / "train_masks").iterdir()}
         y = [masks[path.stem] for path in X]
-        for name, sizes in CASES.items():
+        for name in benchmark.cases:
+            sizes = CASES[name]
             plain_train = (reading, PlainTrainDataset, X, y, *sizes, True)
             train = take_turns(benchmark.rounds, (our_train, X, y, *sizes), plain_train)
             test = take_turns(
@@ -100,9 +101,10 @@ def main(benchmark: Benchmark) -> None:
                 ("test", *test[:2]),
                 ("test / bare decode", test[0], test[2]),
             ):
-                rates = ([len(X) / s for s in seconds] for seconds in (ours, other))
-                show(compare(f"{what} {name}", "photos/s", *rates), benchmark.json)
+                rates = ([len(X) / s for s in side.seconds] for side in (ours, other))
+                yield compare(f"{what} {name}", "photos/s", *rates)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark))
+    benchmark = tyro.cli(Benchmark)
+    show(rows(benchmark), benchmark.json)

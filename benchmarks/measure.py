@@ -2,18 +2,21 @@
 
 import json
 import multiprocessing
+import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 PRODUCT = 2 * 4096**3  # operations of matrix_product
+HEADER = f"{'':50} {'unit':>10} {'ours':>9} {'base line':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
 
 
 @dataclass
@@ -32,12 +35,10 @@ class Row:
     ratio_max: float
     matrix_share: float | None = None  # of the rate of a large matrix product, in the type that ours computes in
 
-    HEADER = f"{'':46} {'unit':>10} {'ours':>9} {'base line':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
-
     def __str__(self):
         share = "" if self.matrix_share is None else f"{100 * self.matrix_share:.0f} %"
         return (
-            f"{self.name:46} {self.unit:>10} {self.ours:9.4g} {self.baseline:9.4g} {self.ratio:6.2f} "
+            f"{self.name:50} {self.unit:>10} {self.ours:9.4g} {self.baseline:9.4g} {self.ratio:6.2f} "
             f"{self.ratio_min:6.2f} {self.ratio_max:6.2f} {share:>13}"
         )
 
@@ -48,44 +49,73 @@ def compare(name: str, unit: str, ours: list[float], baseline: list[float], lowe
     return Row(name, unit, median(ours), median(baseline), median(ratios), min(ratios), max(ratios))
 
 
-def show(row: Row, as_json: bool) -> None:
-    print(json.dumps(asdict(row)) if as_json else row, flush=True)
+def show(rows: Iterable[Row], as_json: bool) -> None:
+    """Print each row as it comes: an object, or a line of a table."""
+    if not as_json:
+        print(HEADER, flush=True)
+    for row in rows:
+        known = {name: value for name, value in asdict(row).items() if value is not None}
+        print(json.dumps(known) if as_json else row, flush=True)
 
 
-def take_turns(rounds: int, *sides: tuple) -> list[list[float]]:
-    """Each side is (build, *arguments): build(*arguments) -> a function. -> for each side, its seconds in each round.
+class Measured(NamedTuple):
+    """What a side took."""
 
-    A side is built in a process of its own and works once before it is timed; then the sides take turns, and all but
-    one sleep.
+    seconds: list[float]  # in each round
+    peak: float  # the most memory that its process ever had, in MiB
+
+
+def take_turns(rounds: int, *sides: tuple, warm_up: bool = True) -> list[Measured]:
+    """Each side is (build, *arguments): build(*arguments) -> a function that is timed in each round.
+
+    A side is built in a process of its own and, to warm up, works once before it is timed; then the sides take turns,
+    and all but one sleep.
     """
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for side in sides:
-        pipe, other = context.Pipe()
-        process = context.Process(target=_serve, args=(other, *side), daemon=True)
-        process.start()
-        pipe.recv()  # one warms up while the others wait
-        pipes.append(pipe)
-        processes.append(process)
-    seconds = [[] for _ in sides]
-    for _ in range(rounds):
-        for pipe, mine in zip(pipes, seconds, strict=True):
-            pipe.send(True)
-            mine.append(pipe.recv())
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(False)
-        process.join()
-    return seconds
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sklearn", "tqdm"])  # once, not for each side
+    pipes, processes, seconds = [], [], [[] for _ in sides]
+    try:
+        for side in sides:
+            pipe, other = context.Pipe()
+            process = context.Process(target=_serve, args=(other, warm_up, *side))
+            process.start()
+            other.close()  # or that process could end without notice here
+            pipes.append(pipe)
+            processes.append(process)
+            pipe.recv()  # one warms up while the others wait
+        for _ in range(rounds):
+            for pipe, mine in zip(pipes, seconds, strict=True):
+                pipe.send(True)
+                mine.append(pipe.recv())
+        for pipe in pipes:
+            pipe.send(False)
+        measured = [Measured(mine, pipe.recv()) for pipe, mine in zip(pipes, seconds, strict=True)]
+        for process in processes:
+            process.join()  # it gives back what it shares, which one that is ended could not
+        return measured
+    except EOFError:
+        sys.exit(1)  # that process has told why
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
-def _serve(pipe: "multiprocessing.connection.Connection", build: Callable, *arguments: object) -> None:
+def _serve(pipe: "multiprocessing.connection.Connection", warm_up: bool, build: Callable, *arguments: object) -> None:
     work = build(*arguments)
-    work()
+    if warm_up:
+        work()
     pipe.send(True)
     while pipe.recv():
         start = time.perf_counter()
         work()
         pipe.send(time.perf_counter() - start)
+    pipe.send(peak_memory())
+
+
+def peak_memory() -> float:
+    """The most memory that this process ever had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def matrix_product(precision: torch.dtype) -> Callable[[], torch.Tensor]:

@@ -6,9 +6,10 @@
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import baseline
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import torch.nn as nn
 import tyro
 from measure import Row, compare, show, take_turns
+from step import NETS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,10 +27,8 @@ from data.dataset import TestImageDataset
 from data.sample import draw_sample
 from img.transformer import decode_mask, resize
 from nn.classifier import CarvanaClassifier
-from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal
 
-CASES = {"UNet1024": (UNet1024, 256, 8), "UNetOriginal": (UNetOriginal, 572, 3)}  # side of the images, images a step
+CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, images a batch
 ORIGIN = (1280, 1918)
 
 
@@ -41,7 +41,7 @@ class Benchmark:
     masks that are enlarged and cut already and writes no file.
     """
 
-    nets: tuple[str, ...] = tuple(CASES)  # of UNet1024 (at 256x256) and UNetOriginal (572x572)
+    nets: tuple[Literal[*CASES], ...] = ("UNet1024",)  # at 256x256; UNetOriginal at 572x572 takes minutes
     rounds: int = 3  # each side predicts the photos so often, after once to warm up
     json: bool = False  # an object for each row
 
@@ -57,10 +57,10 @@ class DrawnMask(nn.Module):
         return self.logits.expand(len(features), 1, -1, -1)
 
 
-def our_prediction(name: str, root: Path) -> Callable[[], None]:
-    make, side, batch = CASES[name]
+def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
+    """Of the photos in root/train; one of root/train_masks is what the net hands out."""
     _, precision, workers, _ = helpers.choose_machine("cpu", None, None)
-    net = make((3, side, side))
+    net = NETS[name]((3, side, side))
     net.classify = DrawnMask(resize(mask_of(root), net.output_size))
     classifier = CarvanaClassifier(net, epochs=1, precision=precision)
     photos = TestImageDataset(sorted((root / "train").iterdir()), (side, side), net.output_size)
@@ -73,10 +73,9 @@ def our_prediction(name: str, root: Path) -> Callable[[], None]:
     return work
 
 
-def plain_prediction(name: str, root: Path) -> Callable[[], None]:
-    make, side, batch = CASES[name]
+def plain_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
     net = baseline.make_net(name)
-    net.classify = DrawnMask(resize(mask_of(root), make((3, side, side)).output_size))
+    net.classify = DrawnMask(resize(mask_of(root), NETS[name]((3, side, side)).output_size))
     photos = baseline.PlainTestDataset(sorted((root / "train").iterdir()), (side, side))
     return lambda: baseline.predict(net, DataLoader(photos, batch), root / "plain.csv.gz", ORIGIN)
 
@@ -108,25 +107,25 @@ def coco_encoder(root: Path) -> Callable[[], None]:
     return lambda: [coco.encode(mask) for mask in masks]
 
 
-def main(benchmark: Benchmark) -> None:
-    if not benchmark.json:
-        print(Row.HEADER)
+def rows(benchmark: Benchmark) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "sample"
         draw_sample(root, cars=1, test_cars=0)
         for name in benchmark.nets:
-            ours, plain = take_turns(benchmark.rounds, (our_prediction, name, root), (plain_prediction, name, root))
-            side = CASES[name][1]
-            rates = ([16 / s for s in seconds] for seconds in (ours, plain))
-            show(compare(f"prediction {name} {side}x{side}", "photos/s", *rates), benchmark.json)
+            sides = ((predict, root, name, *CASES[name]) for predict in (our_prediction, plain_prediction))
+            ours, plain = take_turns(benchmark.rounds, *sides)
+            title = "prediction {} {}x{}".format(name, *2 * CASES[name][:1])
+            yield compare(title, "photos/s", *([16 / s for s in side.seconds] for side in (ours, plain)))
+            yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
         for size in ((388, 388), (1024, 1024)):
             sides = (our_saver, root, size), (plain_saver, root, size), (coco_encoder, root)
-            seconds = take_turns(5 * benchmark.rounds, *sides)
-            ours, plain, coco = ([1000 * s / 16 for s in side] for side in seconds)
-            name = f"saver, masks of {size[0]}x{size[1]}"
-            show(compare(name, "ms/mask", ours, plain, lower_is_better=True), benchmark.json)
-            show(compare(f"{name}, against coco", "ms/mask", ours, coco, lower_is_better=True), benchmark.json)
+            measured = take_turns(5 * benchmark.rounds, *sides)
+            ours, plain, coco = ([1000 * s / 16 for s in side.seconds] for side in measured)
+            title = f"saver, masks of {size[0]}x{size[1]}"
+            yield compare(title, "ms/mask", ours, plain, lower_is_better=True)
+            yield compare(f"{title}, against coco", "ms/mask", ours, coco, lower_is_better=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark))
+    benchmark = tyro.cli(Benchmark)
+    show(rows(benchmark), benchmark.json)

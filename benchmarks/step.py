@@ -3,9 +3,10 @@
     python benchmarks/step.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 import tyro
@@ -32,12 +33,14 @@ class Benchmark:
     """Times whole steps (forward, loss, backward, optimizer, metrics) of ours and of the base line in alternation.
 
     Beside ours, its share of the rate of a large matrix product, timed in the same rounds; the operations of a step are
-    those that torch counts in its convolutions, with nothing for BatchNorm, ReLU, pooling and the optimizer.
+    those that torch counts in its convolutions, with nothing for BatchNorm, ReLU, pooling and the optimizer. Memory is
+    the peak of the whole process, with Python and torch.
     """
 
-    cases: tuple[str, ...] = tuple(CASES)  # of UNetOriginal-572, UNet1024-1024, UNet1024-256
+    cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # net and side of its images, at the batch size of README
+    batch_size: int | None = None  # images a step, instead of 3, 2 and 8
     rounds: int = 3  # each side works so often, after a step to warm up
-    precision: str | None = None  # of ours: float32, bfloat16 or float16; None takes what main.py takes
+    precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None takes what main.py takes
     compile_model: bool = False  # ours through torch.compile
     json: bool = False  # an object for each row
 
@@ -73,26 +76,40 @@ def operations(name: str, side: int, batch: int) -> int:
     return counter.get_total_flops()
 
 
-def main(benchmark: Benchmark) -> None:
-    _, precision, _, _ = helpers.choose_machine("cpu", benchmark.precision, None)
-    if not benchmark.json:
-        print(Row.HEADER)
-    products = take_turns(benchmark.rounds, (matrix_product, precision), (matrix_product, torch.float32))
-    rates = ([PRODUCT / 1e9 / s for s in side] for side in products)
-    show(compare(f"matrix product, {str(precision)[6:]} / float32", "GFLOP/s", *rates), benchmark.json)
+def product_row(benchmark: Benchmark) -> Row:
+    """The matrix product in ours and in float32."""
+    products = take_turns(benchmark.rounds, *((matrix_product, each) for each in (precision(benchmark), torch.float32)))
+    rates = ([PRODUCT / 1e9 / s for s in side.seconds] for side in products)
+    return compare(f"matrix product, {str(precision(benchmark))[6:]} / float32", "GFLOP/s", *rates)
+
+
+def step_rows(benchmark: Benchmark) -> Iterator[Row]:
     for case in benchmark.cases:
         name, side, batch = CASES[case]
+        batch = benchmark.batch_size or batch
         ours, plain, product = take_turns(
             benchmark.rounds,
-            (our_step, name, side, batch, precision, benchmark.compile_model),
+            (our_step, name, side, batch, precision(benchmark), benchmark.compile_model),
             (plain_step, name, side, batch),
-            (matrix_product, precision),
+            (matrix_product, precision(benchmark)),
         )
-        rates = ([batch / s for s in seconds] for seconds in (ours, plain))
-        row = compare(f"step {name} {side}x{side}, {batch} a step", "images/s", *rates)
-        row.matrix_share = operations(name, side, batch) / PRODUCT * median(product) / median(ours)
-        show(row, benchmark.json)
+        rates = ([batch / s for s in each.seconds] for each in (ours, plain))
+        title = f"step {name} {side}x{side}, {batch} a step"
+        row = compare(title, "images/s", *rates)
+        row.matrix_share = operations(name, side, batch) / PRODUCT * median(product.seconds) / median(ours.seconds)
+        yield row
+        yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
+
+
+def precision(benchmark: Benchmark) -> torch.dtype:
+    return helpers.choose_machine("cpu", benchmark.precision, None)[1]
+
+
+def rows(benchmark: Benchmark) -> Iterator[Row]:
+    yield product_row(benchmark)
+    yield from step_rows(benchmark)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark))
+    benchmark = tyro.cli(Benchmark)
+    show(rows(benchmark), benchmark.json)

@@ -4,8 +4,6 @@
 """
 
 import csv
-import resource
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from pathlib import Path
 
 import torch
 import tyro
+from measure import peak_memory
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from callbacks.predictions_saver import PredictionsSaverCallback
 from data.sample import draw_sample
 from img.transformer import decode_mask, resize
@@ -62,8 +60,8 @@ def main(benchmark: Benchmark) -> None:
             saver.on_predict_batch(batch, probs[: len(batch)])
             done += len(batch)
             if done in benchmark.rows or done == len(names):
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB, as Linux counts
-                print(f"{done:8} {done / (time.perf_counter() - start):8.1f} {peak:8.0f} MiB", flush=True)
+                rate = done / (time.perf_counter() - start)
+                print(f"{done:8} {rate:8.1f} {peak_memory():8.0f} MiB", flush=True)
         saver.close_saver()
         print(f"{saver.to_file.name} is {saver.to_file.stat().st_size / 2**20:.1f} MiB")
 
