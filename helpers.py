@@ -226,12 +226,16 @@ def make_writable(*folders: Path) -> None:
             raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
 
 
-class _File(io.FileIO):
-    """A file to write, whose errors are sentences."""
+class File(io.FileIO):
+    """A file to write, or with mode "a" to go on with, whose errors are sentences.
 
-    def __init__(self, path: Path, part: Path):
+    They name `path`, which is where it is, or where it will be when it has been written as `part`.
+    """
+
+    def __init__(self, path: Path, part: Path | None = None, mode: str = "w"):
         self.path = path
-        super().__init__(part, "w")
+        with naming(path):
+            super().__init__(part or path, mode)
 
     def write(self, data: bytes) -> int:
         with naming(self.path):
@@ -250,17 +254,21 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def lock(folder: Path) -> BinaryIO | None:
-    """Keep other processes from locking `folder` while the returned file is open. Raises UserError where one does.
+def lock(folder: Path, waiting: str = "") -> BinaryIO | None:
+    """Keep other processes from locking `folder` while the returned file is open.
 
-    None where the system or the disk knows no locks.
+    Where one does: prints the sentence `waiting` and waits for its end, or without one raises UserError. None where the
+    system or the disk knows no locks.
     """
     with naming(folder / ".lock"):
         file = (folder / ".lock").open("wb")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        raise UserError(f"{folder} is in use by another process. Wait for it, or stop it.") from error
+        if not waiting:
+            raise UserError(f"{folder} is in use by another process. Wait for it, or stop it.") from error
+        print(waiting)
+        fcntl.lockf(file, fcntl.LOCK_EX)
     except (OSError, AttributeError):
         file.close()
         return None
@@ -277,9 +285,7 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        with naming(path):
-            raw = _File(path, part)
-        with io.BufferedWriter(raw) as file:
+        with io.BufferedWriter(File(path, part)) as file:
             yield file
             file.flush()
             with naming(path):

@@ -78,7 +78,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
-    ds_fetcher.download_dataset()
+    ds_fetcher.download_dataset(test_photos=hp.predict and not hp.check_data)
     if hp.check_data:
         return check_data(ds_fetcher, hp.workers)
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)

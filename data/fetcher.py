@@ -1,4 +1,4 @@
-"""Finds the photos and masks, pairs them by name, and splits them by car."""
+"""Finds the photos and masks, or has them fetched, pairs them by name, and splits them by car."""
 
 import re
 from collections import Counter, defaultdict
@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.dataset import check_pair, reading, size_text
+from data.download import COMPETITION, SETTINGS, download, find_credentials, find_zip, is_there, leftovers
 from data.sample import draw_sample
 from helpers import UserError, lock, make_writable, require
 from img import transformer
@@ -19,7 +20,6 @@ from img import transformer
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
 MASK = re.compile(r"(?P<photo>.+_\d\d)_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
-COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
 
 
 class DatasetFetcher:
@@ -40,28 +40,66 @@ class DatasetFetcher:
         self.split: pd.DataFrame | None = None
         self._faults: list[str] | None = None  # gathers them while find_faults looks; else the first ends the program
 
-    def download_dataset(self) -> None:
-        """Make sure that there is something to train on. Raises UserError that says the ways to get it."""
+    def download_dataset(self, test_photos: bool = True) -> None:
+        """Make sure that there is something to train on, and with test_photos something to predict.
+
+        What lies in input_dir is taken as it is, zips are unpacked, and the rest is fetched from Kaggle. Raises
+        UserError that says the ways to get what is missing.
+        """
+        folder = self.input_dir.parent if self.dataset == "sample" else self.input_dir
+        waiting = f"Another process is at work in {folder}; waiting for it."
         if self.dataset == "sample":
             print("These are drawn cars, not Kaggle's photos: enough to see it all work.")
-            make_writable(self.input_dir.parent)
+            make_writable(folder)
             try:
-                with lock(self.input_dir.parent) or nullcontext():
+                with lock(folder, waiting) or nullcontext():
                     draw_sample(self.input_dir)
             except OSError as error:  # of a process that draws, with its traceback in front
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(f"{self.input_dir} can't be drawn ({reason}).") from error
-        missing = [self._names(name) for name in ("train", "train_masks") if self._folder(name) is None]
-        if missing and self.dataset == "sample":
-            raise UserError(f"There is no {missing[0]} in {self.input_dir}/: remove that folder to have it drawn.")
-        if missing:
-            raise UserError(
-                f"There is no {' and no '.join(missing)} in {self.input_dir}/. Three ways on:\n"
-                f"  1. Download the data from {COMPETITION} (accept its rules there) and unpack\n"
-                f"     train.zip or train_hq.zip, train_masks.zip, and test.zip or test_hq.zip in {self.input_dir}/.\n"
-                "  2. Have it elsewhere already? Name the folder: python main.py --input-dir FOLDER\n"
-                "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
-            )
+            for name in ("train", "train_masks"):
+                remedy = "remove that folder to have it drawn."
+                require(self._folder(name) is not None, f"There is no {name}/ in {self.input_dir}/: {remedy}")
+        elif names := self._to_bring(test_photos):
+            to_fetch = [name for name in names if not find_zip(folder, name) and not is_there(folder / name)]
+            require(not to_fetch or find_credentials() is not None, self._ways_on(test_photos))
+            make_writable(folder)
+            with lock(folder, waiting) or nullcontext():
+                download(folder, self._to_bring(test_photos))  # which another process may have done by now
+
+    def _to_bring(self, test_photos: bool) -> list[str]:
+        """What is to be unpacked or fetched, such as train_hq; small ones first, so that a refusal comes early."""
+        names = []
+        for table, *photos in (("metadata.csv", "train_masks", "train"), ("sample_submission.csv", "test")):
+            folders = [self._kaggles_name(name) for name in photos]
+            if find_zip(self.input_dir, table) or not all(is_there(self.input_dir / name) for name in folders):
+                names.append(table)
+            names += folders
+            if not test_photos:
+                break
+        return [name for name in names if not is_there(self.input_dir / name) or leftovers(self.input_dir, name)]
+
+    def _kaggles_name(self, name: str) -> str:
+        """What that folder is called at Kaggle: as it is here, or as a zip is here, or of the quality asked for."""
+        here, train = self._folder(name), self._folder("train")
+        if here or name == "train_masks":
+            return name if here is None else here.name
+        names = [name + suffix for suffix in self.suffixes]
+        alike = [name + suffix for suffix in self.suffixes if train and train.name == f"train{suffix}"]
+        return next((each for each in names if find_zip(self.input_dir, each)), [*names, *alike][-1])
+
+    def _ways_on(self, test_photos: bool) -> str:
+        wanted = ("train", "train_masks", "test")[: 2 + test_photos]
+        missing = [self._names(name) for name in wanted if self._folder(name) is None]
+        without = ", or say --no-predict to train only" * (missing == [self._names("test")])
+        return (
+            f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. Three ways on:\n"
+            f"  1. Have it fetched: accept the rules at {COMPETITION}/rules, make a token\n"
+            f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md knows other keys).\n"
+            f"  2. Have it already? Copy it to {self.input_dir}/, as zips of {COMPETITION}/data\n"
+            "     or unpacked, or name the folder: python main.py --input-dir FOLDER\n"
+            "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
+        )
 
     def find_faults(self) -> tuple[list[str], dict[Path, Path | None], list[Path]]:
         """What is wrong with the names of the files, a sentence each; each photo to train on with its mask, None where
