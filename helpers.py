@@ -233,22 +233,22 @@ class File(io.FileIO):
     """
 
     def __init__(self, path: Path, part: Path | None = None, mode: str = "w"):
-        self.path = path
-        with naming(path):
+        self.path, self.beside = path, part is not None
+        with naming(path, self.beside):
             super().__init__(part or path, mode)
 
     def write(self, data: bytes) -> int:
-        with naming(self.path):
+        with naming(self.path, self.beside):
             return super().write(data)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Tells an error of the system in a sentence that names `path`, which is what was to be written."""
+def naming(path: Path, beside: bool = True) -> Iterator[None]:
+    """Tells an error of the system in a sentence that names `path`, which was to be written; beside: not in place."""
     try:
         yield
     except OSError as error:
-        before = "; what stood there before is as it was" if path.exists() else ""
+        before = "; what stood there before is as it was" if beside and path.exists() else ""
         raise UserError(
             f"{path} can't be written ({error.strerror}){before}. Make room or mend the folder first."
         ) from error

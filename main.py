@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 import helpers
 import img.augmentation as aug
 from callbacks.model_saver import ModelSaverCallback
-from callbacks.predictions_saver import PredictionsSaverCallback
+from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
 from data.check import check_data
 from data.dataset import TestImageDataset, TrainImageDataset
@@ -46,8 +46,8 @@ class Hyperparameters:
     momentum: float = 0.99  # of SGD
     predict: bool = True  # write output_dir/submit.csv.gz after training
     dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
-    hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, these first
-    input_dir: Path = Path("input")  # holds train/ or train_hq/, train_masks/, and test/ or test_hq/
+    hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, or the smaller ones
+    input_dir: Path = Path("input")  # train[_hq]/, train_masks/ and test[_hq]/; gets from Kaggle what is missing
     output_dir: Path = Path("output")  # gets models/ and submit.csv.gz
     logs_dir: Path = Path("logs")  # gets what TensorBoard shows
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None takes the accelerator that is there
@@ -123,6 +123,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
         test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
         classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])
         pred_saver_cb.close_saver()
+        check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
         print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
 
 

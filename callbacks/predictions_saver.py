@@ -3,11 +3,13 @@
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 from torch import Tensor
+from tqdm import tqdm
 
 from callbacks.callback import Callback
 from helpers import UserError, lock, save_atomically
@@ -62,3 +64,28 @@ class PredictionsSaverCallback(Callback):
         text = self._open_files.enter_context(io.TextIOWrapper(archive, encoding="utf-8", newline=""))
         self._csv = csv.writer(text, lineterminator="\n")
         self._csv.writerow(["img", "rle_mask"])
+
+
+def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) -> None:
+    """Read the submission back, as Kaggle will. Raises UserError where it isn't a row for each of `names`, in their
+    order, with the runs of a mask of `size` (height, width).
+    """
+    csv.field_size_limit(2**31 - 1)
+    row = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != ["img", "rle_mask"]:
+                raise ValueError("it should be img,rle_mask")
+            for name in tqdm(names, "reading back", unit="mask", disable=None, leave=False):
+                row += 1
+                found, *runs = next(rows, ["the end"])
+                if found != name:
+                    raise ValueError(f"{found} in place of {name}")
+                (runs,) = runs
+                rle.parse(runs, size)
+            row += 1
+            if next(rows, None) is not None:
+                raise ValueError("more rows than photos")
+    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path} is no whole submission (row {row}: {error!s:.200}): predict once more.") from error

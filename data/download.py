@@ -224,7 +224,8 @@ def _asked_to_wait(error: Exception) -> float:
 
 def _append(response: requests.Response, part: Path, have: int, size: int) -> None:
     """Write what comes behind the `have` bytes of `part`, which is to have `size` in the end."""
-    bar = tqdm(desc=part.stem, total=size, initial=have, unit="B", unit_scale=True, disable=None, leave=False)
+    units = dict(unit="B", unit_scale=True, unit_divisor=1024)
+    bar = tqdm(desc=part.stem, total=size, initial=have, **units, disable=None, leave=False)
     with io.BufferedWriter(File(part, mode="a")) as file, bar:
         for chunk in response.iter_content(CHUNK):
             have += len(chunk)

@@ -38,6 +38,7 @@ class DatasetFetcher:
         self.input_dir = Path(input_dir) / "sample" if dataset == "sample" else Path(input_dir)
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
         self.split: pd.DataFrame | None = None
+        self._unlike_kaggle = ""  # why Kaggle won't take a submission of these photos
         self._faults: list[str] | None = None  # gathers them while find_faults looks; else the first ends the program
 
     def download_dataset(self, test_photos: bool = True) -> None:
@@ -69,15 +70,16 @@ class DatasetFetcher:
 
     def _to_bring(self, test_photos: bool) -> list[str]:
         """What is to be unpacked or fetched, such as train_hq; small ones first, so that a refusal comes early."""
-        names = []
+        names, here = [], self.input_dir
         for table, *photos in (("metadata.csv", "train_masks", "train"), ("sample_submission.csv", "test")):
             folders = [self._kaggles_name(name) for name in photos]
-            if find_zip(self.input_dir, table) or not all(is_there(self.input_dir / name) for name in folders):
+            to_fetch = [name for name in folders if not is_there(here / name) and not find_zip(here, name)]
+            if to_fetch or find_zip(here, table):  # without photos of Kaggle's, its tables aren't needed
                 names.append(table)
             names += folders
             if not test_photos:
                 break
-        return [name for name in names if not is_there(self.input_dir / name) or leftovers(self.input_dir, name)]
+        return [name for name in names if not is_there(here / name) or leftovers(here, name)]
 
     def _kaggles_name(self, name: str) -> str:
         """What that folder is called at Kaggle: as it is here, or as a zip is here, or of the quality asked for."""
@@ -171,15 +173,34 @@ class DatasetFetcher:
         """
         if self._folder("test") is None:
             raise UserError(
-                f"There is no {self._names('test')} in {self.input_dir}/, so nothing to predict: unpack test.zip or "
+                f"There is no {self._names('test')} in {self.input_dir}/, so nothing to predict: copy test.zip or "
                 f"test_hq.zip of {COMPETITION} there, or say --no-predict to train only."
             )
         cars = _by_car(self._photos("test"))
         chosen = _sample(sorted(cars), sample_size, seed)
         paths = sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
+        self._compare_with_kaggle([path.name for path in paths])
         for path in _progress(paths) if origin_img_size else []:
             self.check_test_size(path, self.get_image_size(path), origin_img_size)
         return paths
+
+    def _compare_with_kaggle(self, names: list[str]) -> None:
+        """Tell where the photos to predict are not those of sample_submission.csv, if that is there."""
+        table = self.input_dir / "sample_submission.csv"
+        if self.dataset == "sample" or not table.is_file():
+            return
+        try:
+            wanted = set(pd.read_csv(table, usecols=["img"], dtype=str)["img"])
+        except ValueError as error:  # no text, or no such column
+            raise UserError(f"{table} has no column img: get it once more, or remove it.") from error
+        missing, surplus = sorted(wanted - set(names)), sorted(set(names) - wanted)
+        if missing or surplus:
+            some = ", ".join([*missing, *surplus][:3])
+            self._unlike_kaggle = (
+                f"Kaggle will refuse this submission: of the {len(wanted):,} photos in {table}, {len(missing):,} are "
+                f"not predicted, and {len(surplus):,} others are ({some}, ...)."
+            )
+            print(self._unlike_kaggle)
 
     @staticmethod
     def check_test_size(path: Path, size: Sequence[int], wanted: Sequence[int]) -> None:
@@ -200,6 +221,8 @@ class DatasetFetcher:
         """The line that tells what to do with the submission."""
         if self.dataset == "sample":
             return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
+        if self._unlike_kaggle:
+            return f"no upload   {self._unlike_kaggle}"
         return f"upload it   kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:

@@ -54,17 +54,26 @@ def _text(starts: np.ndarray, ends: np.ndarray) -> str:
     return " ".join(map(str, np.column_stack([starts + 1, ends - starts]).ravel().tolist()))
 
 
+def parse(runs: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """runs -> the first pixel of each, from 0, and the first behind it. Raises ValueError where no mask of that
+    (height, width) has these runs, as `encode` writes them.
+    """
+    digits = runs.replace(" ", "0")
+    numbers = np.fromstring(runs, np.int64, sep=" ") if digits.isascii() and digits.isdecimal() else np.zeros(0, int)
+    if len(numbers) != runs.count(" ") + bool(runs) or len(numbers) % 2:
+        raise ValueError(f"{runs[:40]!r} is not, or doesn't begin, an even count of numbers")
+    starts, ends = numbers[::2] - 1, numbers[::2] - 1 + numbers[1::2]
+    apart = np.concatenate([[0], ends[:-1] + 1])[: len(starts)]  # the first pixel at which each may start
+    wrong = np.flatnonzero((starts < apart) | (ends <= starts) | (ends > size[0] * size[1]))
+    if len(wrong):
+        run = f"{numbers[2 * wrong[0]]} {numbers[2 * wrong[0] + 1]}"
+        raise ValueError(f"the run {run} can't be at this place in a mask of {size[0]}x{size[1]} pixels")
+    return starts, ends
+
+
 def decode(runs: str, size: tuple[int, int]) -> np.ndarray:
     """runs -> a mask (height, width) of bool. Raises ValueError for runs that no mask of this size has."""
-    numbers = [int(number) for number in runs.split()]
-    if len(numbers) % 2:
-        raise ValueError(f"an odd count of numbers ({len(numbers)}) in the runs {runs[:40]!r}")
     flat = np.zeros(size[0] * size[1], dtype=bool)
-    end_of_last = -1
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-        first, end = start - 1, start - 1 + length
-        if first <= end_of_last or length < 1 or end > flat.size:
-            raise ValueError(f"the run {start} {length} can't be at this place in a mask of {size[0]}x{size[1]} pixels")
-        flat[first:end] = True
-        end_of_last = end
+    for start, end in zip(*parse(runs, size), strict=True):
+        flat[start:end] = True
     return flat.reshape(size)

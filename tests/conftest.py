@@ -17,6 +17,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 
 @pytest.fixture(scope="session")
+def empty_home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, empty_home):
+    """Nothing uses the Kaggle account of who runs the tests; what would go to Kaggle goes to this machine."""
+    for name in [name for name in os.environ if name.startswith("KAGGLE")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(empty_home))
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
+
+
+@pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """Five small drawn cars, four to train and one to test, as an input folder. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("drawn") / "sample"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
 from callbacks.model_saver import ModelSaverCallback
-from callbacks.predictions_saver import PredictionsSaverCallback
+from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
 from callbacks.tensorboard import (
     FALSE_ALARM,
     HIT,
@@ -458,3 +458,38 @@ def test_masks_that_are_all_or_nothing_are_told_of(tmp_path, capsys):
         "Look at these: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
         "Look at these: 1 of the masks is all car (2.jpg).",
     ]
+
+
+def test_a_submission_is_read_back(tmp_path):
+    path, names = tmp_path / "a.gz", ["a.jpg", "b,c.jpg", "d.jpg"]
+    saver = PredictionsSaverCallback(path, (60, 90), 0.5)
+    probs = torch.zeros(3, 6, 9)
+    probs[0, 2:4, 3:6] = 1  # b holds no car
+    probs[2] = 1
+    saver.on_predict_batch(names, probs)
+    saver.close_saver()
+    check_submission(path, names, (60, 90))
+    whole, rows = path.read_bytes(), rows_of(path)
+    for faulty, expected in (
+        (["a.jpg", "d.jpg", "b,c.jpg"], r"row 2: b,c\.jpg in place of d\.jpg"),
+        ([*names, "e.jpg"], r"row 4: the end in place of e\.jpg"),
+        (names[:2], "row 3: more rows than photos"),
+    ):
+        with pytest.raises(UserError, match=rf"a\.gz is no whole submission \({expected}\): predict once more"):
+            check_submission(path, faulty, (60, 90))
+    with pytest.raises(UserError, match=r"row 1: the run .* can't be at this place in a mask of 6x9 pixels"):
+        check_submission(path, names, (6, 9))
+    for damaged in (whole[:-20], whole[:50] + b"?" + whole[51:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is no whole submission"):
+            check_submission(path, names, (60, 90))
+    for changed, expected in (
+        ([["img", "mask"], *rows[1:]], "row 0: it should be img,rle_mask"),
+        ([*rows[:2], rows[1], *rows[3:]], r"row 2: a\.jpg in place of b,c\.jpg"),
+        ([*rows[:3], ["d.jpg", "3 1 1 1"]], "row 3: the run 1 1 can't be"),
+        ([*rows[:3], ["d.jpg"]], "row 3: "),
+    ):
+        with gzip.open(path, "wt", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(changed)
+        with pytest.raises(UserError, match=expected):
+            check_submission(path, names, (60, 90))

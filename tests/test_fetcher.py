@@ -217,3 +217,25 @@ def test_a_name_that_is_no_text_is_named(folder):
     expected = r"1 file\(s\) in .*test have names that can't be written: 'a\\udcff_01\.jpg'\. Rename them"
     with pytest.raises(UserError, match=expected):
         DatasetFetcher(folder).get_test_files()
+
+
+def test_photos_that_are_not_those_kaggle_wants_are_told_before_the_training(folder, capsys):
+    names = [path.name for path in DatasetFetcher(folder).get_test_files()]
+    table = folder / "sample_submission.csv"
+    command = "kaggle competitions submit -c carvana-image-masking-challenge -f a.gz -m U-Net"
+    for wanted, told in (
+        (names, ""),
+        ([*names, "z_01.jpg"], f"of the 17 photos in {table}, 1 are not predicted, and 0 others are (z_01.jpg, ...)."),
+        (names[1:], f"of the 15 photos in {table}, 0 are not predicted, and 1 others are ({names[0]}, ...)."),
+    ):
+        table.write_text("img,rle_mask\n" + "".join(f"{name},1 1\n" for name in wanted))
+        fetcher = DatasetFetcher(folder)
+        fetcher.get_test_files()
+        sentence = f"Kaggle will refuse this submission: {told}"
+        assert capsys.readouterr().out == (f"{sentence}\n" if told else "")
+        assert fetcher.next_step("a.gz") == (f"no upload   {sentence}" if told else f"upload it   {command}")
+    table.write_text("")
+    with pytest.raises(UserError, match=r"sample_submission\.csv has no column img: get it once more, or remove it"):
+        DatasetFetcher(folder).get_test_files()
+    table.unlink()
+    assert DatasetFetcher(folder).next_step("a.gz") == f"upload it   {command}"

@@ -256,6 +256,8 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
     def predict(self, test_loader, callbacks):
         restored.append(self.net.classify.bias.item())
         thresholds.append((callbacks[0].threshold, callbacks[0].origin_img_size, test_loader.dataset.photo_size))
+        names = [path.name for path in test_loader.dataset.X]
+        callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4))
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
@@ -293,6 +295,29 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
     ends = {"--resume": "to go on with", "sample": "to have it drawn", "--help": "usage: main.py"}
     expected = next((ends[word] for word in arguments if word in ends), "Three ways on")
     assert expected in str(code) + printed
+
+
+def test_the_readme_goes_from_an_account_to_a_score_in_eight_lines():
+    """Its last commands are ones that Kaggle's client has, and the one that main.py prints."""
+    section = (ROOT / "README.md").read_text().partition("## On a GPU box\n")[2].partition("```\n")[2]
+    lines = section.partition("```")[0].splitlines()
+    assert len(lines) <= 8 and lines[3] == "python main.py" and lines[4:] == commands("kaggle")
+    assert DatasetFetcher("input").next_step("output/submit.csv.gz") == f"upload it   {lines[4]}"
+    for command in lines[4:]:
+        words = shlex.split(command)
+        help_of_it = [sys.executable, "-m", *words[:3], "--help"]
+        told = subprocess.run(help_of_it, capture_output=True, text=True, check=True).stdout
+        options = [word for word in words if word.startswith("-")]
+        assert all(re.search(rf"^ +(.*, )?{option}\b", told, re.MULTILINE) for option in options), told
+
+
+@pytest.mark.parametrize(("arguments", "needed"), [("", True), ("--no-predict", False), ("--check-data", False)])
+def test_photos_to_predict_are_fetched_only_for_a_prediction(main_here, monkeypatch, arguments, needed):
+    def download_dataset(self, test_photos):
+        raise UserError(f"seen {test_photos}")
+
+    monkeypatch.setattr("data.fetcher.DatasetFetcher.download_dataset", download_dataset)
+    assert main_here(*arguments.split())[0] == f"main.py: seen {needed}"
 
 
 def test_make_demo_is_the_command_of_the_readme():

@@ -97,3 +97,14 @@ TOO_LONG = [f"2 {2**63 - 1}", "1 " + "9" * 30]
 def test_runs_of_no_mask_are_refused(runs):
     with pytest.raises(ValueError):
         rle.decode(runs, (2, 3))
+
+
+def test_a_text_that_is_no_runs_is_refused():
+    """All that decode refuses; an independent reading of what is legal stands in decode's own tests."""
+    for runs in ("1", "1 2x", "x", "1  2", " 1 2", "1 2 ", "1 2 3", "0 1", "5 0", "5 -1", "1 2.5", "16 2", "\u0661 2",
+                 "2 1 1 1", "1 2 2 2", "1 2 3 1", "9" * 30 + " 1", "1 " + "9" * 30):  # fmt: skip
+        with pytest.raises(ValueError):
+            rle.parse(runs, (4, 4))
+    for runs in ("", "1 16", "16 1", "1 2 4 1"):  # control
+        starts, ends = rle.parse(runs, (4, 4))
+        assert (ends - starts).sum() == rle.decode(runs, (4, 4)).sum()
