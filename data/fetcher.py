@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.dataset import check_pair, reading, size_text
-from data.download import COMPETITION, SETTINGS, download, find_credentials, find_zip, is_there, leftovers
+from data.download import COMPETITION, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
 from data.sample import draw_sample
 from helpers import UserError, lock, make_writable, require
 from img import transformer
@@ -223,7 +223,7 @@ class DatasetFetcher:
             return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
         if self._unlike_kaggle:
             return f"no upload   {self._unlike_kaggle}"
-        return f"upload it   kaggle competitions submit -c {COMPETITION.rpartition('/')[2]} -f {submission} -m U-Net"
+        return f"upload it   kaggle competitions submit -c {SLUG} -f {submission} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:
         """The folder of that name, or of the other quality's, that has something in it."""
