@@ -240,6 +240,7 @@ def test_the_client_is_signed_in_at_kaggle_and_nowhere_else(server, tmp_path):
     for method, address, headers in server.seen:
         assert headers.get("Authorization") == {"POST": key, "GET": None}[method]
         assert address.startswith({"POST": API, "GET": STORE}[method])
+        assert SECRET not in " ".join(headers.values())
 
 
 def test_photos_to_predict_and_of_high_quality_are_fetched_when_they_are_asked_for(server, kaggles, tmp_path):
