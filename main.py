@@ -18,6 +18,7 @@ import helpers
 import img.augmentation as aug
 from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
+from callbacks.scorer import ScorerCallback
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
 from data.check import check_data
 from data.dataset import TestImageDataset, TrainImageDataset
@@ -56,11 +57,13 @@ class Hyperparameters:
     workers: int | None = None  # processes that read photos; None decides by the machine
     seed: int = 0  # of the split, the weights, the order and the augmentation
     resume: str | None = None  # "last", or a run's folder in output_dir/models: go on with it
+    score_only: bool = False  # only score the run of resume again, as Kaggle would, on its validation photos
     check_data: bool = False  # only read every photo and mask once, and list all that is wrong
 
     def __post_init__(self):
         helpers.validate(self, batch_size="[1, inf)", epochs="[1, inf)", threshold="(0, 1)", sample_size="(0, 1]",
                          validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)")
+        helpers.require(not self.score_only or bool(self.resume), "--score-only needs a run: say --resume last too.")
 
 
 def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # the split of a run that goes on
@@ -78,18 +81,19 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
-    ds_fetcher.download_dataset(test_photos=hp.predict and not hp.check_data)
+    predict = hp.predict and not hp.score_only and not hp.check_data
+    ds_fetcher.download_dataset(test_photos=predict)
     if hp.check_data:
         return check_data(ds_fetcher, hp.workers)
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
-    X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if hp.predict else []
+    X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if predict else []
     print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")
 
     # 4. After every epoch: a checkpoint, then curves and pictures for TensorBoard
     folder = Path(hp.resume or hp.output_dir / "models" / f"model_{helpers.get_model_timestamp()}")
     run = folder.name.removeprefix("model_")
-    model_saver_cb = ModelSaverCallback(folder, asdict(hp) | {"resume": None}, ds_fetcher.split)
+    model_saver_cb = ModelSaverCallback(folder, asdict(hp) | {"resume": None, "score_only": False}, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
     tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run)
 
@@ -110,15 +114,24 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
     if hp.resume:
         model_saver_cb.resume(classifier, optimizer)
-    classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
-                     callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+    if not hp.score_only:
+        classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
+                         callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
     dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
     print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
           f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")
 
-    # 6. Predict with the best epoch's weights, and write the masks at the photos' own size
-    if hp.predict:
-        classifier.restore_model(model_saver_cb.best)
+    # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does
+    classifier.restore_model(model_saver_cb.best)
+    scorer_cb = ScorerCallback({photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}, hp.threshold)
+    valid_loader = DataLoader(TestImageDataset(X_valid, *sizes, border=hp.border), **loading)
+    classifier.predict(valid_loader, callbacks=[scorer_cb], title="score")
+    model_saver_cb.save_score(classifier, scorer_cb.table(), scorer_cb.score)
+    tb_logs_cb.log_score(classifier, scorer_cb.score)
+    print(f"\n{scorer_cb.report()}\nof each     {model_saver_cb.path / 'score.csv'}\n")
+
+    # 7. Predict with the same weights, and write the masks at the photos' own size
+    if predict:
         pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
         test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
         classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])

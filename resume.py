@@ -10,7 +10,8 @@ from helpers import load_checkpoint, require
 
 # With other values of these, a training that goes on is still the same training.
 MAY_CHANGE = set(
-    "epochs predict check_data resume device precision compile_model workers input_dir output_dir logs_dir".split()
+    "epochs predict score_only check_data resume "
+    "device precision compile_model workers input_dir output_dir logs_dir".split()
 )
 
 
@@ -44,6 +45,10 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
             f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
             "another run, without --resume.",
         )
+    require(
+        not hp.score_only or bool(checkpoint.get("metrics")),
+        f"{run} can't be scored yet: it has not been trained for a whole epoch. Go on with it, without --score-only.",
+    )
     return replace(hp, resume=str(run)), split
 
 

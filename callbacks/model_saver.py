@@ -25,7 +25,7 @@ class ModelSaverCallback(Callback):
 
     last.pt: the whole state after the latest epoch, and at the start. best.pt: the weights of the epoch with the best
     validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
-    epoch).
+    epoch), score.csv (Dice of each validation photo at its own size, with best.pt).
 
     All is in last.pt but the weights of an earlier epoch that was the best, and the others follow from it: what a kill
     kept from being written, resume() writes.
@@ -47,7 +47,7 @@ class ModelSaverCallback(Callback):
         return self.path / "last.pt"
 
     def resume(self, classifier: CarvanaClassifier, optimizer: torch.optim.Optimizer) -> None:
-        """Give classifier and optimizer the state of last.pt, and say where the training goes on."""
+        """Give classifier and optimizer the state of last.pt; where training begins, it is said where it goes on."""
         self._lock, self._resumed = lock(self.path), True
         classifier.restore_model(self.last, optimizer)
         if classifier.metrics:
@@ -57,11 +57,6 @@ class ModelSaverCallback(Callback):
             require(there, f"{self.best} is not of epoch {best}, the best: {mended}.")
             self._save_what_follows(classifier)
         self._make_known(classifier)
-        if classifier.epoch < classifier.epochs:
-            print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
-        else:
-            more = f"for more of them say --epochs {2 * classifier.epoch}"
-            print(f"{self.path} has been trained for its {classifier.epoch} epochs; {more}.")
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         with naming(self.path):
@@ -71,6 +66,11 @@ class ModelSaverCallback(Callback):
                 another = "another run began in this second; start again"
                 raise UserError(f"{self.path} is there already: {another}.") from error
         self._lock = self._lock or lock(self.path)
+        if self._resumed and classifier.epoch < classifier.epochs:
+            print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
+        elif self._resumed:
+            more = f"for more of them say --epochs {2 * classifier.epoch}"
+            print(f"{self.path} has been trained for its {classifier.epoch} epochs; {more}.")
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:
@@ -88,8 +88,18 @@ class ModelSaverCallback(Callback):
         if classifier.best["epoch"] == classifier.epoch:
             state = classifier.state_dict()
             self._save(self.best, {name: state[name] for name in state if name not in ("optimizer", "scaler")})
+        self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
+
+    def save_score(self, classifier: CarvanaClassifier, table: pd.DataFrame, score: float) -> None:
+        """table, a row a validation photo, goes to score.csv; the score to the best epoch's row of metrics.csv."""
+        with save_atomically(self.path / "score.csv") as file:
+            table.to_csv(file, index=False)
+        metrics = pd.DataFrame(classifier.metrics)
+        metrics.loc[metrics["epoch"] == classifier.best["epoch"], "score"] = score
+        self._save_metrics(metrics, classifier)
+
+    def _save_metrics(self, table: pd.DataFrame, classifier: CarvanaClassifier) -> None:
         with save_atomically(self.path / "metrics.csv") as file:
-            table = pd.DataFrame(classifier.metrics)
             table[[name for name in table if name not in classifier.TIMES]].to_csv(file, index=False)
 
     def _save(self, path: Path, state: dict) -> None:

@@ -115,6 +115,14 @@ class TensorboardLoggerCallback(Callback):
         for log in self.logs.values():
             log.close()
 
+    def log_score(self, classifier: CarvanaClassifier, score: float) -> None:
+        """Add the score of the best epoch's weights, once training has ended, as a point at that epoch."""
+        epoch, path = classifier.best["epoch"], self.path / "valid"
+        if (path.name, "score", epoch) not in points(path, up_to=epoch):
+            log = Log(path, classifier.epoch + 1)
+            log.add_scalar("score", score, epoch)
+            log.close()
+
     def on_stop(self) -> None:
         for log in self.logs.values():
             with suppress(UserError):

@@ -80,8 +80,10 @@ class CarvanaClassifier:
             for callback in callbacks:
                 callback.on_train_end(self)
 
-    def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = ()) -> None:
+    def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict") -> None:
         """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
+
+        title: what the progress bar calls it.
 
         Each callback gets a batch's names and its probabilities (N, h, w), float32 on the CPU, in a thread of its own:
         while it writes a batch, the net predicts the next one.
@@ -92,7 +94,7 @@ class CarvanaClassifier:
                 callback.on_predict_batch(names, probs)
             bar.update(len(names))
 
-        bar = tqdm(total=len(test_loader.dataset), desc="predict", unit="img", disable=None)
+        bar = tqdm(total=len(test_loader.dataset), desc=title, unit="img", disable=None)
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
             for images, names in test_loader:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -58,9 +59,19 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
+    scores = re.findall(r"^score +(0\.\d{6}), as Kaggle counts", done.stdout, re.MULTILINE)
+    table = pd.read_csv(run / "score.csv")
+    assert len(scores) == 1 and len(table) == 16 and table["dice"].mean() == pytest.approx(float(scores[0]), abs=1e-6)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8 and not any(b"a-secret-of" in path.read_bytes() for path in files)
     assert "a-secret-of" not in done.stdout + done.stderr
+
+    files = [*run.glob("*.csv"), run / "last.pt", tmp_path / "output/submit.csv.gz"]
+    kept = {path: path.read_bytes() for path in files}
+    again = run_main("--resume", run, "--score-only")
+    assert again.returncode == 0, again.stderr
+    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "train loss" not in again.stdout
+    assert {path: path.read_bytes() for path in kept} == kept
 
 
 @pytest.mark.slow
@@ -83,6 +94,7 @@ FAULTS = [
     ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be above 0 and below 1."),
     ("--batch-size 0", "--batch-size 0 can't be"),
     ("--workers -1", "--workers -1 can't be"),
+    ("--score-only", "--score-only needs a run: say --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
     ("--input-dir EMPTY", "Three ways on:"),
     ("--output-dir FILE/output", "FILE/output can't be written to (Not a directory)"),
@@ -133,6 +145,7 @@ def saved_run(drawn, main_here, monkeypatch, tmp_path):
         ("--seed 1", "--seed can't be 1 in RUN, which began with 5"),
         ("--sample-size 0.5", "--sample-size can't be 0.5 in RUN, which began with None"),
         ("--input-img-resize 192 192", "--input-img-resize can't be (192, 192) in RUN, which began with (128, 128)"),
+        ("--score-only", "RUN can't be scored yet: it has not been trained for a whole epoch. Go on with it, without"),
     ],
 )
 def test_a_run_that_goes_on_refuses_what_would_make_it_another(saved_run, main_here, option, expected):
@@ -240,7 +253,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
 
 
 def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, main_here, monkeypatch, tmp_path):
-    """An epoch that is worse comes last: restoring the best is what keeps it out of the submission."""
+    """And the score too. An epoch that is worse comes last: restoring the best is what keeps it out of them."""
     restored, thresholds = [], []
 
     def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
@@ -253,9 +266,10 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
             restored.append(self.net.classify.bias.item())
             self.net.classify.bias.data.add_(100)
 
-    def predict(self, test_loader, callbacks):
+    def predict(self, test_loader, callbacks, title="predict"):
         restored.append(self.net.classify.bias.item())
-        thresholds.append((callbacks[0].threshold, callbacks[0].origin_img_size, test_loader.dataset.photo_size))
+        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.photo_size))
+        assert title == "score" or callbacks[0].origin_img_size == (80, 120)
         names = [path.name for path in test_loader.dataset.X]
         callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4))
 
@@ -263,8 +277,9 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
     sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --device cpu"
     assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
-    assert restored[2] == restored[0] != restored[1]
-    assert thresholds == [(0.3, (80, 120), (188, 188))]  # of border stretch: all of the input
+    assert restored[3] == restored[2] == restored[0] != restored[1]
+    photo_size = (188, 188)  # of border stretch: all of the input
+    assert thresholds == [("score", 0.3, photo_size), ("predict", 0.3, photo_size)]
 
 
 def test_help_explains_every_hyperparameter(main_here):
@@ -272,7 +287,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 25
+    assert len(fields) == 26
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 

@@ -149,7 +149,8 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped(
     for name in ("last.pt", "best.pt"):
         a, b = (without_times(torch.load(folder / name, weights_only=True)) for folder in (mine, theirs))
         assert equal(a, b), name
-    assert (mine / "metrics.csv").read_bytes() == (theirs / "metrics.csv").read_bytes()
+    for name in ("metrics.csv", "score.csv"):
+        assert (mine / name).read_bytes() == (theirs / name).read_bytes()
     assert submission.read_bytes() == (straight / "output/submit.csv.gz").read_bytes()
     assert {path.name for path in mine.iterdir()} == {path.name for path in theirs.iterdir()}
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}

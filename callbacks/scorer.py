@@ -1,0 +1,73 @@
+"""Scores predictions of photos whose masks are known, as Kaggle scores a submission."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from callbacks.callback import Callback
+from data.dataset import read
+from img import rle
+from img.transformer import decode_mask
+from nn.losses import dice_per_image
+
+
+class ScorerCallback(Callback):
+    """Dice of each photo at its own size, in [0, 1]: what is compared is read back from a submission's run lengths.
+
+    masks: the name of each photo, <car>_<view>.jpg, and the path of its mask.
+    threshold: a pixel is car where its probability, enlarged to the mask's size, is above this.
+
+    The cars, not the photos, are the sample: 16 views of one car are alike, so the interval comes from the cars' means.
+    """
+
+    def __init__(self, masks: Mapping[str, Path], threshold: float):
+        self.masks, self.threshold = masks, threshold
+        self.dice: dict[str, float] = {}  # by the name of the photo
+
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+        for name, prob in zip(names, probs.cpu().numpy(), strict=True):
+            truth = read(self.masks[name], decode_mask) > 127  # (1, H, W)
+            runs = rle.encode_enlarged(prob, truth.shape[1:], self.threshold)
+            prediction = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
+            self.dice[name] = dice_per_image(prediction, truth).item()
+
+    @property
+    def score(self) -> float:
+        """The mean over the photos, which is Kaggle's."""
+        return float(np.mean(list(self.dice.values())))
+
+    def table(self) -> pd.DataFrame:
+        """A row a photo, the worst first: image, car, view, dice."""
+        rows = [(name, *Path(name).stem.rsplit("_", 1), dice) for name, dice in self.dice.items()]
+        return pd.DataFrame(rows, columns=["image", "car", "view", "dice"]).sort_values(["dice", "image"])
+
+    def interval(self) -> tuple[float, float] | None:
+        """In which the mean of other such cars lies, at 95 %, by Student's t; None where there is one car."""
+        cars = self.table().groupby("car")["dice"].mean()
+        if len(cars) < 2:
+            return None
+        half = stats.t.ppf(0.975, len(cars) - 1) * cars.std() / len(cars) ** 0.5
+        return max(0.0, cars.mean() - half), min(1.0, cars.mean() + half)
+
+    def report(self) -> str:
+        """The score, the five worst photos, and the mean of each view, at which all cars are seen at one angle."""
+        table, interval = self.table(), self.interval()
+        between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
+        worst = [f"{row.image} {row.dice:.4f}" for row in table.head(5).itertuples()]
+        views = [f"{view} {dice:.4f}" for view, dice in table.groupby("view")["dice"].mean().items()]
+        return (
+            f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
+            f"            {len(table)} validation photos of {table['car'].nunique()} car(s){between}\n"
+            f"the worst   {_in_lines(worst, 3)}\n"
+            f"by view     {_in_lines(views, 8)}"
+        )
+
+
+def _in_lines(items: list[str], count: int) -> str:
+    """`count` items a line, which begin under each other."""
+    return f"\n{12 * ' '}".join(", ".join(items[first : first + count]) for first in range(0, len(items), count))
