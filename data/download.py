@@ -51,7 +51,11 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     home = Path(os.path.expanduser("~"))
     token, source = os.environ.get("KAGGLE_API_TOKEN", "").strip(), "KAGGLE_API_TOKEN"
     if len(token) < 256:  # the client asks whether a file has that name, and a longer one is none
-        token, source = get_access_token_from_env()
+        try:
+            token, source = get_access_token_from_env()
+        except (OSError, ValueError):  # whose text may be the token
+            place = source if token else "~/.kaggle/access_token"
+            raise UserError(f"What {place} names or holds can't be read: make a token at {SETTINGS}.") from None
     if token:
         source = "~/.kaggle/access_token" if source == "access_token" else source
         return source, _legible(source, api_token=token)
@@ -69,9 +73,9 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     file = next((folder / "kaggle.json" for folder in folders if (folder / "kaggle.json").exists()), None)
     if file:
         try:
-            held = json.loads(file.read_text())
+            held = json.loads(file.read_text(encoding="utf-8-sig"))
             return str(file), _legible(file, username=held["username"], password=held["key"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{file} holds no username and key: have it made anew at {SETTINGS}.") from None
     file = home / ".kaggle/credentials.json"
     return (str(file), {}) if file.exists() else None
@@ -99,9 +103,13 @@ class Kaggle:
         self.source, secrets = find_credentials()
         self._sign_in(**secrets)
         if not secrets:  # what `kaggle auth login` left: the client makes a token of it, and renews that
-            login = KaggleCredentials.load(self._client)
-            token = login and self.patiently("a token", login.get_access_token)
-            require(bool(token), f"{self.source} holds no login: say once more kaggle auth login")
+            no_login = f"{self.source} holds no login: say once more kaggle auth login"
+            try:
+                login = KaggleCredentials.load(self._client)
+            except (OSError, ValueError, TypeError, AttributeError):
+                raise UserError(no_login) from None
+            token = login and self.patiently("a token", lambda: _of_kaggle(login.get_access_token))
+            require(bool(token), no_login)
             self._sign_in(api_token=token)
 
     def _sign_in(self, **secrets: str) -> None:
@@ -116,8 +124,8 @@ class Kaggle:
         sizes, request = {}, ApiListDataFilesRequest()
         request.competition_name, request.page_size = SLUG, 200
         while True:
-            listed = self.patiently("the list of its files", lambda: self._files.list_data_files(request))
-            new = {file.name: file.total_bytes for file in listed.files if file.name not in sizes}
+            listed = self.patiently("the list of its files", lambda: _of_kaggle(self._files.list_data_files, request))
+            new = {file.name: file.total_bytes or 0 for file in listed.files if file.name not in sizes}
             sizes |= new
             if not new or not listed.next_page_token:
                 return sizes
@@ -156,7 +164,7 @@ class Kaggle:
         headers = headers | {"Accept-Encoding": "identity"}
         self._session.headers.update(headers)  # they go along where Kaggle redirects to
         try:
-            return self._files.download_data_file(request)
+            return _of_kaggle(self._files.download_data_file, request)
         except requests.HTTPError as error:
             if error.response.status_code == 416:  # the file has become shorter than what is here
                 forget(part)
@@ -171,7 +179,7 @@ class Kaggle:
         while True:
             try:
                 return attempt()
-            except (requests.RequestException, ValueError) as error:  # of JSON that is none
+            except (OSError, ValueError) as error:  # those of requests, and of JSON that is none
                 sentence, may_help = self._explain(error, what)
                 asked = _asked_to_wait(error)
             if progress() > reached:
@@ -200,6 +208,12 @@ class Kaggle:
             return sentence, status in (408, 416, 429) or status >= 500 or bool(response.history)
         if isinstance(error, requests.exceptions.ProxyError):
             return f"The proxy in HTTPS_PROXY or HTTP_PROXY doesn't let {what} through: mend or unset it.", True
+        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):  # Kaggle's are right
+            return "HTTPS_PROXY or HTTP_PROXY is no address of a proxy: mend or unset it.", False
+        if not isinstance(error, requests.RequestException | ValueError):
+            if error.errno:
+                raise error  # of the system, not of requests
+            return "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates: mend or unset it.", False
         if isinstance(error, requests.exceptions.SSLError):
             return (
                 f"Who answers for Kaggle when asked for {what} has a certificate that isn't trusted. Where that is "
@@ -213,6 +227,14 @@ class Kaggle:
                 f"{COMPETITION}/data by hand."
             ), True
         return f"What answers for Kaggle when asked for {what} isn't Kaggle: does this network want a login?", True
+
+
+def _of_kaggle(call: Callable[..., T], *arguments: object) -> T:
+    """What a call of the client returns. Raises ValueError where the answer isn't one that it can read."""
+    try:
+        return call(*arguments)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError("no answer of Kaggle's") from error
 
 
 def _asked_to_wait(error: Exception) -> float:
@@ -249,9 +271,10 @@ def _version_file(part: Path) -> Path:
 
 def _read_version(part: Path) -> dict:
     """version and size of the file that `part` is the beginning of; nothing where that isn't known."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         known = json.loads(_version_file(part).read_text())
-        if isinstance(known, dict) and isinstance(known.get("version"), str) and isinstance(known.get("size"), int):
+        version, size = known["version"], known["size"]
+        if version.isascii() and version.isprintable() and isinstance(size, int):
             return known
     return {}
 
@@ -296,6 +319,10 @@ def download(folder: Path, names: Sequence[str]) -> None:
             forget(part_of(folder, name))
             shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
     names = [name for name in names if not is_there(folder / name)]
+    for name in names:
+        path = folder / name
+        empty = path.is_dir() and not any(path.iterdir())
+        require(empty or not os.path.lexists(path), f"{path} is in the way, and holds no photos: remove it.")
     fetched = [name for name in names if find_zip(folder, name) is None]
     if fetched:
         kaggle = Kaggle()

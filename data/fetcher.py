@@ -190,7 +190,7 @@ class DatasetFetcher:
         if self.dataset == "sample" or not table.is_file():
             return
         try:
-            wanted = set(pd.read_csv(table, usecols=["img"], dtype=str)["img"])
+            wanted = set(pd.read_csv(table, usecols=["img"], dtype=str, keep_default_na=False)["img"])
         except ValueError as error:  # no text, or no such column
             raise UserError(f"{table} has no column img: get it once more, or remove it.") from error
         missing, surplus = sorted(wanted - set(names)), sorted(set(names) - wanted)

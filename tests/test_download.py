@@ -415,6 +415,69 @@ def test_no_network_and_a_proxy_that_is_gone_are_told(server, tmp_path, monkeypa
     assert "The connection to Kaggle broke, or there is none, at the list of its files. With" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("answer", ["null", "5", '{"files": null}', '{"files": [1]}', '{"code": "x"}'])
+def test_an_answer_that_the_client_can_not_read_is_not_kaggle(server, tmp_path, monkeypatch, answer):
+    header = {"Content-Type": "application/json"}
+    monkeypatch.setattr(Handler, "list_files", lambda self, page: self.answer(200, header, answer.encode()))
+    assert "isn't Kaggle: does this network want a login?" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://", "nonsense://"])
+def test_a_proxy_that_is_none_is_told_at_once(server, tmp_path, monkeypatch, proxy):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    assert refusal(tmp_path) == "HTTPS_PROXY or HTTP_PROXY is no address of a proxy: mend or unset it."
+
+
+def test_certificates_that_are_not_there_are_told_at_once(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such.pem")
+    monkeypatch.setattr("kagglesdk.kaggle_http_client.KaggleHttpClient._get_request_url", lambda *_: "https://x.test/")
+    assert refusal(tmp_path).startswith("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates")
+
+
+def test_a_rest_that_is_not_the_one_asked_for_is_not_taken(server, kaggles, tmp_path, monkeypatch):
+    """206, of the right version, but from another byte on."""
+    server.cut["train.zip"] = 0.4
+    send_header, wrong = Handler.send_header, []
+
+    def shifted(self, name, value):
+        if name == "Content-Range" and not wrong:
+            wrong.append(value)
+            value = re.sub(r"bytes \d+", "bytes 7", value)
+        send_header(self, name, value)
+
+    monkeypatch.setattr(Handler, "send_header", shifted)
+    fetch(tmp_path)
+    assert read_tree(tmp_path) == expected_tree(kaggles, *TRAINING)
+    assert wrong and ranges(server, "train.zip")[1] > 0 == ranges(server, "train.zip")[2]  # begun anew
+
+
+@pytest.mark.parametrize(
+    "known", ["[1]", "\xff", '{"version": "a\\nb", "size": 4000000}', '{"version": "x", "size": -1}', '{"size": 5}']
+)
+def test_a_part_of_which_nothing_is_known_is_begun_anew(server, kaggles, tmp_path, known):
+    (tmp_path / "train.zip.part").write_bytes(b"half")
+    (tmp_path / "train.zip.part.json").write_text(known, encoding="latin1")
+    fetch(tmp_path)
+    assert read_tree(tmp_path) == expected_tree(kaggles, *TRAINING) and ranges(server, "train.zip") == [0]
+
+
+@pytest.mark.parametrize("in_the_way", ["hidden", "link", "file"])
+def test_what_is_in_the_way_of_a_folder_is_told_before_the_first_byte(server, tmp_path, in_the_way):
+    place = tmp_path / "train"
+    if in_the_way == "hidden":
+        place.mkdir()
+        (place / ".DS_Store").touch()
+    elif in_the_way == "link":
+        place.symlink_to(tmp_path / "nowhere")
+    else:
+        place.touch()
+    assert refusal(tmp_path) == f"{place} is in the way, and holds no photos: remove it."
+    assert not server.seen
+    place.unlink() if place.is_symlink() or place.is_file() else shutil.rmtree(place)
+    place.mkdir()  # control: an empty folder is not
+    fetch(tmp_path)
+
+
 # Zips
 
 
@@ -755,6 +818,8 @@ def test_each_place_of_a_key_is_found_and_the_first_one_counts(monkeypatch, tmp_
         ({"FILE": f'{{"username": "{SECRET}"'}, "kaggle.json holds no username and key: have it made anew at http"),
         ({"FILE": f'{{"key": "{SECRET}"}}'}, "kaggle.json holds no username and key"),
         ({"FILE": "[]"}, "kaggle.json holds no username and key"),
+        ({"KAGGLE_API_TOKEN": os.sep}, "What KAGGLE_API_TOKEN names or holds can't be read: make a token at https"),
+        ({"KAGGLE_API_TOKEN": 200 * "\u00e9"}, "What KAGGLE_API_TOKEN names or holds can't be read"),
     ],
 )
 def test_half_a_key_is_told_and_never_printed(monkeypatch, tmp_path, found, expected):
@@ -765,6 +830,16 @@ def test_half_a_key_is_told_and_never_printed(monkeypatch, tmp_path, found, expe
         else:
             monkeypatch.setenv(name, value)
     assert expected in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("held", ["[]", "null", "nonsense", '{"refresh_token": "a", "access_token_expiration": "x"}'])
+def test_a_login_that_is_none_is_told(server, tmp_path, monkeypatch, held):
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle/credentials.json").write_text(held)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    assert refusal(tmp_path / "input").endswith("credentials.json holds no login: say once more kaggle auth login")
 
 
 def test_a_token_signs_in(server, tmp_path, monkeypatch):
