@@ -69,8 +69,9 @@ class ModelSaverCallback(Callback):
         if self._resumed and classifier.epoch < classifier.epochs:
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         elif self._resumed:
+            epochs = f"{classifier.epoch} epoch{'s' * (classifier.epoch > 1)}"
             more = f"for more of them say --epochs {2 * classifier.epoch}"
-            print(f"{self.path} has been trained for its {classifier.epoch} epochs; {more}.")
+            print(f"{self.path} has been trained for its {epochs}; {more}.")
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:

@@ -46,7 +46,8 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     3. kaggle.json in KAGGLE_CONFIG_DIR, ~/.kaggle or ~/.config/kaggle
     4. ~/.kaggle/credentials.json, which `kaggle auth login` leaves
 
-    Kaggle's own client has this order too, so one account fetches the photos and uploads the masks.
+    Kaggle's own client has this order too, but for the tutorial's names, which it doesn't know: one account fetches the
+    photos and uploads the masks.
     """
     home = Path(os.path.expanduser("~"))
     token, source = os.environ.get("KAGGLE_API_TOKEN", "").strip(), "KAGGLE_API_TOKEN"

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.dataset import check_pair, reading, size_text
-from data.download import COMPETITION, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
+from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
 from data.sample import draw_sample
 from helpers import UserError, lock, make_writable, require
 from img import transformer
@@ -90,10 +90,15 @@ class DatasetFetcher:
         alike = [name + suffix for suffix in self.suffixes if train and train.name == f"train{suffix}"]
         return next((each for each in names if find_zip(self.input_dir, each)), [*names, *alike][-1])
 
+    def _is_here(self, name: str) -> bool:
+        """As a folder or as a zip."""
+        zips = (find_zip(self.input_dir, name + suffix) for suffix in ("", *self.suffixes))
+        return self._folder(name) is not None or any(zips)
+
     def _ways_on(self, test_photos: bool) -> str:
         wanted = ("train", "train_masks", "test")[: 2 + test_photos]
-        missing = [self._names(name) for name in wanted if self._folder(name) is None]
-        without = ", or say --no-predict to train only" * (missing == [self._names("test")])
+        missing = [self._names(name) for name in wanted if not self._is_here(name)]
+        without = "; say --no-predict to train only" * (missing == [self._names("test")])
         return (
             f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. Three ways on:\n"
             f"  1. Have it fetched: accept the rules at {COMPETITION}/rules, make a token\n"
@@ -185,9 +190,14 @@ class DatasetFetcher:
         return paths
 
     def _compare_with_kaggle(self, names: list[str]) -> None:
-        """Tell where the photos to predict are not those of sample_submission.csv, if that is there."""
+        """Tell where the photos to predict are not those of sample_submission.csv or, without it, are not as many."""
         table = self.input_dir / "sample_submission.csv"
-        if self.dataset == "sample" or not table.is_file():
+        if self.dataset == "sample":
+            return
+        if not table.is_file():
+            if len(names) != COUNTS["test"]:
+                many = f"{len(names):,} photo(s) are predicted, and it wants {COUNTS['test']:,}"
+                self._unlike_kaggle = f"Kaggle will refuse this submission: {many}."
             return
         try:
             wanted = set(pd.read_csv(table, usecols=["img"], dtype=str, keep_default_na=False)["img"])
@@ -198,7 +208,7 @@ class DatasetFetcher:
             some = ", ".join([*missing, *surplus][:3])
             self._unlike_kaggle = (
                 f"Kaggle will refuse this submission: of the {len(wanted):,} photos in {table}, {len(missing):,} are "
-                f"not predicted, and {len(surplus):,} others are ({some}, ...)."
+                f"not predicted, and {len(surplus):,} others are (the first of both: {some})."
             )
             print(self._unlike_kaggle)
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from PIL import ExifTags, Image
 
+from data.download import COUNTS
 from data.fetcher import DatasetFetcher
 from helpers import UserError
 from img.transformer import decode_photo
@@ -225,8 +226,10 @@ def test_photos_that_are_not_those_kaggle_wants_are_told_before_the_training(fol
     command = "kaggle competitions submit -c carvana-image-masking-challenge -f a.gz -m U-Net"
     for wanted, told in (
         (names, ""),
-        ([*names, "z_01.jpg"], f"of the 17 photos in {table}, 1 are not predicted, and 0 others are (z_01.jpg, ...)."),
-        (names[1:], f"of the 15 photos in {table}, 0 are not predicted, and 1 others are ({names[0]}, ...)."),
+        ([*names, "z_01.jpg"], f"of the 17 photos in {table}, 1 are not predicted, and 0 others are "
+         "(the first of both: z_01.jpg)."),
+        (names[1:], f"of the 15 photos in {table}, 0 are not predicted, and 1 others are "
+         f"(the first of both: {names[0]})."),
     ):
         table.write_text("img,rle_mask\n" + "".join(f"{name},1 1\n" for name in wanted))
         fetcher = DatasetFetcher(folder)
@@ -237,5 +240,29 @@ def test_photos_that_are_not_those_kaggle_wants_are_told_before_the_training(fol
     table.write_text("")
     with pytest.raises(UserError, match=r"sample_submission\.csv has no column img: get it once more, or remove it"):
         DatasetFetcher(folder).get_test_files()
-    table.unlink()
-    assert DatasetFetcher(folder).next_step("a.gz") == f"upload it   {command}"
+    table.write_text("img,rle_mask\n,1 1\nNA,1 1\n")  # no texts to pandas, if it is let
+    fetcher = DatasetFetcher(folder)
+    fetcher.get_test_files()
+    assert "of the 2 photos in" in fetcher.next_step("a.gz")
+
+
+def test_another_count_of_photos_than_kaggles_is_not_for_upload(folder, monkeypatch):
+    few = DatasetFetcher(folder)
+    few.get_test_files()
+    assert few.next_step("a.gz") == (
+        "no upload   Kaggle will refuse this submission: 16 photo(s) are predicted, and it wants 100,064."
+    )
+    monkeypatch.setitem(COUNTS, "test", 16)  # control
+    all_of_them = DatasetFetcher(folder)
+    all_of_them.get_test_files()
+    assert all_of_them.next_step("a.gz").startswith("upload it   kaggle competitions submit ")
+
+
+def test_a_zip_that_lies_there_is_not_called_missing(tmp_path):
+    for name in ("train_hq.zip", "train_masks.zip"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"^There is no test/ or test_hq/ in .*/; say --no-predict to train only\. "):
+        DatasetFetcher(tmp_path).download_dataset()
+    (tmp_path / "train_masks.zip").unlink()  # control
+    with pytest.raises(UserError, match=r"^There is no train_masks/ and no test/ or test_hq/ in .*/\. Three"):
+        DatasetFetcher(tmp_path).download_dataset()
