@@ -150,6 +150,8 @@ class Kaggle:
                     forget(part)
                     raise requests.ConnectionError("this is not what it was asked for")
                 _append(response, part, have, known["size"])
+            elif response.headers.get("Content-Type", "").startswith("text/html"):  # of a login, as hotels have it
+                raise requests.RequestException("a page in place of the file")
             else:  # from the beginning, as it is new, or has changed meanwhile
                 forget(part)
                 size = int(response.headers.get("Content-Length") or size)
@@ -322,7 +324,7 @@ def download(folder: Path, names: Sequence[str]) -> None:
     names = [name for name in names if not is_there(folder / name)]
     for name in names:
         path = folder / name
-        empty = path.is_dir() and not any(path.iterdir())
+        empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
         require(empty or not os.path.lexists(path), f"{path} is in the way, and holds no photos: remove it.")
     fetched = [name for name in names if find_zip(folder, name) is None]
     if fetched:
