@@ -8,10 +8,10 @@ Change the hyperparameters below, or for one run on the command line. The tutori
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch.optim as optim
 from torch.utils.data import DataLoader, DistributedSampler
 
 import helpers
@@ -24,6 +24,7 @@ from data.check import check_data
 from data.dataset import TestImageDataset, TrainImageDataset
 from data.fetcher import DatasetFetcher
 from nn.classifier import CarvanaClassifier
+from nn.optimizer import make_optimizer, make_schedule
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from resume import from_command_line
@@ -37,14 +38,28 @@ class Hyperparameters:
     input_img_resize: tuple[int, int] = (572, 572)  # height and width that photos are squeezed to for the net
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
     border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
+    labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
     batch_size: int = 3  # images a step
     epochs: int = 50  # passes over the training photos
     threshold: float = 0.5  # a pixel is car where its probability is above this
     validation_size: float = 0.2  # share of the cars (never of the images) kept to validate on
     sample_size: float | None = None  # share of the cars, those to predict too, to work on; None is all
-    optimizer: Literal["SGD", "RMSprop"] = "SGD"  # RMSprop wants a learning rate of 0.0002
-    learning_rate: float = 0.01  # length of a step
+    optimizer: Literal["SGD", "RMSprop", "AdamW"] = "SGD"  # RMSprop wants a rate of 0.0002, AdamW of 0.001
+    learning_rate: float = 0.01  # length of a step; with a schedule, of the longest
     momentum: float = 0.99  # of SGD
+    weight_decay: float = 0.0  # pull of the convolutions' weights towards 0; AdamW wants 0.01
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate; the last two end at 0
+    warm_up: float = 0.0  # epochs at the start in which the learning rate climbs; one_cycle climbs by itself
+    clip_norm: float = 0.0  # a step's gradient is shortened to this; 0 leaves it as it is
+    ema_decay: float = 0.0  # predict with a moving average of the weights over 1 / (1 - this) steps; 0 with the latest
+    flip: bool = True  # train on mirror images too
+    shift: float = 0.0625  # share of height and width by which a training photo moves at most
+    scale: float = 0.1  # share by which it grows or shrinks at most
+    rotation: float = 5.0  # degrees by which it turns at most, either way
+    colour: float = 0.0  # share by which its brightness, contrast, saturation and colours change at most
+    grey: float = 0.0  # share of the training photos that lose their colours
+    blur: float = 0.0  # pixels, at the net's size: the widest sigma by which every other training photo is blurred
+    tta: bool = False  # predict each photo and its mirror image, and take the mean
     predict: bool = True  # write output_dir/submit.csv.gz after training
     dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
     hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, or the smaller ones
@@ -62,7 +77,13 @@ class Hyperparameters:
 
     def __post_init__(self):
         helpers.validate(self, batch_size="[1, inf)", epochs="[1, inf)", threshold="(0, 1)", sample_size="(0, 1]",
-                         validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)")
+                         validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)",
+                         weight_decay="[0, inf)", warm_up="[0, inf)", clip_norm="[0, inf)", ema_decay="[0, 1)",
+                         shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]", colour="[0, 1]", grey="[0, 1]",
+                         blur="[0, inf)")
+        helpers.require(not self.warm_up or self.schedule != "one_cycle",
+                        f"--warm-up {self.warm_up} can't be: one_cycle climbs by itself. Leave it out, or say "
+                        "--schedule cosine.")
         helpers.require(not self.score_only or bool(self.resume), "--score-only needs a run: say --resume last too.")
 
 
@@ -99,24 +120,27 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize
-    train_ds = TrainImageDataset(X_train, y_train, *sizes, X_transform=aug.augment_img, border=hp.border, seed=hp.seed)
+    augment_img = partial(aug.augment_img, flip=hp.flip, shift=hp.shift, scale=hp.scale, rotation=hp.rotation,
+                          colour=hp.colour, grey=hp.grey, blur=hp.blur)
+    train_ds = TrainImageDataset(X_train, y_train, *sizes, X_transform=augment_img, border=hp.border, seed=hp.seed,
+                                 threshold=0.5 if hp.labels == "cut" else None)
     valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, border=hp.border)
     loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
                    pin_memory=device.type == "cuda")
-    classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed)
+    classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed, hp.clip_norm, hp.ema_decay)
     if hp.compile_model:
-        net.compile()  # in place: its parameters keep their names, and checkpoints never know
-    if hp.optimizer == "SGD":
-        optimizer = optim.SGD(net.parameters(), lr=hp.learning_rate, momentum=hp.momentum)
-    else:
-        optimizer = optim.RMSprop(net.parameters(), lr=hp.learning_rate)
+        for each in {net, classifier.predictor}:
+            each.compile()  # in place: its parameters keep their names, and checkpoints never know
+    optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
+    steps = len(train_loader)
+    schedule = make_schedule(optimizer, hp.schedule, hp.epochs * steps, round(hp.warm_up * steps))
     if hp.resume:
-        model_saver_cb.resume(classifier, optimizer)
+        model_saver_cb.resume(classifier, optimizer, schedule)
     if not hp.score_only:
         classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
-                         callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb])
+                         callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb], schedule=schedule)
     dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
     print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
           f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")
@@ -125,7 +149,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     classifier.restore_model(model_saver_cb.best)
     scorer_cb = ScorerCallback({photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}, hp.threshold)
     valid_loader = DataLoader(TestImageDataset(X_valid, *sizes, border=hp.border), **loading)
-    classifier.predict(valid_loader, callbacks=[scorer_cb], title="score")
+    classifier.predict(valid_loader, callbacks=[scorer_cb], title="score", tta=hp.tta)
     model_saver_cb.save_score(classifier, scorer_cb.table(), scorer_cb.score)
     tb_logs_cb.log_score(classifier, scorer_cb.score)
     print(f"\n{scorer_cb.report()}\nof each     {model_saver_cb.path / 'score.csv'}\n")
@@ -134,7 +158,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     if predict:
         pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
         test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
-        classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb])
+        classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb], tta=hp.tta)
         pred_saver_cb.close_saver()
         check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
         print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")

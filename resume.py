@@ -45,6 +45,12 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
             f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
             "another run, without --resume.",
         )
+    done = len(checkpoint.get("metrics", ()))
+    require(
+        hp.epochs in (began.epochs, done) or began.schedule == "constant",
+        f"--epochs can't be {hp.epochs} in {run}, whose learning rate falls over {began.epochs} epochs: leave it out, "
+        f"or {f'say --epochs {done} to end where it is, or ' if done else ''}start another run, without --resume.",
+    )
     require(
         not hp.score_only or bool(checkpoint.get("metrics")),
         f"{run} can't be scored yet: it has not been trained for a whole epoch. Go on with it, without --score-only.",

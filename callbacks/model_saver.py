@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
@@ -46,10 +48,10 @@ class ModelSaverCallback(Callback):
     def last(self) -> Path:
         return self.path / "last.pt"
 
-    def resume(self, classifier: CarvanaClassifier, optimizer: torch.optim.Optimizer) -> None:
-        """Give classifier and optimizer the state of last.pt; where training begins, it is said where it goes on."""
+    def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer, schedule: LRScheduler | None = None) -> None:
+        """Give all three the state of last.pt; where training begins, it is said where it goes on."""
         self._lock, self._resumed = lock(self.path), True
-        classifier.restore_model(self.last, optimizer)
+        classifier.restore_model(self.last, optimizer, schedule)
         if classifier.metrics:
             best = classifier.best["epoch"]
             mended = "put it back, or start another run"
@@ -70,7 +72,8 @@ class ModelSaverCallback(Callback):
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         elif self._resumed:
             epochs = f"{classifier.epoch} epoch{'s' * (classifier.epoch > 1)}"
-            more = f"for more of them say --epochs {2 * classifier.epoch}"
+            falls = self.hyperparameters.get("schedule", "constant") != "constant"  # and is at its end
+            more = f"for more of them {'start another run with' if falls else 'say'} --epochs {2 * classifier.epoch}"
             print(f"{self.path} has been trained for its {epochs}; {more}.")
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
@@ -88,7 +91,7 @@ class ModelSaverCallback(Callback):
         """best.pt and metrics.csv, which a kill may have left a step behind last.pt."""
         if classifier.best["epoch"] == classifier.epoch:
             state = classifier.state_dict()
-            self._save(self.best, {name: state[name] for name in state if name not in ("optimizer", "scaler")})
+            self._save(self.best, {name: state[name] for name in state if name not in classifier.TO_GO_ON})
         self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
 
     def save_score(self, classifier: CarvanaClassifier, table: pd.DataFrame, score: float) -> None:

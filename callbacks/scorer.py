@@ -15,26 +15,33 @@ from img import rle
 from img.transformer import decode_mask
 from nn.losses import dice_per_image
 
+SWEEP = [round(0.3 + 0.05 * step, 2) for step in range(9)]  # thresholds to compare with the one that is set
+
 
 class ScorerCallback(Callback):
     """Dice of each photo at its own size, in [0, 1]: what is compared is read back from a submission's run lengths.
 
     masks: the name of each photo, <car>_<view>.jpg, and the path of its mask.
-    threshold: a pixel is car where its probability, enlarged to the mask's size, is above this.
+    threshold: a pixel is car where its probability, enlarged to the mask's size, is above this. The mean Dice of the
+        others in SWEEP is reported beside it; it is for who set this one to set another.
 
     The cars, not the photos, are the sample: 16 views of one car are alike, so the interval comes from the cars' means.
     """
 
     def __init__(self, masks: Mapping[str, Path], threshold: float):
         self.masks, self.threshold = masks, threshold
-        self.dice: dict[str, float] = {}  # by the name of the photo
+        self.thresholds = sorted({*SWEEP, threshold})
+        self.swept: dict[str, dict[float, float]] = {}  # Dice by the name of the photo, and by the threshold
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
         for name, prob in zip(names, probs.cpu().numpy(), strict=True):
             truth = read(self.masks[name], decode_mask) > 127  # (1, H, W)
-            runs = rle.encode_enlarged(prob, truth.shape[1:], self.threshold)
-            prediction = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
-            self.dice[name] = dice_per_image(prediction, truth).item()
+            self.swept[name] = {cut: submitted_dice(prob, truth, cut) for cut in self.thresholds}
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """By the name of the photo."""
+        return {name: swept[self.threshold] for name, swept in self.swept.items()}
 
     @property
     def score(self) -> float:
@@ -55,17 +62,27 @@ class ScorerCallback(Callback):
         return max(0.0, cars.mean() - half), min(1.0, cars.mean() + half)
 
     def report(self) -> str:
-        """The score, the five worst photos, and the mean of each view, at which all cars are seen at one angle."""
+        """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
         table, interval = self.table(), self.interval()
         between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
         worst = [f"{row.image} {row.dice:.4f}" for row in table.head(5).itertuples()]
         views = [f"{view} {dice:.4f}" for view, dice in table.groupby("view")["dice"].mean().items()]
+        means = pd.DataFrame(self.swept).mean(axis=1)  # by threshold
+        cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
             f"            {len(table)} validation photos of {table['car'].nunique()} car(s){between}\n"
             f"the worst   {_in_lines(worst, 3)}\n"
-            f"by view     {_in_lines(views, 8)}"
+            f"by view     {_in_lines(views, 8)}\n"
+            f"threshold   {_in_lines(cuts, 7)}"
         )
+
+
+def submitted_dice(prob: np.ndarray, truth: Tensor, threshold: float) -> float:
+    """Dice of prob (h, w), submitted with this threshold, and of truth (1, H, W) of bool."""
+    size = truth.shape[1:]
+    prediction = rle.decode(rle.encode_enlarged(prob, size, threshold), size)
+    return dice_per_image(torch.from_numpy(prediction)[None], truth).item()
 
 
 def _in_lines(items: list[str], count: int) -> str:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import helpers
 from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
+from nn.optimizer import average_weights
 
 if TYPE_CHECKING:
     from callbacks.callback import Callback
@@ -34,8 +36,11 @@ class CarvanaClassifier:
     device, precision: where the net computes, and the torch type of its products there (see helpers).
     threshold: a pixel is car where its probability is above this.
     seed: what an epoch draws from torch's generator is a function of (seed, epoch).
+    clip_norm: a gradient whose norm, over all weights, is longer than this is shortened to it; 0 leaves all.
+    ema_decay: validate, save and predict with the moving average of the weights (see nn.optimizer); 0: with the latest.
     """
 
+    TO_GO_ON = ("trained", "optimizer", "schedule", "scaler")  # what predicting needs nothing of in a checkpoint
     TIMES = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
 
     def __init__(
@@ -46,12 +51,17 @@ class CarvanaClassifier:
         precision: torch.dtype = torch.float32,
         threshold: float = 0.5,
         seed: int = 0,
+        clip_norm: float = 0.0,
+        ema_decay: float = 0.0,
     ):
         self.device, self.precision, self.threshold, self.seed = torch.device(device), precision, threshold, seed
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
         self.optimizer: torch.optim.Optimizer | None = None
+        self.schedule: LRScheduler | None = None  # None: the optimizer's own learning rate at each step
+        self.clip_norm = clip_norm
+        self.averaged = average_weights(self.net, ema_decay) if ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.soft_dice_loss = SoftDiceLoss()
 
@@ -62,13 +72,14 @@ class CarvanaClassifier:
         optimizer: torch.optim.Optimizer,
         epochs: int,
         callbacks: Sequence[Callback] = (),
+        schedule: LRScheduler | None = None,
     ) -> None:
         """Train for `epochs` more epochs, or for none. The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w).
 
         A mask's pixel is 255 where all of it is car, 0 where none is. A sampler or a data set of train_loader that has
-        set_epoch, as DistributedSampler has, is told each epoch.
+        set_epoch, as DistributedSampler has, is told each epoch. The schedule of the optimizer is stepped at each step.
         """
-        self.optimizer = optimizer
+        self.optimizer, self.schedule = optimizer, schedule
         with self._ending_well(train_loader, callbacks):
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
@@ -80,10 +91,12 @@ class CarvanaClassifier:
             for callback in callbacks:
                 callback.on_train_end(self)
 
-    def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict") -> None:
+    def predict(
+        self, test_loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict", tta: bool = False
+    ) -> None:
         """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
 
-        title: what the progress bar calls it.
+        title: what the progress bar calls it. tta: see predict_probs.
 
         Each callback gets a batch's names and its probabilities (N, h, w), float32 on the CPU, in a thread of its own:
         while it writes a batch, the net predicts the next one.
@@ -98,19 +111,30 @@ class CarvanaClassifier:
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
             for images, names in test_loader:
-                probs = self.predict_probs(images).cpu()
+                probs = self.predict_probs(images, tta).cpu()
                 handed_on.result()  # or the error that it ended with
                 handed_on = writer.submit(hand_on, names, probs)
             handed_on.result()
 
     @torch.inference_mode()
-    def predict_probs(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, H, W) -> the probability of car at each pixel of their masks, (N, h, w) float32."""
-        self.net.eval()
-        return self._logits(images).float().sigmoid()
+    def predict_probs(self, images: Tensor, tta: bool = False) -> Tensor:
+        """uint8 images (N, 3, H, W) -> the probability of car at each pixel of their masks, (N, h, w) float32.
 
-    def restore_model(self, path: str | Path, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Give the net the weights of a checkpoint; with the optimizer of a training, go on where that was saved.
+        tta (test-time augmentation): the mean of what the net says of the image and of its mirror image.
+        """
+        net = self.predictor.eval()
+        probs = self._logits(images, net).float().sigmoid()
+        if tta:
+            probs = (probs + self._logits(images.flip(-1), net).float().sigmoid().flip(-1)) / 2
+        return probs
+
+    def restore_model(
+        self,
+        path: str | Path,
+        optimizer: torch.optim.Optimizer | None = None,
+        schedule: LRScheduler | None = None,
+    ) -> None:
+        """Predict with the weights of a checkpoint; with a training's optimizer and schedule, go on where it was saved.
 
         Raises UserError where it is no checkpoint, or one of another net.
         """
@@ -119,9 +143,14 @@ class CarvanaClassifier:
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
             if fits:
-                self.net.load_state_dict(checkpoint["net"])
+                self.predictor.load_state_dict(checkpoint["net"])
             if fits and optimizer is not None:
+                if self.averaged is not None:
+                    self.net.load_state_dict(checkpoint["trained"])
+                    self.averaged.n_averaged.fill_(checkpoint["steps"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
+                if schedule is not None:
+                    schedule.load_state_dict(checkpoint["schedule"])
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
@@ -136,6 +165,11 @@ class CarvanaClassifier:
         )
 
     @property
+    def predictor(self) -> nn.Module:
+        """The net that validates and predicts, and whose weights are saved as "net"."""
+        return self.net if self.averaged is None else self.averaged.module
+
+    @property
     def best(self) -> dict[str, float]:
         """The metrics of the epoch with the best validation Dice, the first of equals."""
         return max(self.metrics, key=lambda metrics: metrics["valid_dice"])
@@ -145,8 +179,11 @@ class CarvanaClassifier:
         return {
             "net_name": type(self.net).__name__,
             "in_shape": list(self.net.in_shape),
-            "net": self.net.state_dict(),
+            "net": self.predictor.state_dict(),
+            "trained": None if self.averaged is None else self.net.state_dict(),
+            "steps": None if self.averaged is None else int(self.averaged.n_averaged),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "metrics": self.metrics,
@@ -155,11 +192,11 @@ class CarvanaClassifier:
     def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy(logits, targets) + self.soft_dice_loss(logits, targets)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, net: nn.Module) -> Tensor:
         """uint8 (N, 3, H, W) on any device -> logits (N, h, w); what was 0..255 enters the net as 0..1."""
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            return self.net(images)
+            return net(images)
 
     def _train_epoch(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
         self.epoch += 1
@@ -177,7 +214,7 @@ class CarvanaClassifier:
     def run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
-        self.net.train(training)
+        net = self.net.train() if training else self.predictor.eval()
         totals = _Totals()
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
@@ -185,7 +222,7 @@ class CarvanaClassifier:
             for step, (images, masks) in enumerate(loader, start=1):
                 targets = masks.to(self.device, non_blocking=True).float() / 255
                 with torch.set_grad_enabled(training):
-                    logits = self._logits(images)
+                    logits = self._logits(images, net)
                     loss = self._criterion(logits, targets)
                 if training:
                     self._step(loss)
@@ -199,8 +236,15 @@ class CarvanaClassifier:
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
 
     def _read(self, totals: _Totals, phase: str, step: int, loader: DataLoader) -> dict[str, str]:
         """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from img.augmentation import ROTATION, augment_img
+from img.augmentation import augment_img, relight, soften
 
 
 def car_and_mask(height=128, width=192):
@@ -74,13 +75,88 @@ def test_each_move_is_made_and_none_goes_beyond_its_limit():
 def test_a_turn_is_a_turn():
     """Seen in the photo's own proportions a circle stays a circle: its second moments stay equal and uncorrelated."""
     rows, columns = np.mgrid[:160, :240]
-    circle = torch.from_numpy(((rows - 80) ** 2 + (columns - 120) ** 2 < 40**2) * 255).to(torch.uint8)[None]
+    circle = torch.from_numpy(((rows - 80) ** 2 + (columns - 120) ** 2 < 25**2) * 255).to(torch.uint8)[None]
     torch.manual_seed(0)
-    assert ROTATION > 0
     for _ in range(20):
-        moved = augment_img(circle.expand(3, -1, -1), circle)[1][0].double() / 255
+        moved = augment_img(circle.expand(3, -1, -1), circle, shift=0, rotation=20)[1][0].double() / 255
         weights = moved / moved.sum()
         y, x = torch.meshgrid(torch.arange(160.0), torch.arange(240.0), indexing="ij")
         dy, dx = y - (weights * y).sum(), x - (weights * x).sum()
         spread_y, spread_x, shear = (weights * dy * dy).sum(), (weights * dx * dx).sum(), (weights * dx * dy).sum()
         assert abs(spread_y / spread_x - 1) < 0.02 and abs(shear / spread_x) < 0.02
+
+
+def test_light_is_one_map_of_colours_and_leaves_the_mask():
+    """Two pixels of one colour keep one colour; grey stays between; the geometry is that of the same draw without."""
+    photo = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    photo[:, 20:] = photo[:, :20]
+    changed = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        lit = relight(photo, colour=0.4, grey=0)
+        assert lit.shape == photo.shape and lit.dtype == torch.uint8 and torch.equal(lit[:, 20:], lit[:, :20])
+        changed.add(lit.float().mean().round().item())
+    assert len(changed) > 20
+    photo, mask = car_and_mask()
+    plain, lit = [], []
+    for options, results in (({}, plain), (dict(colour=0.4, grey=0.5, blur=2), lit)):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            results.append(augment_img(photo, mask, **options))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, lit, strict=True))
+    assert not any(torch.equal(a[0], b[0]) for a, b in zip(plain, lit, strict=True))
+
+
+def test_brightness_contrast_and_colours_stay_within_their_share():
+    middle = torch.full((3, 8, 8), 100, dtype=torch.uint8)  # no contrast and no saturation to change
+    ratios = []
+    for seed in range(400):
+        torch.manual_seed(seed)
+        ratios.append(relight(middle, colour=0.2, grey=0).float().mean((1, 2)) / 100)
+    ratios = torch.stack(ratios)  # brightness times a gain for each of red, green and blue
+    assert 0.6 < ratios.min() < 0.72 and 1.28 < ratios.max() < 1.5
+    spread = ratios.max(1).values / ratios.min(1).values
+    assert 1.2 < spread.max() < 1.2 / 0.8 * 1.3  # the colours drift apart
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.3, 60), (1.0, 200)])
+def test_a_share_of_the_photos_turns_grey(share, expected):
+    """Grey as Pillow's "L" is, which is the same standard."""
+    photo = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8)
+    grey = torch.from_numpy(np.array(Image.fromarray(photo.permute(1, 2, 0).numpy()).convert("L"))).int()
+    count = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        lit = relight(photo, colour=0, grey=share).int()
+        count += (lit - grey).abs().max().item() <= 1
+        assert torch.equal(lit, photo.int()) or (lit - grey).abs().max() <= 1
+    assert count == pytest.approx(expected, abs=25 if 0 < share < 1 else 0)
+
+
+def test_half_of_the_photos_are_blurred_and_no_wider_than_told():
+    """A point becomes a Gaussian, whose second moment is the square of sigma."""
+    point = torch.zeros(3, 41, 41, dtype=torch.uint8)
+    point[:, 20, 20] = 255
+    sigmas = []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        soft = soften(point, blur=1.5).double()[0]
+        offset = (torch.arange(41) - 20.0) ** 2
+        sigmas.append(((soft.sum(0) * offset).sum() / soft.sum()).sqrt().item())
+    assert 0.35 < np.mean(np.array(sigmas) == 0) < 0.65 and 1.2 < max(sigmas) <= 1.5
+    assert torch.equal(soften(point, blur=0), point)
+
+
+def test_what_is_not_asked_for_is_not_done():
+    photo, mask = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8), torch.randint(0, 256, (1, 40, 60)).byte()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved = augment_img(photo, mask, flip=False, shift=0, scale=0, rotation=0)
+        assert torch.equal(moved[0], photo) and torch.equal(moved[1], mask)
+    flips = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        moved = augment_img(photo, mask, shift=0, scale=0, rotation=0)
+        flips += torch.equal(moved[0], photo.flip(-1)) and torch.equal(moved[1], mask.flip(-1))
+        assert torch.equal(moved[0], photo) or torch.equal(moved[0], photo.flip(-1))
+    assert 10 < flips < 30

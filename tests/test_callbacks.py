@@ -36,6 +36,7 @@ from helpers import UserError
 from img import rle
 from img.transformer import resize
 from nn.classifier import CarvanaClassifier
+from nn.optimizer import make_schedule
 
 
 class Tiny(torch.nn.Module):
@@ -48,18 +49,22 @@ class Tiny(torch.nn.Module):
         return self.conv(x).squeeze(1)
 
 
-def train(drawn, epochs, callbacks, resume=False):
-    """Train a net of one 1x1 convolution on two drawn cars up to that epoch; resume: from what callbacks[0] saved."""
+def train(drawn, epochs, callbacks, resume=False, of=None):
+    """Train a net of one 1x1 convolution on two drawn cars up to that epoch; resume: from what callbacks[0] saved.
+
+    of: with all that a step can have, in a schedule of so many epochs.
+    """
     torch.manual_seed(0)
     X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(0.5)
     loaders = [
         DataLoader(TrainImageDataset(X, y, (16, 24), (16, 24)), 8) for X, y in ((X_train, y_train), (X_valid, y_valid))
     ]
-    classifier = CarvanaClassifier(Tiny(), epochs)
+    classifier = CarvanaClassifier(Tiny(), epochs, **(dict(clip_norm=0.5, ema_decay=0.9) if of else {}))
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
+    schedule = make_schedule(optimizer, "one_cycle", of * len(loaders[0])) if of else None
     if resume:
-        callbacks[0].resume(classifier, optimizer)
-    classifier.train(*loaders, optimizer, epochs - classifier.epoch, callbacks)
+        callbacks[0].resume(classifier, optimizer, schedule)
+    classifier.train(*loaders, optimizer, epochs - classifier.epoch, callbacks, schedule)
     return classifier
 
 
@@ -202,18 +207,21 @@ class AtEpoch(Callback):
             self.act()
 
 
-def go_on(drawn, saver, epochs, others=()):
+def go_on(drawn, saver, epochs, others=(), of=None):
     """Train on from what the saver's folder holds."""
-    return train(drawn, epochs, [ModelSaverCallback(saver.path, {}, saver.split), *others], resume=True)
+    return train(drawn, epochs, [ModelSaverCallback(saver.path, {}, saver.split), *others], resume=True, of=of)
 
 
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(drawn, tmp_path):
+@pytest.mark.parametrize("of", [None, 4])
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(drawn, tmp_path, of):
     straight, saver = (ModelSaverCallback(tmp_path / name, {}, pd.DataFrame()) for name in ("straight", "run"))
-    expected = train(drawn, 4, [straight])
-    train(drawn, 2, [saver])
+    expected = train(drawn, 4, [straight], of=of)
+    train(drawn, 2, [saver], of=of)
     assert torch.load(saver.last, weights_only=True)["epoch"] == 2
-    classifier = go_on(drawn, saver, 4)
+    classifier = go_on(drawn, saver, 4, of=of)
     assert torch.equal(classifier.net.conv.weight, expected.net.conv.weight)
+    assert torch.equal(classifier.predictor.conv.weight, expected.predictor.conv.weight)
+    assert torch.equal(classifier.predictor.conv.weight, classifier.net.conv.weight) == (of is None)
     assert (saver.path / "metrics.csv").read_bytes() == (straight.path / "metrics.csv").read_bytes()
     fresh = train(drawn, 2, [])  # control: two more epochs from the start are not the same
     assert not torch.equal(fresh.net.conv.weight, expected.net.conv.weight)

@@ -124,6 +124,65 @@ def test_an_epoch_is_plain_gradient_descent():
     torch.testing.assert_close(classifier.net.conv.weight, twin.conv.weight)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_too_long_is_shortened(precision):
+    """SGD's step is learning rate times gradient, so its length tells the gradient's."""
+    lengths = []
+    for clip_norm in (0, 0.01, 1000):
+        classifier = CarvanaClassifier(Tiny(), 1, precision=precision, clip_norm=clip_norm)
+        before = [param.detach().clone() for param in classifier.net.parameters()]
+        loader = DataLoader(random_pairs(4), batch_size=4)
+        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.5), 1)
+        steps = [(param - old).flatten() for param, old in zip(classifier.net.parameters(), before, strict=True)]
+        lengths.append(torch.cat(steps).norm().item() / 0.5)
+    assert lengths[1] == pytest.approx(0.01, rel=1e-3) and 0.1 < lengths[0] == pytest.approx(lengths[2])
+
+
+def test_the_schedule_moves_at_every_step():
+    classifier, loader = CarvanaClassifier(Tiny(), 2), DataLoader(random_pairs(6), batch_size=2)
+    optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    classifier.train(loader, loader, optimizer, 2, schedule=schedule)
+    assert [metrics["learning_rate"] for metrics in classifier.metrics] == [0.5, 0.5**4]  # at the epoch's first step
+    assert optimizer.param_groups[0]["lr"] == 0.5**7
+
+
+def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
+    """And the latest ones train: the average follows them."""
+    pairs = random_pairs(6)
+    loader = DataLoader(pairs, batch_size=2)
+    classifier, plain = CarvanaClassifier(Tiny(), 1, ema_decay=0.9), CarvanaClassifier(Tiny(), 1)
+    for each in (classifier, plain):
+        each.train(loader, loader, torch.optim.SGD(each.net.parameters(), lr=5), 1)
+    assert torch.equal(classifier.net.conv.weight, plain.net.conv.weight)
+    assert classifier.metrics[0]["train_loss"] == plain.metrics[0]["train_loss"]
+    net = Tiny()
+    net.load_state_dict(classifier.state_dict()["net"])
+    assert not torch.equal(net.conv.weight, plain.net.conv.weight)
+    assert classifier.metrics[0]["valid_loss"] == CarvanaClassifier(net, 1).run_epoch(loader, "valid")["valid_loss"]
+    probs = classifier.predict_probs(pairs.tensors[0])
+    assert torch.equal(probs, CarvanaClassifier(net, 1).predict_probs(pairs.tensors[0]))
+    assert not torch.equal(probs, plain.predict_probs(pairs.tensors[0]))  # control
+
+    torch.save({name: value for name, value in classifier.state_dict().items() if name not in classifier.TO_GO_ON},
+               tmp_path / "best.pt")
+    for settings in ({}, {"ema_decay": 0.9}):  # who predicts need not know how it was trained
+        other = CarvanaClassifier(Tiny(), 1, **settings)
+        torch.nn.init.zeros_(other.net.conv.weight)
+        other.restore_model(tmp_path / "best.pt")
+        assert torch.equal(other.predict_probs(pairs.tensors[0]), probs)
+
+
+def test_flip_averaging_sees_left_as_right():
+    images = random_pairs(3).tensors[0]
+    classifier = CarvanaClassifier(Tiny(), 1)
+    probs = classifier.predict_probs(images, tta=True)
+    both = [classifier.predict_probs(images), classifier.predict_probs(images.flip(-1)).flip(-1)]
+    torch.testing.assert_close(probs, (both[0] + both[1]) / 2)
+    torch.testing.assert_close(classifier.predict_probs(images.flip(-1), tta=True), probs.flip(-1))
+    assert not torch.allclose(*both)  # control: without it, a mirror image is another image to this net
+
+
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_its_checkpoint_does_not_know():
     """What torch.compile traces, without the C++ that it would write for it, which takes a minute."""

@@ -1,6 +1,7 @@
 """main.py and the commands of the README, run as a user runs them."""
 
 import ast
+import inspect
 import os
 import re
 import shlex
@@ -94,6 +95,9 @@ FAULTS = [
     ("--validation-size 1.5", "--validation-size 1.5 can't be: it must be above 0 and below 1."),
     ("--batch-size 0", "--batch-size 0 can't be"),
     ("--workers -1", "--workers -1 can't be"),
+    ("--rotation 181", "--rotation 181.0 can't be: it must be at least 0 and at most 180."),
+    ("--ema-decay 1", "--ema-decay 1.0 can't be: it must be at least 0 and below 1."),
+    ("--schedule one_cycle --warm-up 1", "--warm-up 1.0 can't be: one_cycle climbs by itself. Leave it out, or say"),
     ("--score-only", "--score-only needs a run: say --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
     ("--input-dir EMPTY", "Three ways on:"),
@@ -158,7 +162,7 @@ def seen(monkeypatch):
     """What train() is called with; the training itself stands still."""
     seen = {}
 
-    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
+    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks, schedule):
         seen.update(locals())
         raise UserError("seen")
 
@@ -178,6 +182,19 @@ def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, req
     saver = seen["callbacks"][0]
     assert saver.path == saved_run and saver.hyperparameters["epochs"] == 9 and saver.hyperparameters["resume"] is None
     assert {callback.path.name for callback in seen["callbacks"]} == {saved_run.name, saved_run.name[len("model_"):]}
+
+
+@pytest.mark.parametrize(("done", "way"), [(0, ""), (3, "say --epochs 3 to end where it is, or ")])
+def test_a_schedule_that_falls_keeps_its_epochs(saved_run, main_here, done, way):
+    """One that is constant has no end: the test above changes them."""
+    state = torch.load(saved_run / "last.pt", weights_only=True)
+    state["hyperparameters"]["schedule"], state["metrics"] = "cosine", [{"epoch": 3, "valid_dice": 0.5}] * done
+    torch.save(state, saved_run / "last.pt")
+    code, _ = main_here("--resume", "last", "--epochs", "9")
+    told = f"--epochs can't be 9 in {saved_run}, whose learning rate falls over 7 epochs: leave it out, or {way}start"
+    assert code.startswith(f"main.py: {told} another run")
+    for epochs in ("7", *["3"] * bool(done)):
+        assert "--epochs can't be" not in main_here("--resume", "last", "--epochs", epochs)[0]  # but other faults
 
 
 def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
@@ -216,6 +233,15 @@ def test_a_half_photo_stops_the_run_by_name_when_it_is_met(drawn, run_main, tmp_
     assert f"main.py: {photo} can't be read as an image" in done.stderr
 
 
+def lengths_of_steps(optimizer, schedule, count):
+    lengths = []
+    for _ in range(count):
+        lengths.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return lengths
+
+
 def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     """Each hyperparameter arrives where it works."""
     compiled = []
@@ -226,7 +252,10 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     train_ds, valid_ds, optimizer = seen["train_loader"].dataset, seen["valid_loader"].dataset, seen["optimizer"]
     X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(seed=5)
     assert (train_ds.X, train_ds.y, valid_ds.X, valid_ds.y) == (X_train, y_train, X_valid, y_valid)
-    assert train_ds.X_transform is augment_img and valid_ds.X_transform is None
+    assert train_ds.X_transform.func is augment_img and valid_ds.X_transform is None
+    tutorials = {name: knob.default for name, knob in inspect.signature(augment_img).parameters.items()}
+    assert train_ds.X_transform.keywords == {name: tutorials[name] for name in list(tutorials)[2:]}
+    assert train_ds.threshold is None and valid_ds.threshold is None  # soft labels
     assert (train_ds.border, valid_ds.border, train_ds.seed) == ("stretch", "stretch", 5)
     assert train_ds[0][0].shape == (3, 188, 204) and valid_ds[0][1].shape == (4, 20)
     assert seen["train_loader"].batch_size == seen["valid_loader"].batch_size == 2
@@ -240,7 +269,12 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert {name: optimizer.defaults[name] for name in ("lr", "momentum")} == {"lr": 0.03, "momentum": 0.8}
     classifier = seen["self"]
     assert (classifier.threshold, classifier.seed, classifier.epochs, seen["epochs"]) == (0.4, 5, 7, 7)
-    assert optimizer.param_groups[0]["params"] == list(classifier.net.parameters())
+    learnt = [param for group in optimizer.param_groups for param in group["params"]]
+    assert set(learnt) == set(classifier.net.parameters()) and len(learnt) == len(set(learnt))
+    assert classifier.averaged is None and not classifier.clip_norm
+    assert not any(group["weight_decay"] for group in optimizer.param_groups)
+    lengths = lengths_of_steps(optimizer, seen["schedule"], 3)
+    assert lengths == [0.03] * 3
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
     assert not compiled
 
@@ -252,11 +286,27 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
+def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
+    step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warm-up 0.5 --clip-norm 2 --ema-decay 0.9"
+    light = "--labels cut --no-flip --shift 0.1 --scale 0.2 --rotation 3 --colour 0.4 --grey 0.5 --blur 0.6"
+    main_here("--input-dir", str(drawn), *SMALL, "--workers", "0", "--epochs", "4", *step.split(), *light.split())
+    classifier, optimizer = seen["self"], seen["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
+    assert classifier.clip_norm == 2 and classifier.predictor is not classifier.net
+    lengths = lengths_of_steps(optimizer, seen["schedule"], 4 * 6)  # epochs times steps
+    assert lengths[:4] == pytest.approx([0.0002 * share for share in (0.25, 0.5, 0.75, 1)])
+    assert lengths[-1] < lengths[12] < 0.0002 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    dataset = seen["train_loader"].dataset
+    told = dict(flip=False, shift=0.1, scale=0.2, rotation=3, colour=0.4, grey=0.5, blur=0.6)
+    assert dataset.X_transform.keywords == told
+    assert dataset.threshold == 0.5 and seen["valid_loader"].dataset.threshold is None
+
+
 def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, main_here, monkeypatch, tmp_path):
     """And the score too. An epoch that is worse comes last: restoring the best is what keeps it out of them."""
     restored, thresholds = [], []
 
-    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks):
+    def train(self, train_loader, valid_loader, optimizer, epochs, callbacks, schedule):
         self.optimizer = optimizer
         saver = next(callback for callback in callbacks if isinstance(callback, ModelSaverCallback))
         saver.on_train_begin(self, valid_loader)
@@ -266,7 +316,8 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
             restored.append(self.net.classify.bias.item())
             self.net.classify.bias.data.add_(100)
 
-    def predict(self, test_loader, callbacks, title="predict"):
+    def predict(self, test_loader, callbacks, title="predict", tta=False):
+        assert tta
         restored.append(self.net.classify.bias.item())
         thresholds.append((title, callbacks[0].threshold, test_loader.dataset.photo_size))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)
@@ -275,7 +326,7 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
-    sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --device cpu"
+    sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --tta --device cpu"
     assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
     assert restored[3] == restored[2] == restored[0] != restored[1]
     photo_size = (188, 188)  # of border stretch: all of the input
@@ -287,7 +338,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 26
+    assert len(fields) == 40
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 

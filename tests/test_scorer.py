@@ -1,5 +1,7 @@
 """The score of the validation photos is the one that Kaggle would give a submission of them."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from sklearn.metrics import f1_score
 
 from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback
-from callbacks.scorer import ScorerCallback
+from callbacks.scorer import SWEEP, ScorerCallback
 from callbacks.tensorboard import TensorboardLoggerCallback
 from helpers import UserError
 from img.transformer import decode_mask, resize
@@ -62,13 +64,13 @@ def test_the_interval_is_over_cars():
     scorer = ScorerCallback({}, 0.5)
     means = {"a": 0.9, "b": 0.95, "c": 0.99}
     views = {f"_{view:02d}.jpg": 0.001 * (view % 2) for view in range(16)}
-    scorer.dice = {car + view: mean + more for car, mean in means.items() for view, more in views.items()}
+    scorer.swept = {car + view: {0.5: mean + more} for car, mean in means.items() for view, more in views.items()}
     expected = stats.ttest_1samp([mean + 0.0005 for mean in means.values()], 0).confidence_interval(0.95)
     low, high = scorer.interval()
     assert low == pytest.approx(expected.low) and high == 1 < expected.high  # no Dice is above 1
     over_photos = stats.ttest_1samp(list(scorer.dice.values()), 0).confidence_interval(0.95)
     assert high - low > 2 * (over_photos.high - over_photos.low)  # control
-    scorer.dice = {name: dice for name, dice in scorer.dice.items() if name.startswith("a")}
+    scorer.swept = {name: swept for name, swept in scorer.swept.items() if name.startswith("a")}
     assert scorer.interval() is None and "of 1 car(s)\n" in scorer.report()
 
 
@@ -83,6 +85,18 @@ def test_the_worst_photos_come_first_and_are_named(masks):
     assert f"score       {scorer.score:.6f}, as Kaggle counts" in report and "4 car(s); 95 % interval 0." in report
     seventh = table[table["view"] == "07"]["dice"].mean()
     assert f"07 {seventh:.4f}" in report and max(map(len, report.splitlines())) <= 120
+
+
+def test_other_thresholds_are_reported_and_change_nothing(masks):
+    """A net that sees too little car gains from a lower one. Each mean is that of a run with that threshold."""
+    probs = 0.8 * blurred(masks, (20, 30))
+    scorer = scored(masks, probs, 0.55)
+    means = {cut: scored(masks, probs, cut).score for cut in (*SWEEP, 0.55)}
+    assert scorer.score == means[0.55] < means[0.4]
+    told = dict(re.findall(r"(0\.\d+) (0\.\d{4})(?= \(yours\)|,|\n|$)", scorer.report().partition("threshold ")[2]))
+    assert told == {f"{cut:g}": f"{mean:.4f}" for cut, mean in means.items()}
+    assert scorer.report().count("(yours)") == 1 and f"0.55 {means[0.55]:.4f} (yours)" in scorer.report()
+    assert 0.62 in scored(masks, probs, 0.62).thresholds  # one that is set and not in the sweep
 
 
 def test_a_mask_that_can_not_be_read_is_named(masks, tmp_path):

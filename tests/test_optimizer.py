@@ -1,0 +1,111 @@
+"""Optimizer, learning rate and averaged weights, each against arithmetic done here or another class of torch's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nn.optimizer import average_weights, make_optimizer, make_schedule
+from nn.unet_origin import ConvBnRelu
+
+
+def net_of_two():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(ConvBnRelu(3, 4), torch.nn.Conv2d(4, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
+def test_every_weight_is_learnt_once_and_only_kernels_decay(name):
+    net = net_of_two()
+    optimizer = make_optimizer(net, name, 0.1, momentum=0.9, weight_decay=0.5)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    assert type(optimizer).__name__ == name
+    assert len(params) == len(list(net.parameters())) and set(params) == set(net.parameters())
+    decay = {id(param): group["weight_decay"] for group in optimizer.param_groups for param in group["params"]}
+    names = {each: decay[id(param)] for each, param in net.named_parameters()}
+    assert names == {"0.conv.weight": 0.5, "0.bn.weight": 0, "0.bn.bias": 0, "1.weight": 0.5, "1.bias": 0}
+
+
+def test_adamw_takes_a_share_of_the_kernels_alone():
+    """With gradients of nothing, the decay is all that a step does."""
+    net = net_of_two()
+    optimizer = make_optimizer(net, "AdamW", 0.1, weight_decay=0.5)
+    before = {name: param.detach().clone() for name, param in net.named_parameters()}
+    for param in net.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for name, param in net.named_parameters():
+        torch.testing.assert_close(param.detach(), before[name] * (1 - 0.1 * 0.5 if param.ndim > 1 else 1))
+    assert before["0.bn.weight"].eq(1).all() and net[0].bn.weight.eq(1).all()
+
+
+def rates(name, steps, warm_up=0):
+    optimizer = torch.optim.SGD(net_of_two().parameters(), lr=0.4)
+    schedule, seen = make_schedule(optimizer, name, steps, warm_up), []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen, optimizer.param_groups[0]["lr"]
+
+
+def test_a_cosine_is_torchs_own_and_ends_at_nothing():
+    optimizer = torch.optim.SGD(net_of_two().parameters(), lr=0.4)
+    twin, expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20), []
+    for _ in range(20):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        twin.step()
+    seen, after = rates("cosine", 20)
+    assert seen == pytest.approx(expected) and after == pytest.approx(0, abs=1e-12)
+
+
+def test_the_rate_climbs_in_a_straight_line_first():
+    for name in ("constant", "cosine"):
+        seen, _ = rates(name, 20, warm_up=4)
+        assert seen[:5] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
+    assert rates("constant", 20, warm_up=4)[0][4:] == [0.4] * 16
+    assert seen[4:] == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 16)) for step in range(16)])
+    assert rates("constant", 20) == ([0.4] * 20, 0.4)
+    assert rates("cosine", 4, warm_up=9)[0] == pytest.approx([0.04, 0.08, 0.12, 0.16])  # a training that is shorter
+
+
+def test_one_cycle_climbs_for_less_than_a_third_and_falls_to_nothing():
+    seen, _ = rates("one_cycle", 101)
+    assert (seen[0], max(seen), seen[-1]) == pytest.approx((0.4 / 25, 0.4, 0.4 / 25e4), rel=0.001)
+    peak = int(np.argmax(seen))
+    assert 28 <= peak <= 31 and np.all(np.diff(seen[: peak + 1]) > 0) and np.all(np.diff(seen[peak:]) < 0)
+
+
+def test_the_average_is_that_of_the_formula_for_weights_and_statistics():
+    net = net_of_two()
+    averaged, expected = average_weights(net, decay=0.5), {}
+    for step in range(6):
+        with torch.no_grad():
+            for param in net.parameters():
+                param.add_(torch.randn_like(param))
+            net[0].bn.running_mean.add_(1)
+            net[0].bn.num_batches_tracked.add_(1)
+        averaged.update_parameters(net)
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0  # the first is taken as it is
+        for name, value in net.state_dict().items():
+            expected[name] = decay * expected.get(name, 0) + (1 - decay) * value.double()
+    state = averaged.module.state_dict()
+    assert state.keys() == net.state_dict().keys()
+    expected["0.bn.num_batches_tracked"] = 6
+    for name, value in state.items():
+        torch.testing.assert_close(value.double(), torch.as_tensor(expected[name]).double(), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(state["1.weight"], net[1].weight)  # control
+    assert net[0].bn.running_mean.eq(6).all() and (state["0.bn.running_mean"] < 6).all()
+
+
+def test_the_average_forgets_the_weights_of_the_start():
+    net = net_of_two()
+    torch.nn.init.constant_(net[1].weight, 1000)
+    averaged = average_weights(net, decay=0.999)
+    averaged.update_parameters(net)
+    torch.nn.init.zeros_(net[1].weight)
+    for _ in range(100):
+        averaged.update_parameters(net)
+    assert averaged.module[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900
