@@ -1,6 +1,7 @@
 """Finds the photos and masks, or has them fetched, pairs them by name, and splits them by car."""
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -74,7 +75,8 @@ class DatasetFetcher:
         for table, *photos in (("metadata.csv", "train_masks", "train"), ("sample_submission.csv", "test")):
             folders = [self._kaggles_name(name) for name in photos]
             to_fetch = [name for name in folders if not is_there(here / name) and not find_zip(here, name)]
-            if to_fetch or find_zip(here, table):  # without photos of Kaggle's, its tables aren't needed
+            by_hand = table != "metadata.csv" and find_zip(here, table)  # which nothing reads
+            if to_fetch or by_hand:  # without photos of Kaggle's, its tables aren't needed
                 names.append(table)
             names += folders
             if not test_photos:
@@ -82,13 +84,15 @@ class DatasetFetcher:
         return [name for name in names if not is_there(here / name) or leftovers(here, name)]
 
     def _kaggles_name(self, name: str) -> str:
-        """What that folder is called at Kaggle: as it is here, or as a zip is here, or of the quality asked for."""
-        here, train = self._folder(name), self._folder("train")
+        """What that folder is called at Kaggle: as it is here, or as a zip is here, or of the quality asked for, which
+        for test is that of train.
+        """
+        here = self._folder(name)
         if here or name == "train_masks":
             return name if here is None else here.name
         names = [name + suffix for suffix in self.suffixes]
-        alike = [name + suffix for suffix in self.suffixes if train and train.name == f"train{suffix}"]
-        return next((each for each in names if find_zip(self.input_dir, each)), [*names, *alike][-1])
+        default = names[-1] if name == "train" else name + self._kaggles_name("train").removeprefix("train")
+        return next((each for each in names if find_zip(self.input_dir, each)), default)
 
     def _is_here(self, name: str) -> bool:
         """As a folder or as a zip."""
@@ -233,7 +237,7 @@ class DatasetFetcher:
             return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
         if self._unlike_kaggle:
             return f"no upload   {self._unlike_kaggle}"
-        return f"upload it   kaggle competitions submit -c {SLUG} -f {submission} -m U-Net"
+        return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:
         """The folder of that name, or of the other quality's, that has something in it."""

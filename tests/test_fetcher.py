@@ -256,6 +256,24 @@ def test_another_count_of_photos_than_kaggles_is_not_for_upload(folder, monkeypa
     all_of_them = DatasetFetcher(folder)
     all_of_them.get_test_files()
     assert all_of_them.next_step("a.gz").startswith("upload it   kaggle competitions submit ")
+    assert " -f 'my photos/a.gz' -m " in all_of_them.next_step("my photos/a.gz")
+
+
+def test_photos_to_predict_are_of_the_quality_of_those_to_train_on(tmp_path, folder):
+    """Be those a zip, or a folder by the time it asks again."""
+    (tmp_path / "train_hq.zip").touch()
+    assert {"train_hq", "test_hq"} < set(DatasetFetcher(tmp_path)._to_bring(True))
+    (tmp_path / "train_hq.zip").unlink()
+    shutil.copytree(folder / "train", tmp_path / "train_hq")
+    assert DatasetFetcher(tmp_path)._to_bring(True)[-1] == "test_hq"
+    shutil.rmtree(tmp_path / "train_hq")
+    assert DatasetFetcher(tmp_path)._to_bring(True)[-1] == "test"  # control
+
+
+def test_a_table_that_nothing_reads_is_not_unpacked_for_its_own_sake(folder):
+    for name in ("metadata.csv.zip", "sample_submission.csv.zip"):
+        (folder / name).write_bytes(b"no zip")
+    assert DatasetFetcher(folder)._to_bring(True) == ["sample_submission.csv"]
 
 
 def test_a_zip_that_lies_there_is_not_called_missing(tmp_path):
