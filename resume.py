@@ -10,7 +10,7 @@ from helpers import load_checkpoint, require
 
 # With other values of these, a training that goes on is still the same training.
 MAY_CHANGE = set(
-    "epochs predict score_only check_data resume "
+    "epochs predict tta score_only check_data resume "
     "device precision compile_model workers input_dir output_dir logs_dir".split()
 )
 
@@ -38,14 +38,15 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     made = {name: type(known[name]) for name in known if isinstance(known[name], tuple | Path)}  # not of JSON
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
+    done = len(checkpoint.get("metrics", ()))
+    may_change = MAY_CHANGE | ({"threshold"} if hp.epochs == done else set())  # an epoch to come is judged by it
     for name in known:
         value, before = getattr(hp, name), getattr(began, name)
         require(
-            value == before or name in MAY_CHANGE,
+            value == before or name in may_change,
             f"--{name.replace('_', '-')} can't be {value} in {run}, which began with {before}: leave it out, or start "
             "another run, without --resume.",
         )
-    done = len(checkpoint.get("metrics", ()))
     require(
         hp.epochs in (began.epochs, done) or began.schedule == "constant",
         f"--epochs can't be {hp.epochs} in {run}, whose learning rate falls over {began.epochs} epochs: leave it out, "

@@ -55,6 +55,12 @@ def photo_size(input_img_resize: tuple[int, int], output_img_resize: tuple[int, 
     return tuple(output_img_resize if border == "mirror" else input_img_resize)
 
 
+def smallest_cover(window: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+    """The smallest (height, width) in the proportions of `size` that loses none of the detail seen at `window`."""
+    scale = min(1.0, max(window[0] / size[0], window[1] / size[1]))
+    return round(size[0] * scale), round(size[1] * scale)
+
+
 class TrainImageDataset(Dataset):
     """Pairs of a photo and its mask.
 
@@ -64,6 +70,8 @@ class TrainImageDataset(Dataset):
     seed: what X_transform draws from torch's generator is a function of (seed, epoch, index) and of nothing else.
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
     border: see photo_size.
+    half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width: a net that
+        takes both sizes learns from four times as many a second, and what it learnt it knows at the full size.
     """
 
     def __init__(
@@ -76,12 +84,13 @@ class TrainImageDataset(Dataset):
         threshold: float | None = None,
         border: str = "mirror",
         seed: int = 0,
+        half_size_epochs: int = 0,
     ):
         self.X, self.y, self.seed = list(X), list(y), seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
         self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
         self.X_transform, self.threshold, self.border = X_transform, threshold, border
-        self.photo_size = photo_size(input_img_resize, output_img_resize, border)
+        self.half_size_epochs = half_size_epochs
 
     def set_epoch(self, epoch: int) -> None:
         """Call it before each epoch, as one calls DistributedSampler's."""
@@ -92,27 +101,25 @@ class TrainImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
-        window = self.photo_size
+        parts = 2 if 0 < self.epoch <= self.half_size_epochs else 1
+        sizes = self.input_img_resize, self.output_img_resize
+        image_size, mask_size = ([side // parts for side in size] for size in sizes)
+        window = photo_size(image_size, mask_size, self.border)
         photo = read(self.X[index], transformer.decode_photo, window)  # (3, H, W)
         mask = read(self.y[index], transformer.decode_mask, window)  # (1, H, W)
         if photo.shape[1:] != mask.shape[1:]:
             sizes = [transformer.get_image_size(path) for path in (self.X[index], self.y[index])]
             check_pair(self.X[index], sizes[0], self.y[index], sizes[1])
         if self.X_transform is not None:
-            small = self._smallest_cover(photo.shape[1:])
+            small = smallest_cover(window, photo.shape[1:])
             with torch.random.fork_rng(devices=[]):
                 seed_everything(self.seed, int(self.epoch), index)
                 photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
-        photo = transformer.mirror_border(transformer.resize(photo, window), self.input_img_resize)
-        mask = transformer.resize(mask, self.output_img_resize)[0]
+        photo = transformer.mirror_border(transformer.resize(photo, window), image_size)
+        mask = transformer.resize(mask, mask_size)[0]
         if self.threshold is not None:
             mask = (mask > 255 * self.threshold).to(torch.uint8) * 255
         return photo, mask
-
-    def _smallest_cover(self, size: torch.Size) -> tuple[int, int]:
-        """The smallest size in the photo's own proportions that loses none of the detail the net will see."""
-        scale = min(1.0, max(self.photo_size[0] / size[0], self.photo_size[1] / size[1]))
-        return round(size[0] * scale), round(size[1] * scale)
 
 
 class TestImageDataset(Dataset):

@@ -137,6 +137,23 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index_with_any_count_of_wo
     assert not torch.equal(augmented(drawn, epoch=1, workers=1, seed=1), here)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_epochs_are_of_half_the_size(drawn, workers):
+    """And hold what the full size holds, made smaller."""
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    dataset = TrainImageDataset(X[:4], y[:4], (64, 96), (64, 96), half_size_epochs=2)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers, persistent_workers=workers > 0)
+    pairs = {}
+    for epoch in (1, 2, 3):
+        dataset.set_epoch(epoch)
+        (pairs[epoch],) = loader
+    assert [tuple(photos.shape) for photos, _ in pairs.values()] == [(4, 3, 32, 48), (4, 3, 32, 48), (4, 3, 64, 96)]
+    assert [tuple(masks.shape) for _, masks in pairs.values()] == [(4, 32, 48), (4, 32, 48), (4, 64, 96)]
+    for small, large in zip(pairs[2], pairs[3], strict=True):
+        torch.testing.assert_close(small.float(), resize(large, small.shape[-2:]).float(), atol=40, rtol=0)
+    assert TrainImageDataset(X, y, (64, 96), (64, 96))[0][0].shape == (3, 64, 96)  # control: no such epochs
+
+
 def test_augmentation_leaves_the_generator_of_the_training_alone(drawn):
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -97,6 +97,8 @@ FAULTS = [
     ("--workers -1", "--workers -1 can't be"),
     ("--rotation 181", "--rotation 181.0 can't be: it must be at least 0 and at most 180."),
     ("--ema-decay 1", "--ema-decay 1.0 can't be: it must be at least 0 and below 1."),
+    ("--half-size-epochs 3", "--half-size-epochs 3 can't be: half of these images is no size for UNetOriginal."),
+    ("--net UNet1024 --input-img-resize 256 320 --output-img-resize 256 320 --half-size-epochs 1", "no size for UNet"),
     ("--schedule one_cycle --warm-up 1", "--warm-up 1.0 can't be: one_cycle climbs by itself. Leave it out, or say"),
     ("--score-only", "--score-only needs a run: say --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
@@ -197,6 +199,14 @@ def test_a_schedule_that_falls_keeps_its_epochs(saved_run, main_here, done, way)
         assert "--epochs can't be" not in main_here("--resume", "last", "--epochs", epochs)[0]  # but other faults
 
 
+def test_another_threshold_may_cut_what_is_trained(saved_run, main_here):
+    """While it trains, the threshold judges which epoch is the best."""
+    state = torch.load(saved_run / "last.pt", weights_only=True)
+    torch.save(state | {"metrics": [{"epoch": 3, "valid_dice": 0.5}] * 7}, saved_run / "last.pt")
+    for options, refused in ((["--threshold", "0.4"], False), (["--threshold", "0.4", "--epochs", "9"], True)):
+        assert ("--threshold can't be 0.4" in main_here("--resume", "last", *options)[0]) == refused
+
+
 def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
     code, _ = main_here("--resume", str(tmp_path))
     assert code.startswith(f"main.py: {tmp_path} is no run to go on with: it holds no last.pt.")
@@ -289,7 +299,8 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warm-up 0.5 --clip-norm 2 --ema-decay 0.9"
     light = "--labels cut --no-flip --shift 0.1 --scale 0.2 --rotation 3 --colour 0.4 --grey 0.5 --blur 0.6"
-    main_here("--input-dir", str(drawn), *SMALL, "--workers", "0", "--epochs", "4", *step.split(), *light.split())
+    sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
+    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split())
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
     assert classifier.clip_norm == 2 and classifier.predictor is not classifier.net
@@ -300,6 +311,7 @@ def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     told = dict(flip=False, shift=0.1, scale=0.2, rotation=3, colour=0.4, grey=0.5, blur=0.6)
     assert dataset.X_transform.keywords == told
     assert dataset.threshold == 0.5 and seen["valid_loader"].dataset.threshold is None
+    assert (dataset.half_size_epochs, seen["valid_loader"].dataset.half_size_epochs) == (2, 0)
 
 
 def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, main_here, monkeypatch, tmp_path):
@@ -338,7 +350,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 40
+    assert len(fields) == 41
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 
