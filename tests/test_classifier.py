@@ -147,6 +147,17 @@ def test_the_schedule_moves_at_every_step():
     assert optimizer.param_groups[0]["lr"] == 0.5**7
 
 
+def test_the_time_left_knows_of_epochs_at_half_the_size():
+    """60 s of an epoch are of the training, 6 of the validation."""
+    classifier, loader = CarvanaClassifier(Tiny(), 10), DataLoader(random_pairs(6))
+    classifier.metrics.append({"train_images_per_second": 6 / 60, "seconds": 66})
+    minutes = []
+    for classifier.epoch, half in ((4, 0), (4, 4), (4, 6), (10, 6)):
+        loader.dataset.half_size_epochs = half
+        minutes.append(classifier._minutes_left(loader))
+    assert minutes == pytest.approx([6 * 1.1, 6 * 4.1, 2 * 1.1 + 4 * 4.1, 0])
+
+
 def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
     """And the latest ones train: the average follows them."""
     pairs = random_pairs(6)
