@@ -203,7 +203,7 @@ class Kaggle:
                 f"{SETTINGS}.",
                 403: f"Kaggle gives {what} only to who has accepted the competition's rules (403): do so at "
                 f"{COMPETITION}/rules",
-                404: f"Kaggle has no {what} (404): see {COMPETITION}/data",
+                404: f"Kaggle answers 404, not found, when asked for {what}: see {COMPETITION}/data",
             }
             if status in refusals and not response.history:  # not of the store that Kaggle redirects to
                 return refusals[status], False

@@ -74,6 +74,7 @@ def _members(opened: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInf
             kind in (0, stat.S_IFREG, stat.S_IFDIR),
             f"{archive} is refused: {member.filename!a} in it is a link, or no file at all.",
         )
+        _take(not member.flag_bits & 1, f"{archive} is refused: it asks for a password.")
         if member.is_dir() or kind == stat.S_IFDIR or path.name.startswith(".") or "__MACOSX" in path.parts:
             continue
         _take(path.name.lower() not in seen, f"{archive} is refused: it holds {path.name!a} twice.")

@@ -365,7 +365,7 @@ def test_a_file_without_a_strong_version_is_begun_anew(server, kaggles, tmp_path
               "new one at https://www.kaggle.com/settings/api."),
         (403, "only to who has accepted the competition's rules (403): do so at "
               "https://www.kaggle.com/c/carvana-image-masking-challenge/rules"),
-        (404, "Kaggle has no the list of its files (404): see "),
+        (404, "Kaggle answers 404, not found, when asked for the list of its files: see "),
         (400, "Kaggle answers 400 when asked for the list of its files; "),
     ],
 )  # fmt: skip
@@ -529,6 +529,16 @@ def test_a_zip_that_leads_elsewhere_is_refused(tmp_path, name, expected):
     (folder / "train.zip").write_bytes(zipped({"train/a_01.jpg": b"a", "train/b_01.jpg": b"b"}))  # control
     unpack(folder / "train.zip", folder / "train")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a_01.jpg", "b_01.jpg", "input", "train"]
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path):
+    """Made here by the bit that says so; Python can't encrypt."""
+    data = bytearray(zipped({"train/a_01.jpg": b"photo"}))
+    for record, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(record) + flags] |= 1
+    (tmp_path / "train.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"train\.zip is refused: it asks for a password\.$"):
+        unpack(tmp_path / "train.zip", tmp_path / "train")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
