@@ -41,7 +41,7 @@ class Hyperparameters:
     labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
     batch_size: int = 3  # images a step
     epochs: int = 50  # passes over the training photos
-    half_size_epochs: int = 0  # the first of them, on images of half the height and width, at four times the speed
+    half_size_epochs: int = 0  # the first of them, on images of half the height and width: a quarter of the pixels
     threshold: float = 0.5  # a pixel is car where its probability is above this
     validation_size: float = 0.2  # share of the cars (never of the images) kept to validate on
     sample_size: float | None = None  # share of the cars, those to predict too, to work on; None is all
@@ -52,7 +52,7 @@ class Hyperparameters:
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate; the last two end at 0
     warm_up: float = 0.0  # epochs at the start in which the learning rate climbs; one_cycle climbs by itself
     clip_norm: float = 0.0  # a step's gradient is shortened to this; 0 leaves it as it is
-    ema_decay: float = 0.0  # predict with a moving average of the weights over 1 / (1 - this) steps; 0 with the latest
+    ema_decay: float = 0.0  # predict with the weights' moving average over 1 / (1 - this) steps; 0: the latest
     flip: bool = True  # train on mirror images too
     shift: float = 0.0625  # share of height and width by which a training photo moves at most
     scale: float = 0.1  # share by which it grows or shrinks at most
@@ -82,6 +82,9 @@ class Hyperparameters:
                          half_size_epochs="[0, inf)", weight_decay="[0, inf)", warm_up="[0, inf)",
                          clip_norm="[0, inf)", ema_decay="[0, 1)", shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]",
                          colour="[0, 1]", grey="[0, 1]", blur="[0, inf)")
+        for name, value in (("half-size-epochs", self.half_size_epochs), ("warm-up", self.warm_up)):
+            helpers.require(value < self.epochs or bool(self.resume), f"--{name} {value} can't be: with --epochs "
+                            f"{self.epochs}, none would be left behind them.")
         helpers.require(not self.warm_up or self.schedule != "one_cycle",
                         f"--warm-up {self.warm_up} can't be: one_cycle climbs by itself. Leave it out, or say "
                         "--schedule cosine.")

@@ -39,7 +39,8 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
     done = len(checkpoint.get("metrics", ()))
-    may_change = MAY_CHANGE | ({"threshold"} if hp.epochs == done else set())  # an epoch to come is judged by it
+    trains = hp.epochs > done and not hp.score_only
+    may_change = MAY_CHANGE | (set() if trains else {"threshold"})  # which judges the epochs to come
     for name in known:
         value, before = getattr(hp, name), getattr(began, name)
         require(

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,23 +34,38 @@ TABLES = {
     "parts": {
         "AdamW, one cycle": f"{SMALL} {STEP} --epochs 3",
         "the tutorial's": f"{SMALL} {TUTORIALS} --epochs 3",
+        "labels cut": f"{SMALL} {STEP} --epochs 3 --labels cut",
+        "learning rate 0.002": f"{SMALL} {STEP} --epochs 3 --learning-rate 0.002",
+        "a short climb, then a cosine": f"{SMALL} {STEP} --epochs 3 --schedule cosine --warm-up 0.2",
+        "batches of 4": f"{SMALL} {STEP} --epochs 3 --batch-size 4",
+        "averaged weights": f"{SMALL} {STEP} --epochs 3 --ema-decay 0.98",
+        "clipped gradients": f"{SMALL} {STEP} --epochs 3 --clip-norm 1",
+        "flips alone": f"{SMALL} {STEP} --epochs 3 --shift 0 --scale 0 --rotation 0",
+        "turns up to 45 degrees": f"{SMALL} {STEP} --epochs 3 --rotation 45",
+        "no turns": f"{SMALL} {STEP} --epochs 3 --rotation 0",
+        "scale by up to 0.25": f"{SMALL} {STEP} --epochs 3 --scale 0.25",
+        "colours": f"{SMALL} {STEP} --epochs 3 --colour 0.2",
+        "some in grey": f"{SMALL} {STEP} --epochs 3 --grey 0.15",
+        "half of them blurred": f"{SMALL} {STEP} --epochs 3 --blur 1",
+        "flip averaging": f"{SMALL} {STEP} --epochs 3 --tta",
     },
 }
 
 
 @dataclass
 class Benchmark:
-    """Trains main.py with each row's options and each seed, and prints a table: the score, and what the change brought.
+    """Trains main.py with each row's options and each seed, and prints a table: scores, and what the change brought.
 
-    Cars are the sample: the interval (95 %) is that of the mean, over the cars of all seeds, of the difference between
-    a car's Dice and the same car's in the first row. A run that was stopped goes on, and one that was finished stays.
+    What it brought is the mean, over the cars, of a car's Dice less its Dice in the first row, of the same seed. The
+    interval (95 %) is for other cars and these trainings; how far other trainings may differ, the seeds show. A run
+    that was stopped goes on, and one that was finished stays.
     """
 
     table: Annotated[Literal[tuple(TABLES)], tyro.conf.Positional]  # which rows
     input_dir: Path = Path("input")  # as main.py's
     output_dir: Path = Path("output/recipes")  # gets a folder for each run
     seeds: tuple[int, ...] = (0, 1)  # of the split, the weights, the order and the augmentation
-    rows: tuple[str, ...] = ()  # only these
+    rows: tuple[str, ...] = ()  # only these, and the first one, which they are compared with
     held_out: bool = False  # score the photos of test/, whose masks are in test_masks/, in place of the validation's
 
 
@@ -64,7 +80,7 @@ def run(options: str, folder: Path, benchmark: Benchmark, seed: int) -> Path:
         done = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], stdout=sys.stderr)
         if done.returncode:
             sys.exit(done.returncode)  # it has told why
-    return next(folder.glob("models/model_*"))
+    return next(folder.glob("models/model_*/score.csv")).parent
 
 
 def dice_of_cars(folder: Path, run: Path, benchmark: Benchmark) -> pd.Series:
@@ -80,24 +96,34 @@ def dice_of_cars(folder: Path, run: Path, benchmark: Benchmark) -> pd.Series:
 
 
 def main(benchmark: Benchmark) -> None:
-    table = {name: row for name, row in TABLES[benchmark.table].items() if not benchmark.rows or name in benchmark.rows}
-    print("| | " + " | ".join(f"seed {seed}" for seed in benchmark.seeds) + " | mean | brought | from | to |")
-    print("| --- " * (len(benchmark.seeds) + 5) + "|", flush=True)
-    first = None
-    for name, options in table.items():
+    table, seeds = TABLES[benchmark.table], benchmark.seeds
+    unknown = set(benchmark.rows) - table.keys()
+    if unknown:
+        sys.exit(f"There is no row {', '.join(sorted(unknown))}; there are: {', '.join(table)}.")
+    first, *others = table
+    print(f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | brought | from | to | by seed |")
+    print("| --- " * (len(seeds) + 6) + "|", flush=True)
+    base = None
+    for name in [first, *(row for row in others if row in benchmark.rows or not benchmark.rows)]:
         cars = {}
-        for seed in benchmark.seeds:
-            folder = benchmark.output_dir / re.sub(r"\W+", "-", f"{benchmark.table} {name} {seed}")
-            cars[seed] = dice_of_cars(folder, run(options, folder, benchmark, seed), benchmark)
-        cars = pd.concat(cars)  # by seed and car
-        means = cars.groupby(level=0).mean()
-        figures = [f"{mean:.4f}" for mean in (*means, means.mean())]
-        first = cars if first is None else first
-        change = (cars - first).dropna()
-        if cars is not first:
-            half = stats.t.ppf(0.975, len(change) - 1) * change.std() / len(change) ** 0.5
-            figures += [f"{value:+.4f}" for value in (change.mean(), change.mean() - half, change.mean() + half)]
-        print(f"| {' | '.join([name, *figures, *[''] * (len(benchmark.seeds) + 4 - len(figures))])} |", flush=True)
+        for seed in seeds:
+            told = f"{benchmark.input_dir} {table[name]} {seed}"
+            words = re.sub(r"\W+", "-", name)
+            folder = benchmark.output_dir / f"{words}-{seed}-{zlib.crc32(told.encode()):08x}"
+            cars[seed] = dice_of_cars(folder, run(table[name], folder, benchmark, seed), benchmark)
+        base = cars if base is None else base
+        means = [cars[seed].mean() for seed in seeds]
+        print(f"| {' | '.join([name, *(f'{mean:.4f}' for mean in (*means, sum(means) / len(means)))])} | ", end="")
+        print(f"{'- | - | - | -' if cars is base else brought(cars, base)} |", flush=True)
+
+
+def brought(cars: dict[int, pd.Series], base: dict[int, pd.Series]) -> str:
+    """The cars' mean difference from the base, both by seed and car; its interval; that of each seed."""
+    by_seed = {seed: (cars[seed] - base[seed]) for seed in cars}
+    change = pd.concat(by_seed).groupby(level=1).mean()  # a car that several seeds validate on counts once
+    half = stats.t.ppf(0.975, len(change) - 1) * change.std() / len(change) ** 0.5
+    figures = change.mean(), change.mean() - half, change.mean() + half
+    return " | ".join([*(f"{each:+.4f}" for each in figures), " ".join(f"{by_seed[s].mean():+.4f}" for s in by_seed)])
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class ModelSaverCallback(Callback):
             falls = self.hyperparameters.get("schedule", "constant") != "constant"  # and is at its end
             more = f"for more of them {'start another run with' if falls else 'say'} --epochs {2 * classifier.epoch}"
             print(f"{self.path} has been trained for its {epochs}; {more}.")
+            return  # what it was trained with stays, whatever is predicted with it
         with save_atomically(self.path / "hyperparameters.json") as file:
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:

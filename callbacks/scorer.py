@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
@@ -36,7 +37,10 @@ class ScorerCallback(Callback):
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
         for name, prob in zip(names, probs.cpu().numpy(), strict=True):
             truth = read(self.masks[name], decode_mask) > 127  # (1, H, W)
-            self.swept[name] = {cut: submitted_dice(prob, truth, cut) for cut in self.thresholds}
+            swept = swept_dice(torch.from_numpy(prob), truth[0], self.thresholds)
+            runs = rle.encode_enlarged(prob, truth.shape[1:], self.threshold)
+            prediction = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
+            self.swept[name] = swept | {self.threshold: dice_per_image(prediction, truth).item()}
 
     @property
     def dice(self) -> dict[str, float]:
@@ -78,11 +82,16 @@ class ScorerCallback(Callback):
         )
 
 
-def submitted_dice(prob: np.ndarray, truth: Tensor, threshold: float) -> float:
-    """Dice of prob (h, w), submitted with this threshold, and of truth (1, H, W) of bool."""
-    size = truth.shape[1:]
-    prediction = rle.decode(rle.encode_enlarged(prob, size, threshold), size)
-    return dice_per_image(torch.from_numpy(prediction)[None], truth).item()
+def swept_dice(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
+    """Dice of prob (h, w), enlarged and cut at each of the ascending thresholds, and of truth (H, W) of bool."""
+    large = F.interpolate(prob[None, None], truth.shape, mode="bilinear", align_corners=False)[0, 0]
+    passed = torch.bucketize(large, torch.tensor(thresholds))  # (H, W): how many of them a pixel is above
+    kinds = len(thresholds) + 1
+    pixels = torch.bincount((passed + kinds * truth).flatten(), minlength=2 * kinds).view(2, kinds)  # outside, inside
+    above = pixels.flip(1).cumsum(1).flip(1)[:, 1:]  # (2, thresholds)
+    sizes = above.sum(0) + truth.sum()
+    dice = (2 * above[1] / sizes.clamp(min=1)).masked_fill(sizes == 0, 1.0)
+    return dict(zip(thresholds, dice.tolist(), strict=True))
 
 
 def _in_lines(items: list[str], count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,11 +79,11 @@ class Log:
             ) from error
 
 
-def points(path: Path, up_to: int) -> set[tuple[str, str, int]]:
-    """The points that a log of curves has of epochs up to that one: name of the folder, tag, epoch."""
-    events = [event for file in path.glob("events.*") for event in LegacyEventFileLoader(str(file)).Load()]
+def points(path: Path, up_to: int) -> dict[tuple[str, str, int], float]:
+    """The latest point that a log of curves has of each epoch up to that one, by name of the folder, tag and epoch."""
+    events = [event for file in sorted(path.glob("events.*")) for event in LegacyEventFileLoader(str(file)).Load()]
     kept = [event for event in events if event.step <= up_to]
-    return {(path.name, value.tag, event.step) for event in kept for value in event.summary.value}
+    return {(path.name, value.tag, event.step): value.simple_value for event in kept for value in event.summary.value}
 
 
 class TensorboardLoggerCallback(Callback):
@@ -92,7 +93,7 @@ class TensorboardLoggerCallback(Callback):
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.logs, self.there = Path(path), {}, set()
+        self.path, self.logs, self.there = Path(path), {}, {}
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         for phase in ("train", "valid"):
@@ -116,9 +117,13 @@ class TensorboardLoggerCallback(Callback):
             log.close()
 
     def log_score(self, classifier: CarvanaClassifier, score: float) -> None:
-        """Add the score of the best epoch's weights, once training has ended, as a point at that epoch."""
+        """Add the score of the best epoch's weights, once training has ended, as a point at that epoch.
+
+        Another one may follow, of another threshold or with flip averaging; one that is there is not added again.
+        """
         epoch, path = classifier.best["epoch"], self.path / "valid"
-        if (path.name, "score", epoch) not in points(path, up_to=epoch):
+        there = points(path, up_to=epoch).get((path.name, "score", epoch))
+        if there is None or not math.isclose(there, score, rel_tol=1e-6):  # TensorBoard keeps float32
             log = Log(path, classifier.epoch + 1)
             log.add_scalar("score", score, epoch)
             log.close()

@@ -70,8 +70,8 @@ class TrainImageDataset(Dataset):
     seed: what X_transform draws from torch's generator is a function of (seed, epoch, index) and of nothing else.
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
     border: see photo_size.
-    half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width: a net that
-        takes both sizes learns from four times as many a second, and what it learnt it knows at the full size.
+    half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width. A net that
+        takes both learns there from some three times as many a second, and goes on with what it knows at full size.
     """
 
     def __init__(

@@ -60,8 +60,8 @@ def move(
 def relight(image: Tensor, colour: float, grey: float) -> Tensor:
     """image (3, H, W) uint8 -> the same shape, in other light and other paint.
 
-    colour: brightness, contrast, saturation, and red, green and blue each by itself, become at most this share more or
-        less. All of them are one matrix and one offset, the same at each pixel.
+    colour: brightness, contrast, saturation, and red, green and blue each by itself, are multiplied by at most this
+        share more or less. All of them are one matrix and one offset, the same at each pixel.
     grey: the share of photos that lose their colours.
     """
     brightness, contrast, saturation, *gains = (1 + colour * (2 * torch.rand(6) - 1)).tolist()
@@ -83,5 +83,5 @@ def soften(image: Tensor, blur: float) -> Tensor:
     sigma = blur * much
     if some < 0.5 or sigma < 0.1:  # of less, the neighbours get nothing
         return image
-    size = 2 * math.ceil(2 * sigma) + 1
+    size = 2 * min(math.ceil(2 * sigma), min(image.shape[-2:]) - 1) + 1  # no wider than the mirrored picture
     return transforms.gaussian_blur(image, [size, size], [sigma, sigma])

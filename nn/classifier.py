@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 import helpers
 from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
-from nn.optimizer import average_weights
+from nn.optimizer import AveragedWeights
 
 if TYPE_CHECKING:
     from callbacks.callback import Callback
@@ -61,7 +62,9 @@ class CarvanaClassifier:
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: LRScheduler | None = None  # None: the optimizer's own learning rate at each step
         self.clip_norm = clip_norm
-        self.averaged = average_weights(self.net, ema_decay) if ema_decay else None
+        self.averaged = AveragedWeights(self.net, ema_decay) if ema_decay else None
+        if precision == torch.float16:  # the scaler may leave out the first steps, but the schedule counts them
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.soft_dice_loss = SoftDiceLoss()
 
@@ -142,12 +145,16 @@ class CarvanaClassifier:
         try:
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
+            if fits and optimizer is not None:
+                averages = self.averaged is not None
+                other = f"{path} was trained with{'out' * averages} an average of the weights (ema_decay); go on so."
+                helpers.require((checkpoint["trained"] is not None) == averages, other)
             if fits:
                 self.predictor.load_state_dict(checkpoint["net"])
             if fits and optimizer is not None:
                 if self.averaged is not None:
                     self.net.load_state_dict(checkpoint["trained"])
-                    self.averaged.n_averaged.fill_(checkpoint["steps"])
+                    self.averaged.updates = checkpoint["updates"]
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 if schedule is not None:
                     schedule.load_state_dict(checkpoint["schedule"])
@@ -167,7 +174,7 @@ class CarvanaClassifier:
     @property
     def predictor(self) -> nn.Module:
         """The net that validates and predicts, and whose weights are saved as "net"."""
-        return self.net if self.averaged is None else self.averaged.module
+        return self.net if self.averaged is None else self.averaged.net
 
     @property
     def best(self) -> dict[str, float]:
@@ -181,7 +188,7 @@ class CarvanaClassifier:
             "in_shape": list(self.net.in_shape),
             "net": self.predictor.state_dict(),
             "trained": None if self.averaged is None else self.net.state_dict(),
-            "steps": None if self.averaged is None else int(self.averaged.n_averaged),
+            "updates": None if self.averaged is None else self.averaged.updates,
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -244,7 +251,7 @@ class CarvanaClassifier:
         if self.schedule is not None:
             self.schedule.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.net)
+            self.averaged.update(self.net)
 
     def _read(self, totals: _Totals, phase: str, step: int, loader: DataLoader) -> dict[str, str]:
         """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def make_optimizer(
@@ -52,20 +52,26 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0)
     return LambdaLR(optimizer, multiple)
 
 
-def average_weights(net: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and of the BatchNorms' statistics of `net`.
+class AveragedWeights:
+    """An exponential moving average of the weights of `net`, and of the statistics of its BatchNorms.
 
-    Each update_parameters(net) moves it 1 - decay of the way to what `net` is then; so it is a mean over about
-    1 / (1 - decay) steps (Polyak and Juditsky 1992). In the n-th of the first steps the decay is (1 + n) / (10 + n),
-    which is smaller: the random weights of the start would stay in it for long.
+    net: the net that has them. updates: how many update()s there were; both are all of its state.
+    decay: each update goes 1 - decay of the way to what the net is then, so it is a mean over about 1 / (1 - decay)
+        steps (Polyak and Juditsky 1992). The n-th of the first updates takes (1 + n) / (10 + n) where that is less: the
+        random weights of the start would stay in it for long.
+
+    torch's AveragedModel does the same, but reads its count from the GPU at each step, and so waits for it.
     """
 
-    @torch.no_grad()
-    def move(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        n = int(updates)  # counted on the CPU: nothing waits for a GPU
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-        else:  # a BatchNorm's count of batches
-            torch._foreach_copy_(averaged, current)
+    def __init__(self, net: nn.Module, decay: float):
+        self.net, self.decay, self.updates = deepcopy(net), decay, 0
 
-    return AveragedModel(net, multi_avg_fn=move, use_buffers=True)
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        move(*zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True), self.updates)
+        for mine, current in pairs:
+            if not mine.is_floating_point():  # a BatchNorm's count of batches
+                mine.copy_(current)
+        self.updates += 1

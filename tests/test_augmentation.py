@@ -119,6 +119,22 @@ def test_brightness_contrast_and_colours_stay_within_their_share():
     assert 1.2 < spread.max() < 1.2 / 0.8 * 1.3  # the colours drift apart
 
 
+def test_contrast_and_saturation_change_within_their_share():
+    grey = torch.full((3, 8, 8), 80, dtype=torch.uint8)
+    grey[:, :, 4:] = 120  # of two levels: brightness scales both, contrast their difference
+    red = torch.tensor([120, 80, 80], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+    contrasts, saturations = [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        lit = relight(grey, colour=0.2, grey=0).double().mean(1)  # (3, 8)
+        contrasts.append(((lit[:, -1] - lit[:, 0]) / lit.mean(1) * 100 / 40).mean().item())
+        torch.manual_seed(seed)
+        reds = relight(red, colour=0.2, grey=0).double().mean((1, 2)) / lit.mean(1)  # the same light
+        saturations.append(((reds[0] - reds[2]) * 100 / 40).item())
+    assert 0.8 - 1 / 20 < min(contrasts) < 0.85 and 1.15 < max(contrasts) < 1.2 + 1 / 20  # of rounding
+    assert min(saturations) < 0.87 and max(saturations) > 1.13 and np.std(saturations) > 0.08
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.3, 60), (1.0, 200)])
 def test_a_share_of_the_photos_turns_grey(share, expected):
     """Grey as Pillow's "L" is, which is the same standard."""
@@ -145,6 +161,7 @@ def test_half_of_the_photos_are_blurred_and_no_wider_than_told():
         sigmas.append(((soft.sum(0) * offset).sum() / soft.sum()).sqrt().item())
     assert 0.35 < np.mean(np.array(sigmas) == 0) < 0.65 and 1.2 < max(sigmas) <= 1.5
     assert torch.equal(soften(point, blur=0), point)
+    assert all(soften(point[:, :4, :6], blur=100).shape == (3, 4, 6) for _ in range(10))  # wider than the picture
 
 
 def test_what_is_not_asked_for_is_not_done():

@@ -124,9 +124,9 @@ def test_an_epoch_is_plain_gradient_descent():
     torch.testing.assert_close(classifier.net.conv.weight, twin.conv.weight)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_gradient_that_is_too_long_is_shortened(precision):
-    """SGD's step is learning rate times gradient, so its length tells the gradient's."""
+    """SGD's step is learning rate times gradient, so its length tells the gradient's. float16 scales its loss."""
     lengths = []
     for clip_norm in (0, 0.01, 1000):
         classifier = CarvanaClassifier(Tiny(), 1, precision=precision, clip_norm=clip_norm)
@@ -142,7 +142,10 @@ def test_the_schedule_moves_at_every_step():
     classifier, loader = CarvanaClassifier(Tiny(), 2), DataLoader(random_pairs(6), batch_size=2)
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    taken = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: taken.append(optimizer.param_groups[0]["lr"]))
     classifier.train(loader, loader, optimizer, 2, schedule=schedule)
+    assert taken == [0.5 ** (step + 1) for step in range(6)]
     assert [metrics["learning_rate"] for metrics in classifier.metrics] == [0.5, 0.5**4]  # at the epoch's first step
     assert optimizer.param_groups[0]["lr"] == 0.5**7
 
@@ -183,11 +186,38 @@ def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
         other.restore_model(tmp_path / "best.pt")
         assert torch.equal(other.predict_probs(pairs.tensors[0]), probs)
 
+    torch.save(classifier.state_dict(), tmp_path / "last.pt")
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    for settings, path, with_or_without in (({}, "last.pt", "with"), ({"ema_decay": 0.9}, "plain.pt", "without")):
+        other = CarvanaClassifier(Tiny(), 1, **settings)
+        with pytest.raises(UserError, match=rf"{path} was trained {with_or_without} an average of the weights"):
+            other.restore_model(tmp_path / path, torch.optim.SGD(other.net.parameters(), lr=5))
+
+
+def test_the_average_is_of_the_decay_that_was_asked_for_and_follows_the_step():
+    loader = DataLoader(random_pairs(1))
+    weights = {}
+    for decay in (0.5, 0.9):
+        classifier = CarvanaClassifier(Tiny(), 30, ema_decay=decay)
+        start = classifier.net.conv.weight.detach().clone()
+        optimizer = torch.optim.SGD(classifier.net.parameters(), lr=5)
+        classifier.train(loader, loader, optimizer, 1)
+        one = 0.1 * start + 0.9 * classifier.net.conv.weight  # the first decay is (1 + 0) / (10 + 0)
+        torch.testing.assert_close(classifier.predictor.conv.weight, one)
+        classifier.train(loader, loader, optimizer, 29)
+        weights[decay] = classifier.predictor.conv.weight
+    assert not torch.allclose(weights[0.5], weights[0.9])
+
 
 def test_flip_averaging_sees_left_as_right():
     images = random_pairs(3).tensors[0]
-    classifier = CarvanaClassifier(Tiny(), 1)
+    classifier, names = CarvanaClassifier(Tiny(), 1), ["a", "b", "c"]
     probs = classifier.predict_probs(images, tta=True)
+    recorders = Recorder(), Recorder()
+    photos = [(image, name) for image, name in zip(images, names, strict=True)]
+    for recorder, tta in zip(recorders, (True, False), strict=True):
+        classifier.predict(DataLoader(photos, 3), [recorder], tta=tta)
+    assert torch.equal(recorders[0].calls[0][1], probs) and not torch.equal(recorders[1].calls[0][1], probs)
     both = [classifier.predict_probs(images), classifier.predict_probs(images.flip(-1)).flip(-1)]
     torch.testing.assert_close(probs, (both[0] + both[1]) / 2)
     torch.testing.assert_close(classifier.predict_probs(images.flip(-1), tta=True), probs.flip(-1))

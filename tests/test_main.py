@@ -99,6 +99,8 @@ FAULTS = [
     ("--ema-decay 1", "--ema-decay 1.0 can't be: it must be at least 0 and below 1."),
     ("--half-size-epochs 3", "--half-size-epochs 3 can't be: half of these images is no size for UNetOriginal."),
     ("--net UNet1024 --input-img-resize 256 320 --output-img-resize 256 320 --half-size-epochs 1", "no size for UNet"),
+    ("--half-size-epochs 50", "--half-size-epochs 50 can't be: with --epochs 50, none would be left behind them."),
+    ("--warm-up 3 --epochs 3", "--warm-up 3.0 can't be: with --epochs 3, none would be left behind them."),
     ("--schedule one_cycle --warm-up 1", "--warm-up 1.0 can't be: one_cycle climbs by itself. Leave it out, or say"),
     ("--score-only", "--score-only needs a run: say --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
@@ -203,8 +205,12 @@ def test_another_threshold_may_cut_what_is_trained(saved_run, main_here):
     """While it trains, the threshold judges which epoch is the best."""
     state = torch.load(saved_run / "last.pt", weights_only=True)
     torch.save(state | {"metrics": [{"epoch": 3, "valid_dice": 0.5}] * 7}, saved_run / "last.pt")
-    for options, refused in ((["--threshold", "0.4"], False), (["--threshold", "0.4", "--epochs", "9"], True)):
-        assert ("--threshold can't be 0.4" in main_here("--resume", "last", *options)[0]) == refused
+    kept = (saved_run / "last.pt").read_bytes()
+    for options, refused in (("--tta", False), ("", False), ("--epochs 9", True), ("--epochs 9 --score-only", False)):
+        options = ["--threshold", "0.4", *options.split()]
+        assert (saved_run / "last.pt").read_bytes() == kept
+        code, _ = main_here("--resume", "last", *options)
+        assert ("--threshold can't be 0.4" in code) == refused and "--tta can't be" not in code
 
 
 def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
@@ -289,18 +295,21 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert not compiled
 
     main_here("--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile-model")
-    assert compiled == [seen["self"].net]
+    assert compiled == [seen["self"].net] == [seen["self"].predictor]
     assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
     assert isinstance(seen["self"].net, UNet1024)
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu")
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
-def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
+def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkeypatch):
     step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warm-up 0.5 --clip-norm 2 --ema-decay 0.9"
     light = "--labels cut --no-flip --shift 0.1 --scale 0.2 --rotation 3 --colour 0.4 --grey 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
-    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split())
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
+    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split(), "--compile-model")
+    assert set(compiled) == {seen["self"].net, seen["self"].predictor} and len(compiled) == 2
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
     assert classifier.clip_norm == 2 and classifier.predictor is not classifier.net

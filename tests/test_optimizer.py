@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nn.optimizer import average_weights, make_optimizer, make_schedule
+from nn.optimizer import AveragedWeights, make_optimizer, make_schedule
 from nn.unet_origin import ConvBnRelu
 
 
@@ -80,32 +80,32 @@ def test_one_cycle_climbs_for_less_than_a_third_and_falls_to_nothing():
 
 def test_the_average_is_that_of_the_formula_for_weights_and_statistics():
     net = net_of_two()
-    averaged, expected = average_weights(net, decay=0.5), {}
-    for step in range(6):
+    averaged, expected = AveragedWeights(net, decay=0.5), {n: v.double() for n, v in net.state_dict().items()}
+    for step in range(12):
         with torch.no_grad():
             for param in net.parameters():
                 param.add_(torch.randn_like(param))
             net[0].bn.running_mean.add_(1)
             net[0].bn.num_batches_tracked.add_(1)
-        averaged.update_parameters(net)
-        decay = min(0.5, (1 + step) / (10 + step)) if step else 0  # the first is taken as it is
+        averaged.update(net)
+        decay = min(0.5, (1 + step) / (10 + step))
         for name, value in net.state_dict().items():
-            expected[name] = decay * expected.get(name, 0) + (1 - decay) * value.double()
-    state = averaged.module.state_dict()
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+    state = averaged.net.state_dict()
     assert state.keys() == net.state_dict().keys()
-    expected["0.bn.num_batches_tracked"] = 6
+    expected["0.bn.num_batches_tracked"] = 12
     for name, value in state.items():
         torch.testing.assert_close(value.double(), torch.as_tensor(expected[name]).double(), rtol=1e-5, atol=1e-6)
     assert not torch.equal(state["1.weight"], net[1].weight)  # control
-    assert net[0].bn.running_mean.eq(6).all() and (state["0.bn.running_mean"] < 6).all()
+    assert net[0].bn.running_mean.eq(12).all() and (state["0.bn.running_mean"] < 12).all()
+    assert averaged.updates == 12 and decay == 0.5 != (1 + step) / (10 + step)
 
 
 def test_the_average_forgets_the_weights_of_the_start():
     net = net_of_two()
     torch.nn.init.constant_(net[1].weight, 1000)
-    averaged = average_weights(net, decay=0.999)
-    averaged.update_parameters(net)
+    averaged = AveragedWeights(net, decay=0.999)
     torch.nn.init.zeros_(net[1].weight)
     for _ in range(100):
-        averaged.update_parameters(net)
-    assert averaged.module[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900
+        averaged.update(net)
+    assert averaged.net[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900

@@ -91,8 +91,9 @@ def test_other_thresholds_are_reported_and_change_nothing(masks):
     """A net that sees too little car gains from a lower one. Each mean is that of a run with that threshold."""
     probs = 0.8 * blurred(masks, (20, 30))
     scorer = scored(masks, probs, 0.55)
-    means = {cut: scored(masks, probs, cut).score for cut in (*SWEEP, 0.55)}
+    means = {cut: scored(masks, probs, cut).score for cut in SWEEP}
     assert scorer.score == means[0.55] < means[0.4]
+    assert pd.DataFrame(scorer.swept).mean(axis=1).to_dict() == pytest.approx(means, abs=1e-4)  # enlarged as a whole
     told = dict(re.findall(r"(0\.\d+) (0\.\d{4})(?= \(yours\)|,|\n|$)", scorer.report().partition("threshold ")[2]))
     assert told == {f"{cut:g}": f"{mean:.4f}" for cut, mean in means.items()}
     assert scorer.report().count("(yours)") == 1 and f"0.55 {means[0.55]:.4f} (yours)" in scorer.report()
@@ -111,13 +112,15 @@ def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(draw
     classifier.metrics[1]["valid_dice"] = 0.9999
     before, weights = saver.last.read_bytes(), saver.best.read_bytes()
     table = pd.DataFrame({"image": ["a_01.jpg"], "car": ["a"], "view": ["01"], "dice": [0.25]})
-    for score in (0.25, 0.25):  # as in a run that is scored again
+    for score in (0.1, 0.25, 0.25):  # as in a run that is scored again, the second time as before
         saver.save_score(classifier, table, score)
         logger.log_score(classifier, score)
     metrics = pd.read_csv(saver.path / "metrics.csv")
     assert metrics["score"].isna().tolist() == [True, False, True] and metrics["score"][1] == 0.25
     assert not set(classifier.TIMES) & set(metrics)
     pd.testing.assert_frame_equal(pd.read_csv(saver.path / "score.csv", dtype={"view": str}), table)
-    assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("score")] == [(2, 0.25)]
+    assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("score")] == [
+        (2, pytest.approx(0.1)), (2, 0.25),
+    ]  # fmt: skip
     assert [each.step for each in events(tmp_path / "tb/valid").Scalars("dice")] == [1, 2, 3]
     assert (saver.last.read_bytes(), saver.best.read_bytes()) == (before, weights)  # nothing to go on from has changed
