@@ -99,7 +99,8 @@ def main(benchmark: Benchmark) -> None:
     table, seeds = TABLES[benchmark.table], benchmark.seeds
     unknown = set(benchmark.rows) - table.keys()
     if unknown:
-        sys.exit(f"There is no row {', '.join(sorted(unknown))}; there are: {', '.join(table)}.")
+        there_are = ", ".join(map(repr, table))
+        sys.exit(f"There is no row {' or '.join(map(repr, sorted(unknown)))}; there are: {there_are}.")
     first, *others = table
     print(f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | brought | from | to | by seed |")
     print("| --- " * (len(seeds) + 6) + "|", flush=True)

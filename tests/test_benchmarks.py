@@ -3,17 +3,24 @@
 import importlib
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import tyro
+from scipy import stats
 
+from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
+from img.transformer import decode_mask
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 
@@ -78,7 +85,7 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
     assert "base line" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50 %".split()
 
 
-@pytest.mark.parametrize("name", "__main__ step loader prediction growth learning submission".split())
+@pytest.mark.parametrize("name", "__main__ step loader prediction growth learning submission recipes".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -87,6 +94,61 @@ def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     assert ended.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert script.Benchmark.__doc__.split(".")[0].split(",")[0] in printed
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """benchmarks/recipes.py with two rows, two cars and trainings that only leave their scores."""
+    recipes = importlib.import_module("recipes")
+    monkeypatch.setitem(recipes.TABLES, "parts", {"first": "--epochs 1", "second, better": "--epochs 2"})
+
+    def run(command, stdout):
+        assert command[1].endswith("main.py") and ("--epochs" in command) != ("--resume" in command)
+        options = dict(zip(command[2::2], command[3::2], strict=False))
+        run = Path(options["--output-dir"]) / "models" / "model_2026"
+        run.mkdir(parents=True)
+        gain = 0.01 * (int(options["--epochs"]) - 1) * (1 + int(options["--seed"]))
+        rows = [("a", 0.9 + gain), ("a", 0.92 + gain), ("b", 0.8 + 2 * gain)]
+        pd.DataFrame(rows, columns=["car", "dice"]).to_csv(run / "score.csv", index=False)
+        trainings.append(options)
+        return subprocess.CompletedProcess(command, 0)
+
+    trainings = []
+    monkeypatch.setattr("subprocess.run", run)
+    return recipes, trainings, recipes.Benchmark("parts", tmp_path / "input", tmp_path / "output")
+
+
+def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
+    recipes, trainings, benchmark = trained
+    recipes.main(benchmark)
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first == "| first | 0.8550 | 0.8550 | 0.8550 | - | - | - | - |"
+    # car a gains 0.01 and 0.02 with the two seeds, b twice as much: 0.015 and 0.03 are the cars' means
+    spread = stats.t.ppf(0.975, 1) * 0.015 / 2
+    told = f"| {0.0225:+.4f} | {0.0225 - spread:+.4f} | {0.0225 + spread:+.4f} | +0.0150 +0.0300 |"
+    assert second == f"| second, better | 0.8700 | 0.8850 | 0.8775 {told}"
+    assert [options["--epochs"] + options["--seed"] for options in trainings] == ["10", "11", "20", "21"]
+    recipes.main(benchmark)
+    assert len(trainings) == 4 and capsys.readouterr().out.splitlines()[-1] == second  # nothing is trained twice
+    recipes.TABLES["parts"]["second, better"] = "--epochs 2 --clip-norm 1"
+    recipes.main(benchmark)
+    assert len(trainings) == 6  # but a row that has changed is
+    with pytest.raises(SystemExit, match="There is no row 'third'; there are: 'first', 'second, better'"):
+        recipes.main(replace(benchmark, rows=("third",)))
+
+
+def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
+    recipes, _, benchmark = trained
+    masks = sorted((drawn / "test_masks").iterdir())
+    folder = benchmark.output_dir
+    folder.mkdir()
+    saver = PredictionsSaverCallback(folder / "submit.csv.gz", (80, 120), 0.5)
+    truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
+    truths[1:] = 0
+    saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths)
+    saver.close_saver()
+    cars = recipes.dice_of_cars(folder, folder, replace(benchmark, input_dir=drawn, held_out=True))
+    assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
 
 
 def load_main():
