@@ -65,6 +65,14 @@ class DatasetFetcher:
         elif names := self._to_bring(test_photos):
             to_fetch = [name for name in names if not find_zip(folder, name) and not is_there(folder / name)]
             require(not to_fetch or find_credentials() is not None, self._ways_on(test_photos))
+            train = self._folder("train")
+            count = len(_visible(train)) if train else COUNTS["train"]
+            require(
+                count == COUNTS["train"] or not {"test", "test_hq"} & set(to_fetch),
+                f"There is no {self._names('test')} in {self.input_dir}/, and Kaggle's isn't fetched for it: {train} "
+                f"holds {count:,} files, not Kaggle's {COUNTS['train']:,} photos. Copy photos to predict there, or say "
+                "--no-predict to train only.",
+            )
             make_writable(folder)
             with lock(folder, waiting) or nullcontext():
                 download(folder, self._to_bring(test_photos))  # which another process may have done by now

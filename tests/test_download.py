@@ -175,7 +175,8 @@ def kaggles(drawn):
 
 @pytest.fixture(autouse=True)
 def small_competition(monkeypatch):
-    monkeypatch.setattr(download, "COUNTS", SMALL_COUNTS)
+    for name, count in SMALL_COUNTS.items():
+        monkeypatch.setitem(download.COUNTS, name, count)
     monkeypatch.setattr(download, "WAITS", (0.01, 0.02))
 
 
@@ -314,7 +315,8 @@ def in_a_process(action, *arguments):
 
 def run_action(environment, action, *arguments):
     os.environ.update(environment)
-    download.COUNTS, download.WAITS = SMALL_COUNTS, ()
+    download.COUNTS.update(SMALL_COUNTS)
+    download.WAITS = ()
     try:
         action(*arguments)
     except UserError as error:
@@ -743,7 +745,8 @@ def test_a_lock_is_waited_for_with_a_word(tmp_path, capsys):
 MAIN = f"""
 import runpy, sys
 from data import download
-download.COUNTS, download.WAITS = {SMALL_COUNTS}, ()
+download.COUNTS.update({SMALL_COUNTS})
+download.WAITS = ()
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
@@ -889,6 +892,11 @@ def test_photos_of_ones_own_need_no_kaggle(drawn, server, tmp_path):
         path.chmod(0o755)
     shutil.rmtree(folder / "test")
     fetch(folder)
-    assert not server.seen  # control:
+    photo = next((folder / "train").iterdir())
+    photo.rename(tmp_path / photo.name)
+    with pytest.raises(UserError, match=r"input/train holds 63 files, not Kaggle's 64 photos\. Copy photos to predict"):
+        fetch(folder, test_photos=True)
+    assert not server.seen  # control: as many as Kaggle's
+    (tmp_path / photo.name).rename(photo)
     fetch(folder, test_photos=True)
     assert set(server.sent) == {"test.zip", "sample_submission.csv.zip"}
