@@ -21,7 +21,7 @@ from callbacks.predictions_saver import PredictionsSaverCallback, check_submissi
 from callbacks.scorer import ScorerCallback
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
 from data.check import check_data
-from data.dataset import TestImageDataset, TrainImageDataset
+from data.dataset import TestImageDataset, TrainImageDataset, size_text
 from data.fetcher import DatasetFetcher
 from nn.classifier import CarvanaClassifier
 from nn.optimizer import make_optimizer, make_schedule
@@ -137,6 +137,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
                    pin_memory=device.type == "cuda")
     classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed, hp.clip_norm, hp.ema_decay)
     if hp.compile_model:
+        print("The net is compiled, which takes the first steps of training, and of validation, some minutes.")
         for each in {net, classifier.predictor}:
             each.compile()  # in place: its parameters keep their names, and checkpoints never know
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
@@ -149,9 +150,10 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     if not hp.score_only:
         classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
                          callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb], schedule=schedule)
-    dice, epoch = classifier.best["valid_dice"], classifier.best["epoch"]
-    print(f"\nValidation Dice {dice:.4f} in epoch {epoch}, at {made} pixels\nthe model   {model_saver_cb.best}\n"
-          f"the curves  {tb_logs_cb.path} and {tb_viz_cb.path}\nwatch them  tensorboard --logdir={hp.logs_dir}")
+    best, size = classifier.best, size_text(net.output_size)
+    print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
+          f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path} and {tb_viz_cb.path}\n"
+          f"watch them  tensorboard --logdir={hp.logs_dir}")
 
     # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does
     classifier.restore_model(model_saver_cb.best)
