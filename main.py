@@ -7,6 +7,7 @@ Change the hyperparameters below, or for one run on the command line. The tutori
         --optimizer RMSprop --learning-rate 0.0002 --batch-size 2
 """
 
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,8 @@ class Hyperparameters:
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
     border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
     labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
-    batch_size: int = 3  # images a step
+    batch_size: int = 3  # images a batch, and a batch a step
+    accumulate_steps: int = 1  # or so many batches a step, for which there would be no memory at once
     epochs: int = 50  # passes over the training photos
     half_size_epochs: int = 0  # the first of them, on images of half the height and width: a quarter of the pixels
     threshold: float = 0.5  # a pixel is car where its probability is above this
@@ -77,8 +79,9 @@ class Hyperparameters:
     check_data: bool = False  # only read every photo and mask once, and list all that is wrong
 
     def __post_init__(self):
-        helpers.validate(self, batch_size="[1, inf)", epochs="[1, inf)", threshold="(0, 1)", sample_size="(0, 1]",
-                         validation_size="(0, 1)", learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)",
+        helpers.validate(self, batch_size="[1, inf)", accumulate_steps="[1, inf)", epochs="[1, inf)",
+                         threshold="(0, 1)", sample_size="(0, 1]", validation_size="(0, 1)",
+                         learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)",
                          half_size_epochs="[0, inf)", weight_decay="[0, inf)", warm_up="[0, inf)",
                          clip_norm="[0, inf)", ema_decay="[0, 1)", shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]",
                          colour="[0, 1]", grey="[0, 1]", blur="[0, inf)")
@@ -135,7 +138,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, border=hp.border)
     loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
                    pin_memory=device.type == "cuda")
-    classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed, hp.clip_norm, hp.ema_decay)
+    classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed, hp.accumulate_steps,
+                                  hp.clip_norm, hp.ema_decay)
     if hp.compile_model:
         print("The net is compiled, which takes the first steps of training, and of validation, some minutes.")
         for each in {net, classifier.predictor}:
@@ -143,7 +147,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
     train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
-    steps = len(train_loader)
+    steps = math.ceil(len(train_loader) / hp.accumulate_steps)
     schedule = make_schedule(optimizer, hp.schedule, hp.epochs * steps, round(hp.warm_up * steps))
     if hp.resume:
         model_saver_cb.resume(classifier, optimizer, schedule)

@@ -37,6 +37,8 @@ class CarvanaClassifier:
     device, precision: where the net computes, and the torch type of its products there (see helpers).
     threshold: a pixel is car where its probability is above this.
     seed: what an epoch draws from torch's generator is a function of (seed, epoch).
+    accumulate_steps: so many batches of a training loader make one step, the same as all their images at once (but for
+        BatchNorms, which know one batch at a time).
     clip_norm: a gradient whose norm, over all weights, is longer than this is shortened to it; 0 leaves all.
     ema_decay: validate, save and predict with the moving average of the weights (see nn.optimizer); 0: with the latest.
     """
@@ -52,6 +54,7 @@ class CarvanaClassifier:
         precision: torch.dtype = torch.float32,
         threshold: float = 0.5,
         seed: int = 0,
+        accumulate_steps: int = 1,
         clip_norm: float = 0.0,
         ema_decay: float = 0.0,
     ):
@@ -61,7 +64,7 @@ class CarvanaClassifier:
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: LRScheduler | None = None  # None: the optimizer's own learning rate at each step
-        self.clip_norm = clip_norm
+        self.accumulate_steps, self.clip_norm = accumulate_steps, clip_norm
         self.averaged = AveragedWeights(self.net, ema_decay) if ema_decay else None
         if precision == torch.float16:  # the scaler may leave out the first steps, but the schedule counts them
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -222,6 +225,8 @@ class CarvanaClassifier:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
         net = self.net.train() if training else self.predictor.eval()
+        if training:
+            self.optimizer.zero_grad(set_to_none=True)
         totals = _Totals()
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
@@ -232,7 +237,7 @@ class CarvanaClassifier:
                     logits = self._logits(images, net)
                     loss = self._criterion(logits, targets)
                 if training:
-                    self._step(loss)
+                    self._learn(loss, len(images), step, loader)
                 totals.add(loss, logits, targets, self.threshold)
                 bar.update(len(images))
                 if step == 1 or step % READ_EVERY == 0 or step == len(loader):
@@ -240,14 +245,22 @@ class CarvanaClassifier:
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
         return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def _learn(self, loss: Tensor, images: int, batch: int, loader: DataLoader) -> None:
+        """Add a batch's gradient to those of its step, and make the step behind its last batch. They count from 1."""
+        before = (batch - 1) // self.accumulate_steps * self.accumulate_steps  # batches of the steps before
+        until = min((before + self.accumulate_steps) * loader.batch_size, len(loader.dataset))
+        of_step = until - before * loader.batch_size  # images, each of which has the same weight in it
+        self.scaler.scale(loss * (images / of_step)).backward()
+        if batch - before == self.accumulate_steps or batch == len(loader):
+            self._step()
+
+    def _step(self) -> None:
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.schedule is not None:
             self.schedule.step()
         if self.averaged is not None:

@@ -124,6 +124,23 @@ def test_an_epoch_is_plain_gradient_descent():
     torch.testing.assert_close(classifier.net.conv.weight, twin.conv.weight)
 
 
+@pytest.mark.parametrize(("batch", "count", "at_once"), [(2, 3, 6), (2, 2, 4), (1, 7, 7), (3, 1, 3)])
+def test_batches_that_make_one_step_make_that_of_all_their_images(batch, count, at_once):
+    """7 images: the last step has fewer of them, and its last batch too."""
+    weights, steps = [], []
+    for size, accumulate in ((batch, count), (at_once, 1), (batch, 1)):
+        loader = DataLoader(random_pairs(7), size)
+        classifier = CarvanaClassifier(Tiny(), 2, accumulate_steps=accumulate)
+        optimizer = torch.optim.SGD(classifier.net.parameters(), lr=5)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
+        classifier.train(loader, loader, optimizer, 2, schedule=schedule)
+        weights.append(classifier.net.conv.weight)
+        steps.append(schedule.last_epoch)
+    torch.testing.assert_close(weights[0], weights[1])
+    assert steps[0] == steps[1] == 2 * -(-7 // at_once)
+    assert count == 1 or not torch.allclose(weights[0], weights[2])  # control: a step each batch
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_gradient_that_is_too_long_is_shortened(precision):
     """SGD's step is learning rate times gradient, so its length tells the gradient's. float16 scales its loss."""

@@ -287,7 +287,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert (classifier.threshold, classifier.seed, classifier.epochs, seen["epochs"]) == (0.4, 5, 7, 7)
     learnt = [param for group in optimizer.param_groups for param in group["params"]]
     assert set(learnt) == set(classifier.net.parameters()) and len(learnt) == len(set(learnt))
-    assert classifier.averaged is None and not classifier.clip_norm
+    assert classifier.averaged is None and not classifier.clip_norm and classifier.accumulate_steps == 1
     assert not any(group["weight_decay"] for group in optimizer.param_groups)
     lengths = lengths_of_steps(optimizer, seen["schedule"], 3)
     assert lengths == [0.03] * 3
@@ -304,6 +304,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
 
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkeypatch):
     step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warm-up 0.5 --clip-norm 2 --ema-decay 0.9"
+    step += " --accumulate-steps 3"
     light = "--labels cut --no-flip --shift 0.1 --scale 0.2 --rotation 3 --colour 0.4 --grey 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
     compiled = []
@@ -312,10 +313,10 @@ def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkey
     assert set(compiled) == {seen["self"].net, seen["self"].predictor} and len(compiled) == 2
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
-    assert classifier.clip_norm == 2 and classifier.predictor is not classifier.net
-    lengths = lengths_of_steps(optimizer, seen["schedule"], 4 * 6)  # epochs times steps
-    assert lengths[:4] == pytest.approx([0.0002 * share for share in (0.25, 0.5, 0.75, 1)])
-    assert lengths[-1] < lengths[12] < 0.0002 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert classifier.clip_norm == 2 and classifier.accumulate_steps == 3 and classifier.predictor is not classifier.net
+    lengths = lengths_of_steps(optimizer, seen["schedule"], 4 * 2)  # epochs times steps, of three batches of 8
+    assert lengths[:2] == pytest.approx([0.0002 / 2, 0.0002])
+    assert 0 < lengths[-1] < lengths[4] < 0.0002 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     dataset = seen["train_loader"].dataset
     told = dict(flip=False, shift=0.1, scale=0.2, rotation=3, colour=0.4, grey=0.5, blur=0.6)
     assert dataset.X_transform.keywords == told
@@ -359,7 +360,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 41
+    assert len(fields) == 42
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 
