@@ -27,7 +27,6 @@ TUTORIALS = "--optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --labels 
 STEP = "--optimizer AdamW --learning-rate 0.001 --weight-decay 0.01 --batch-size 8 --schedule one_cycle"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
-PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
 # The rows of each table, by name: the options of main.py. All but the first are compared with the first
 TABLES = {
@@ -48,6 +47,19 @@ TABLES = {
         "some in grey": f"{SMALL} {STEP} --epochs 3 --grey 0.15",
         "half of them blurred": f"{SMALL} {STEP} --epochs 3 --blur 1",
         "flip averaging": f"{SMALL} {STEP} --epochs 3 --tta",
+    },
+    "small first": {
+        "two epochs": f"{LARGE} {STEP} --ema-decay 0.98 --epochs 2",
+        "four small ones, and one": f"{LARGE} {STEP} --ema-decay 0.98 --epochs 5 --half-size-epochs 4",
+    },
+    "10 minutes": {
+        "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 3",
+        "the recipe": f"{LARGE} {STEP} --epochs 7 --half-size-epochs 6",
+    },
+    "40 minutes": {
+        "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 9",
+        "the recipe": f"{LARGE} {STEP} --epochs 18 --half-size-epochs 12",
+        "the recipe, with flip averaging": f"{LARGE} {STEP} --epochs 18 --half-size-epochs 12 --tta",
     },
 }
 

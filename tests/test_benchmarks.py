@@ -3,6 +3,7 @@
 import importlib
 import json
 import multiprocessing
+import runpy
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from img import rle
 from img.transformer import decode_mask
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
+from resume import from_command_line
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import baseline
@@ -135,6 +137,17 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     assert len(trainings) == 6  # but a row that has changed is
     with pytest.raises(SystemExit, match="There is no row 'third'; there are: 'first', 'second, better'"):
         recipes.main(replace(benchmark, rows=("third",)))
+
+
+def test_main_knows_the_options_of_every_row(monkeypatch):
+    recipes = importlib.import_module("recipes")
+    hyperparameters = runpy.run_path(str(ROOT / "main.py"))["Hyperparameters"]
+    seen = set()
+    for table in recipes.TABLES.values():
+        for options in table.values():
+            monkeypatch.setattr("sys.argv", ["main.py", *options.split()])
+            seen.add(str(from_command_line(hyperparameters)))
+    assert len(seen) == sum(map(len, recipes.TABLES.values()))  # no two rows are the same
 
 
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
