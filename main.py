@@ -40,29 +40,29 @@ class Hyperparameters:
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
     border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
     labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
-    batch_size: int = 3  # images a batch, and a batch a step
-    accumulate_steps: int = 1  # or so many batches a step, for which there would be no memory at once
+    batch_size: int = 3  # images that the net sees at once
+    accumulate_steps: int = 1  # batches that add up to one step: a larger batch in the same memory
     epochs: int = 50  # passes over the training photos
-    half_size_epochs: int = 0  # the first of them, on images of half the height and width: a quarter of the pixels
+    half_size_epochs: int = 0  # the first epochs, at half the height and width (UNet1024, multiples of 128)
     threshold: float = 0.5  # a pixel is car where its probability is above this
     validation_size: float = 0.2  # share of the cars (never of the images) kept to validate on
     sample_size: float | None = None  # share of the cars, those to predict too, to work on; None is all
     optimizer: Literal["SGD", "RMSprop", "AdamW"] = "SGD"  # RMSprop wants a rate of 0.0002, AdamW of 0.001
-    learning_rate: float = 0.01  # length of a step; with a schedule, of the longest
+    learning_rate: float = 0.01  # factor of each step; with a schedule, its peak
     momentum: float = 0.99  # of SGD
-    weight_decay: float = 0.0  # pull of the convolutions' weights towards 0; AdamW wants 0.01
+    weight_decay: float = 0.0  # shrinks the weights of convolutions: AdamW wants 0.01; in the others it is L2
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate; the last two end at 0
-    warm_up: float = 0.0  # epochs at the start in which the learning rate climbs; one_cycle climbs by itself
-    clip_norm: float = 0.0  # a step's gradient is shortened to this; 0 leaves it as it is
-    ema_decay: float = 0.0  # predict with the weights' moving average over 1 / (1 - this) steps; 0: the latest
+    warm_up: float = 0.0  # first epochs, in which the learning rate climbs; one_cycle climbs by itself
+    clip_norm: float = 0.0  # longest norm of a step's gradient, such as 1; 0: no limit
+    ema_decay: float = 0.0  # predict with the weights' moving average, 0.99 over some 100 steps; 0: the latest
     flip: bool = True  # train on mirror images too
     shift: float = 0.0625  # share of height and width by which a training photo moves at most
     scale: float = 0.1  # share by which it grows or shrinks at most
     rotation: float = 5.0  # degrees by which it turns at most, either way
     colour: float = 0.0  # share by which its brightness, contrast, saturation and colours change at most
     grey: float = 0.0  # share of the training photos that lose their colours
-    blur: float = 0.0  # pixels, at the net's size: the widest sigma by which every other training photo is blurred
-    tta: bool = False  # predict each photo and its mirror image, and take the mean
+    blur: float = 0.0  # largest Gaussian sigma, in pixels of the resized photo, for half of the training photos
+    tta: bool = False  # test-time augmentation: predict each photo and its mirror image, and take the mean
     predict: bool = True  # write output_dir/submit.csv.gz after training
     dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
     hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, or the smaller ones
@@ -84,10 +84,10 @@ class Hyperparameters:
                          learning_rate="(0, inf)", momentum="[0, 1)", seed="[0, 4294967296)",
                          half_size_epochs="[0, inf)", weight_decay="[0, inf)", warm_up="[0, inf)",
                          clip_norm="[0, inf)", ema_decay="[0, 1)", shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]",
-                         colour="[0, 1]", grey="[0, 1]", blur="[0, inf)")
+                         colour="[0, 1]", grey="[0, 1]", blur="[0, 10]")
         for name, value in (("half-size-epochs", self.half_size_epochs), ("warm-up", self.warm_up)):
             helpers.require(value < self.epochs or bool(self.resume), f"--{name} {value} can't be: with --epochs "
-                            f"{self.epochs}, none would be left behind them.")
+                            f"{self.epochs}, no epoch would be left after them.")
         helpers.require(not self.warm_up or self.schedule != "one_cycle",
                         f"--warm-up {self.warm_up} can't be: one_cycle climbs by itself. Leave it out, or say "
                         "--schedule cosine.")
@@ -105,7 +105,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     halves = [side / 2 for side in hp.input_img_resize]
     can_halve = net.output_size == hp.input_img_resize and all(half in net.SIDES for half in halves)
     helpers.require(can_halve or not hp.half_size_epochs, f"--half-size-epochs {hp.half_size_epochs} can't be: half of "
-                    f"these images is no size for {hp.net}. UNet1024 takes half of 256 256, 384 384, 512 512, ...")
+                    f"these images is no size for {hp.net}. It takes --net UNet1024 and sides of 256, 384, 512, ...")
     helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
 
     # 2. The machine

@@ -39,6 +39,7 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
     done = len(checkpoint.get("metrics", ()))
+    ending = f"say --epochs {done} to end where it is, or " if done > began.half_size_epochs else ""
     trains = hp.epochs > done and not hp.score_only
     may_change = MAY_CHANGE | (set() if trains else {"threshold"})  # which judges the epochs to come
     for name in known:
@@ -51,7 +52,7 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     require(
         hp.epochs in (began.epochs, done) or began.schedule == "constant",
         f"--epochs can't be {hp.epochs} in {run}, whose learning rate falls over {began.epochs} epochs: leave it out, "
-        f"or {f'say --epochs {done} to end where it is, or ' if done else ''}start another run, without --resume.",
+        f"or {ending}start another run, without --resume.",
     )
     require(
         not hp.score_only or bool(checkpoint.get("metrics")),

@@ -1,6 +1,9 @@
 """What each part of a recipe brings: main.py trains with it and without, on the same photos, steps and seeds.
 
     python benchmarks/recipes.py parts --input-dir FOLDER
+    python benchmarks/recipes.py "40 minutes" --input-dir FOLDER --held-out
+
+A training of "parts" takes some three minutes on two cores. docs/score.md has what they printed.
 """
 
 import re
@@ -78,7 +81,7 @@ class Benchmark:
     output_dir: Path = Path("output/recipes")  # gets a folder for each run
     seeds: tuple[int, ...] = (0, 1)  # of the split, the weights, the order and the augmentation
     rows: tuple[str, ...] = ()  # only these, and the first one, which they are compared with
-    held_out: bool = False  # score the photos of test/, whose masks are in test_masks/, in place of the validation's
+    held_out: bool = False  # score test/ by test_masks/ (Kaggle gives none), not the validation photos
 
 
 def run(options: str, folder: Path, benchmark: Benchmark, seed: int) -> Path:

@@ -23,7 +23,7 @@ def augment_img(
 ) -> tuple[Tensor, Tensor]:
     """image (3, H, W) uint8, mask (1, H, W) uint8 -> the same shapes. What is drawn depends on torch's generator alone.
 
-    flip: mirror every other photo, left for right.
+    flip: mirror half of the photos, left for right.
     shift: share of the height and of the width that a car moves at most.
     scale: a car becomes at most this share larger or smaller.
     rotation: degrees at most, either way.

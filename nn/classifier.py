@@ -322,7 +322,10 @@ class CarvanaClassifier:
         (height, width), sides = self.net.in_shape[1:], self.net.SIDES
         small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]
         eaten = height - self.net.output_size[0]
-        ways = [f"--batch-size {batch // 2} (now {batch})"] if batch > 1 else []
+        ways, half = [], batch // 2
+        if half:  # as many images a step as before, or a few more
+            batches = -(-batch * self.accumulate_steps // half)
+            ways.append(f"--batch-size {half} --accumulate-steps {batches} (now {batch} and {self.accumulate_steps})")
         if small != [height, width]:
             sizes = *small, *(side - eaten for side in small)
             ways.append("--input-img-resize {} {} --output-img-resize {} {}".format(*sizes))

@@ -57,8 +57,8 @@ class AveragedWeights:
 
     net: the net that has them. updates: how many update()s there were; both are all of its state.
     decay: each update goes 1 - decay of the way to what the net is then, so it is a mean over about 1 / (1 - decay)
-        steps (Polyak and Juditsky 1992). The n-th of the first updates takes (1 + n) / (10 + n) where that is less: the
-        random weights of the start would stay in it for long.
+        steps (Polyak and Juditsky 1992). The n-th of the first updates takes (1 + n) / (10 + n) where that is less, or
+        the random weights of the start would stay in it for long.
 
     torch's AveragedModel does the same, but reads its count from the GPU at each step, and so waits for it.
     """
