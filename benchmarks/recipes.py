@@ -19,8 +19,8 @@ import measure  # noqa: F401  which lets the package be found
 import pandas as pd
 import torch
 import tyro
-from scipy import stats
 
+from callbacks.scorer import interval_of_mean
 from img import rle
 from img.transformer import decode_mask
 from nn.losses import dice_per_image
@@ -137,8 +137,7 @@ def brought(cars: dict[int, pd.Series], base: dict[int, pd.Series]) -> str:
     """The cars' mean difference from the base, both by seed and car; its interval; that of each seed."""
     by_seed = {seed: (cars[seed] - base[seed]) for seed in cars}
     change = pd.concat(by_seed).groupby(level=1).mean()  # a car that several seeds validate on counts once
-    half = stats.t.ppf(0.975, len(change) - 1) * change.std() / len(change) ** 0.5
-    figures = change.mean(), change.mean() - half, change.mean() + half
+    figures = change.mean(), *interval_of_mean(change)
     return " | ".join([*(f"{each:+.4f}" for each in figures), " ".join(f"{by_seed[s].mean():+.4f}" for s in by_seed)])
 
 

@@ -62,8 +62,8 @@ class ScorerCallback(Callback):
         cars = self.table().groupby("car")["dice"].mean()
         if len(cars) < 2:
             return None
-        half = stats.t.ppf(0.975, len(cars) - 1) * cars.std() / len(cars) ** 0.5
-        return max(0.0, cars.mean() - half), min(1.0, cars.mean() + half)
+        low, high = interval_of_mean(cars)
+        return max(0.0, low), min(1.0, high)
 
     def report(self) -> str:
         """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
@@ -80,6 +80,12 @@ class ScorerCallback(Callback):
             f"by view     {_in_lines(views, 8)}\n"
             f"threshold   {_in_lines(cuts, 7)}"
         )
+
+
+def interval_of_mean(values: pd.Series) -> tuple[float, float]:
+    """Where the mean of more such values would lie, at 95 %, by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
+    return values.mean() - half, values.mean() + half
 
 
 def swept_dice(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:

@@ -225,8 +225,6 @@ class CarvanaClassifier:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
         net = self.net.train() if training else self.predictor.eval()
-        if training:
-            self.optimizer.zero_grad(set_to_none=True)
         totals = _Totals()
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
@@ -250,6 +248,8 @@ class CarvanaClassifier:
         before = (batch - 1) // self.accumulate_steps * self.accumulate_steps  # batches of the steps before
         until = min((before + self.accumulate_steps) * loader.batch_size, len(loader.dataset))
         of_step = until - before * loader.batch_size  # images, each of which has the same weight in it
+        if batch == before + 1:
+            self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss * (images / of_step)).backward()
         if batch - before == self.accumulate_steps or batch == len(loader):
             self._step()
@@ -260,7 +260,6 @@ class CarvanaClassifier:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.schedule is not None:
             self.schedule.step()
         if self.averaged is not None:
