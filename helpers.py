@@ -121,21 +121,35 @@ def validate(values: object, **ranges: str) -> None:
         require(fits, f"--{name.replace('_', '-')} {value} can't be: it must be {' and '.join(limits)}.")
 
 
-def choose_device(name: str | None) -> tuple[torch.device, str]:
-    """The device called `name` ("cpu", "cuda:1", "mps", ...), for None the accelerator of this machine. And why."""
+def choose_device(name: str | None, process: int = 0, processes: int = 1) -> tuple[torch.device, str]:
+    """The device called `name` ("cpu", "cuda:1", "mps", ...), for None the accelerator of this machine. And why.
+
+    Where the machine has several `processes` of one training, each takes an accelerator of its own.
+    """
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if name is None:
-        return here, "the accelerator that torch found" if here.type != "cpu" else "torch found no accelerator"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is no device that torch knows; try cpu, cuda, cuda:1 or mps.") from None
+        device = here
+        reason = "the accelerator that torch found" if here.type != "cpu" else "torch found no accelerator"
+    else:
+        reason = "as asked"
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise UserError(f"--device {name} is no device that torch knows; try cpu, cuda, cuda:1 or mps.") from None
     count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == here.type else 0
     if (device.index or 0) >= count:
         raise UserError(
             f"--device {name} is not on this machine, which has: {here.type}; say --device {here.type}."
         )
-    return device, "as asked"
+    if processes > 1 and device.type != "cpu":
+        require(
+            device.index is None and processes <= count,
+            f"{processes} processes can't share out --device {name or device}, of which this machine has {count}: say "
+            f"--nproc_per_node={count} to torchrun, and --device {device.type} or nothing of it.",
+        )
+        device = torch.device(device.type, process)
+        torch.accelerator.set_device_index(process)
+    return device, reason
 
 
 def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtype, str]:
@@ -160,16 +174,19 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
-    """How many processes read photos; None takes what the machine has to spare. And why."""
+def choose_workers(count: int | None, device: torch.device, processes: int = 1) -> tuple[int, str]:
+    """How many processes read photos for one of the `processes` that train here; None takes what the machine has to
+    spare. And why.
+    """
     if count is not None:
         require(count >= 0, f"--workers {count} can't be: it must be 0 or more.")
         return count, "as asked"
     cores = count_cores()
     if device.type == "cpu":
         # A process more than there are cores makes all of torch's threads wait for the one that shares its core
-        return cores // 4, f"the net needs {'most of ' if cores > 3 else ''}the {cores} cores"
-    return min(cores, 8), f"this machine has {cores} cores"
+        return cores // processes // 4, f"the net needs {'most of ' if cores > 3 else ''}the {cores} cores"
+    shared = f" for {processes} processes" if processes > 1 else ""
+    return min(max(cores // processes, 1), 8), f"this machine has {cores} cores{shared}"
 
 
 def keep_freed_memory() -> None:
@@ -185,16 +202,17 @@ def keep_freed_memory() -> None:
 
 
 def choose_machine(
-    device: str | None, precision: str | None, workers: int | None
+    device: str | None, precision: str | None, workers: int | None, process: int = 0, processes: int = 1
 ) -> tuple[torch.device, torch.dtype, int, str]:
     """Device, precision and count of workers, as asked or, for None, as this machine suggests. And a line of why.
 
+    process, processes: which one this is of those that train on this machine, from 0, and how many they are.
     The process is told to keep_freed_memory from here on.
     """
     keep_freed_memory()
-    device, device_reason = choose_device(device)
+    device, device_reason = choose_device(device, process, processes)
     precision, precision_reason = choose_precision(precision, device)
-    workers, workers_reason = choose_workers(workers, device)
+    workers, workers_reason = choose_workers(workers, device, processes)
     reasons = (
         f"device {device} ({device_reason}), precision {str(precision).removeprefix('torch.')} ({precision_reason}), "
         f"workers {workers} ({workers_reason})"

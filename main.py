@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 import helpers
 import img.augmentation as aug
+import processes
 from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
 from callbacks.scorer import ScorerCallback
@@ -26,6 +27,7 @@ from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualiz
 from data.check import check_data
 from data.dataset import TestImageDataset, TrainImageDataset, size_text
 from data.fetcher import DatasetFetcher
+from data.sampler import TrainSampler, shared_out
 from nn.classifier import CarvanaClassifier
 from nn.optimizer import make_optimizer, make_schedule
 from nn.unet import UNet1024
@@ -108,24 +110,34 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     can_halve = net.output_size == hp.input_img_resize and all(half in net.SIDES for half in halves)
     helpers.require(can_halve or not hp.half_size_epochs, f"--half-size-epochs {hp.half_size_epochs} can't be: half of "
                     f"these images is no size for {hp.net}. It takes --net UNet1024 and sides of 256, 384, 512, ...")
-    helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
+    if processes.FIRST:
+        helpers.make_writable(hp.output_dir, hp.output_dir / "models", hp.logs_dir)
 
-    # 2. The machine
-    device, precision, workers, reasons = helpers.choose_machine(hp.device, hp.precision, hp.workers)
+    # 2. The machine, and where torchrun started this program several times, what all of the processes are to this one
+    device, precision, workers, reasons = helpers.choose_machine(hp.device, hp.precision, hp.workers,
+                                                                 processes.LOCAL_RANK, processes.LOCAL_COUNT)
+    if processes.COUNT > 1:
+        reasons += (f"\n{processes.COUNT} processes, {hp.batch_size} images each at once: a step has "
+                    f"{hp.batch_size * hp.accumulate_steps * processes.COUNT}")
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
     predict = hp.predict and not hp.score_only and not hp.check_data
-    ds_fetcher.download_dataset(test_photos=predict)
+    with processes.first_of_each_box():
+        ds_fetcher.download_dataset(test_photos=predict)
     if hp.check_data:
-        return check_data(ds_fetcher, hp.workers)
+        return check_data(ds_fetcher, hp.workers) if processes.FIRST else None
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
     X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if predict else []
+    processes.require_same("The photos", [path.name for path in [*X_train, *X_valid, *X_test]])
+    helpers.require(len(X_train) >= processes.COUNT, f"{len(X_train)} photos to train on are too few for "
+                    f"{processes.COUNT} processes: say --nproc_per_node={len(X_train)} to torchrun, or less.")
     print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")
 
     # 4. After every epoch: a checkpoint, then curves and pictures for TensorBoard
-    folder = Path(hp.resume or hp.output_dir / "models" / f"model_{helpers.get_model_timestamp()}")
+    now = processes.from_first(helpers.get_model_timestamp)
+    folder = Path(hp.resume or hp.output_dir / "models" / f"model_{now}")
     run = folder.name.removeprefix("model_")
     model_saver_cb = ModelSaverCallback(folder, asdict(hp) | {"resume": None, "score_only": False}, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
@@ -147,12 +159,13 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
         for each in {net, classifier.predictor}:
             each.compile()  # in place: its parameters keep their names, and checkpoints never know
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
-    sampler = DistributedSampler(train_ds, num_replicas=1, rank=0, seed=hp.seed)  # shuffles by (seed, epoch) alone
-    train_loader, valid_loader = DataLoader(train_ds, sampler=sampler, **loading), DataLoader(valid_ds, **loading)
-    steps = math.ceil(len(train_loader) / hp.accumulate_steps)
-    schedule = make_schedule(optimizer, hp.schedule, hp.epochs * steps, round(hp.warm_up * steps))
+    train_loader = DataLoader(train_ds, sampler=TrainSampler(len(train_ds), hp.seed), **loading)
+    valid_loader = DataLoader(valid_ds, sampler=shared_out(len(valid_ds), hp.batch_size), **loading)
     if hp.resume:
-        model_saver_cb.resume(classifier, optimizer, schedule)
+        model_saver_cb.resume(classifier, optimizer)
+    steps = math.ceil(len(train_ds) / (hp.batch_size * hp.accumulate_steps * processes.COUNT))  # in an epoch
+    schedule = make_schedule(optimizer, hp.schedule, hp.epochs * steps, round(hp.warm_up * steps),
+                             done=classifier.epoch * steps)
     if not hp.score_only:
         classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
                          callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb], schedule=schedule)
@@ -164,22 +177,24 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does
     classifier.restore_model(model_saver_cb.best)
     scorer_cb = ScorerCallback({photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}, hp.threshold)
-    valid_loader = DataLoader(TestImageDataset(X_valid, *sizes, border=hp.border), **loading)
-    classifier.predict(valid_loader, callbacks=[scorer_cb], title="score", tta=hp.tta)
-    model_saver_cb.save_score(classifier, scorer_cb.table(), scorer_cb.score)
-    tb_logs_cb.log_score(classifier, scorer_cb.score)
-    print(f"\n{scorer_cb.report()}\nof each     {model_saver_cb.path / 'score.csv'}\n")
+    valid_ds, own = TestImageDataset(X_valid, *sizes, border=hp.border), shared_out(len(X_valid), hp.batch_size)
+    classifier.predict(DataLoader(valid_ds, sampler=own, **loading), callbacks=[scorer_cb], title="score", tta=hp.tta)
+    if processes.FIRST:
+        model_saver_cb.save_score(classifier, scorer_cb.table(), scorer_cb.score)
+        tb_logs_cb.log_score(classifier, scorer_cb.score)
+        print(f"\n{scorer_cb.report()}\nof each     {model_saver_cb.path / 'score.csv'}\n")
 
     # 7. Predict with the same weights, and write the masks at the photos' own size
     if predict:
         pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
-        test_ds = TestImageDataset(X_test, *sizes, border=hp.border)
-        classifier.predict(DataLoader(test_ds, **loading), callbacks=[pred_saver_cb], tta=hp.tta)
-        pred_saver_cb.close_saver()
-        check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
-        print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
+        test_ds, own = TestImageDataset(X_test, *sizes, border=hp.border), shared_out(len(X_test), hp.batch_size)
+        classifier.predict(DataLoader(test_ds, sampler=own, **loading), callbacks=[pred_saver_cb], tta=hp.tta)
+        if processes.FIRST:
+            pred_saver_cb.close_saver()
+            check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
+            print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
 
 
 if __name__ == "__main__":
-    with helpers.errors_in_one_sentence():
+    with helpers.errors_in_one_sentence(), processes.joined():
         main(*from_command_line(Hyperparameters))

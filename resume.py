@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+import processes
 from helpers import load_checkpoint, require
 
 # With other values of these, a training that goes on is still the same training.
@@ -23,11 +24,11 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     make another training of it.
     """
     hp = tyro.cli(kind)
-    if hp.resume is None:
+    resume = hp.resume or processes.from_first(lambda: find_run_of(processes.agents(), hp.output_dir))
+    if resume is None:
         return hp, None
-    run = find_run(hp.resume, hp.output_dir)
-    checkpoint = load_checkpoint(run / "last.pt")
-    saved, split = checkpoint.get("hyperparameters"), checkpoint.get("split")
+    run, checkpoint = processes.from_first(lambda: load_run(resume, hp.output_dir))
+    saved, split = checkpoint["hyperparameters"], checkpoint["split"]
     require(
         isinstance(saved, dict) and isinstance(split, dict) and {"car", "part"} <= split.keys(),
         f"{run / 'last.pt'} is no checkpoint to go on from: it lacks its hyperparameters or its split.",
@@ -38,10 +39,15 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     made = {name: type(known[name]) for name in known if isinstance(known[name], tuple | Path)}  # not of JSON
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
-    done = len(checkpoint.get("metrics", ()))
+    before, now = images_of_step(began, checkpoint["processes"]), images_of_step(hp, processes.COUNT)
+    if checkpoint["processes"] != processes.COUNT:
+        began_with = f"{checkpoint['processes']} process{'es' * (checkpoint['processes'] > 1)}"
+        print(f"It began with {began_with}, of {before} images a step, and goes on with {processes.COUNT}, of {now}.")
+    done = len(checkpoint["metrics"] or ())
     ending = f"say --epochs {done} to end where it is, or " if done > began.half_size_epochs else ""
     trains = hp.epochs > done and not hp.score_only
     may_change = MAY_CHANGE | (set() if trains else {"threshold"})  # which judges the epochs to come
+    may_change |= {"batch_size", "accumulate_steps"} if now == before else set()
     for name in known:
         value, before = getattr(hp, name), getattr(began, name)
         require(
@@ -55,10 +61,33 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
         f"or {ending}start another run, without --resume.",
     )
     require(
-        not hp.score_only or bool(checkpoint.get("metrics")),
+        not hp.score_only or bool(checkpoint["metrics"]),
         f"{run} can't be scored yet: it has not been trained for a whole epoch. Go on with it, without --score-only.",
     )
     return replace(hp, resume=str(run)), split
+
+
+def images_of_step(hp: Any, count: int) -> int:
+    """How many images a step of `count` processes with these hyperparameters has."""
+    return hp.batch_size * hp.accumulate_steps * count
+
+
+def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
+    """The folder of the run that is meant, and what of its last.pt isn't a net's or an optimizer's."""
+    run = find_run(resume, output_dir)
+    checkpoint = load_checkpoint(run / "last.pt")
+    return run, {name: checkpoint.get(name) for name in ("hyperparameters", "split", "metrics")} | {
+        "processes": checkpoint.get("processes", 1)
+    }
+
+
+def find_run_of(agents: list[str], output_dir: Path) -> str | None:
+    """The run that these torchruns, or some of them, began before they started their processes anew; else None."""
+    for saved in reversed(sorted((output_dir / "models").glob("model_[0-9]*/last.pt")) if agents else []):
+        began = saved.with_name("torchrun.txt")
+        if began.exists() and not set(agents).isdisjoint(began.read_text().splitlines()):
+            return str(saved.parent)
+    return None
 
 
 def find_run(resume: str, output_dir: Path) -> Path:

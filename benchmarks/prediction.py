@@ -92,7 +92,8 @@ def drawn_probs(root: Path, size: Sequence[int]) -> Tensor:
 def our_saver(root: Path, size: Sequence[int]) -> Callable[[], None]:
     helpers.keep_freed_memory()
     probs, saver = drawn_probs(root, size), PredictionsSaverCallback(root / "saver.csv.gz", ORIGIN, threshold=0.5)
-    return lambda: saver.on_predict_batch([f"{index}.jpg" for index in range(len(probs))], probs)
+    names = [f"{index}.jpg" for index in range(len(probs))]
+    return lambda: saver.on_predicted(saver.on_predict_batch(names, probs))
 
 
 def plain_saver(root: Path, size: Sequence[int]) -> Callable[[], None]:

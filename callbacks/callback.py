@@ -1,9 +1,12 @@
-"""The moments of a training and of a prediction at which a callback may act. The base does nothing at any of them."""
+"""The moments of a training and of a prediction at which a callback may act. The base does nothing at any of them.
+
+Where there are several processes, all but on_predict_batch and on_stop are called in the first one alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,8 +28,12 @@ class Callback:
     def on_stop(self) -> None:
         """When a training or a prediction ends before its time, whatever the reason: close what is open."""
 
-    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> Any:
         """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32.
 
-        It runs in another thread than the net, one batch after the other.
+        It runs in another thread than the net, one batch after the other, and in the process that predicted the batch.
+        What it returns is what on_predicted gets: lists, text, numbers; small, for it may cross a network.
         """
+
+    def on_predicted(self, made: Any) -> None:
+        """What on_predict_batch made of each batch of all processes, in the order of the batches, in the first one."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+import processes
 from callbacks.callback import Callback
 from helpers import UserError, load_checkpoint, lock, naming, require, save_atomically, say_if_stopped
 
@@ -27,7 +27,8 @@ class ModelSaverCallback(Callback):
 
     last.pt: the whole state after the latest epoch, and at the start. best.pt: the weights of the epoch with the best
     validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
-    epoch), score.csv (Dice of each validation photo at its own size, with best.pt).
+    epoch), score.csv (Dice of each validation photo at its own size, with best.pt). torchrun.txt: the torchruns that
+    train it, if any do.
 
     All is in last.pt but the weights of an earlier epoch that was the best, and the others follow from it: what a kill
     kept from being written, resume() writes.
@@ -48,10 +49,14 @@ class ModelSaverCallback(Callback):
     def last(self) -> Path:
         return self.path / "last.pt"
 
-    def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer, schedule: LRScheduler | None = None) -> None:
-        """Give all three the state of last.pt; where training begins, it is said where it goes on."""
-        self._lock, self._resumed = lock(self.path), True
-        classifier.restore_model(self.last, optimizer, schedule)
+    def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer) -> None:
+        """Give both the state of last.pt, in all processes; where training begins, it is said where it goes on."""
+        self._resumed = True
+        if processes.FIRST:
+            self._lock = lock(self.path)
+        classifier.restore_model(self.last, optimizer)
+        if not processes.FIRST:
+            return
         if classifier.metrics:
             best = classifier.best["epoch"]
             mended = "put it back, or start another run"
@@ -80,6 +85,9 @@ class ModelSaverCallback(Callback):
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:
             self.split.to_csv(file, index=False)
+        if processes.agents():
+            with save_atomically(self.path / "torchrun.txt") as file:
+                file.write("".join(f"{agent}\n" for agent in processes.agents()).encode())
         self._save(self.last, classifier.state_dict())
         self._make_known(classifier)
 
@@ -109,6 +117,7 @@ class ModelSaverCallback(Callback):
 
     def _save(self, path: Path, state: dict) -> None:
         state = state | {"hyperparameters": self.hyperparameters, "split": self.split.to_dict(orient="list")}
+        state["processes"] = processes.COUNT
         with save_atomically(path) as file:
             try:
                 torch.save(state, file)
@@ -120,5 +129,8 @@ class ModelSaverCallback(Callback):
         python = Path("python" if shutil.which("python") == sys.executable else sys.executable)
         if python.is_relative_to(Path.cwd()):
             python = python.relative_to(Path.cwd())
-        command = shlex.join([str(python), sys.argv[0], "--resume", str(self.path)])
-        say_if_stopped(f"{saved} is saved; go on with: {command}", self.last)
+        command = [str(python), sys.argv[0], "--resume", str(self.path)]
+        if processes.COUNT > 1:
+            command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={processes.LOCAL_COUNT}"]
+        boxes = " on each box" if processes.COUNT > processes.LOCAL_COUNT else ""
+        say_if_stopped(f"{saved} is saved; go on{boxes} with: {shlex.join(command)}", self.last)

@@ -32,12 +32,16 @@ class PredictionsSaverCallback(Callback):
         self._open_files = ExitStack()
         self._csv = None
 
-    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> list[tuple[str, str]]:
+        """Rows of the submission."""
+        masks = zip(names, probs.cpu().numpy(), strict=True)
+        return [(name, rle.encode_enlarged(prob, self.origin_img_size, self.threshold)) for name, prob in masks]
+
+    def on_predicted(self, made: list[tuple[str, str]]) -> None:
         if self._csv is None:
             self._open()
         height, width = self.origin_img_size
-        for name, prob in zip(names, probs.cpu().numpy(), strict=True):
-            runs = rle.encode_enlarged(prob, self.origin_img_size, self.threshold)
+        for name, runs in made:
             self._csv.writerow([name, runs])
             if runs in ("", f"1 {height * width}"):
                 self.odd.setdefault("all car" if runs else "without a car", []).append(name)

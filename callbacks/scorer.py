@@ -34,13 +34,19 @@ class ScorerCallback(Callback):
         self.thresholds = sorted({*SWEEP, threshold})
         self.swept: dict[str, dict[float, float]] = {}  # Dice by the name of the photo, and by the threshold
 
-    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> None:
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, dict[float, float]]:
+        """As `swept`, of the batch."""
+        made = {}
         for name, prob in zip(names, probs.cpu().numpy(), strict=True):
             truth = read(self.masks[name], decode_mask) > 127  # (1, H, W)
             swept = swept_dice(torch.from_numpy(prob), truth[0], self.thresholds)
             runs = rle.encode_enlarged(prob, truth.shape[1:], self.threshold)
             prediction = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
-            self.swept[name] = swept | {self.threshold: dice_per_image(prediction, truth).item()}
+            made[name] = swept | {self.threshold: dice_per_image(prediction, truth).item()}
+        return made
+
+    def on_predicted(self, made: dict[str, dict[float, float]]) -> None:
+        self.swept |= made
 
     @property
     def dice(self) -> dict[str, float]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import helpers
+import processes
 from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
 from nn.optimizer import AveragedWeights
 
@@ -29,7 +31,7 @@ READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits
 
 
 class CarvanaClassifier:
-    """Trains `net`, validates it and predicts with it.
+    """Trains `net`, validates it and predicts with it. Where there are several processes, each one does its share.
 
     net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w); has in_shape, output_size and SIDES as
         UNetOriginal has.
@@ -38,12 +40,12 @@ class CarvanaClassifier:
     threshold: a pixel is car where its probability is above this.
     seed: what an epoch draws from torch's generator is a function of (seed, epoch).
     accumulate_steps: so many batches of a training loader make one step, the same as all their images at once (but for
-        BatchNorms, which know one batch at a time).
+        BatchNorms, which know one batch at a time). The batches of all processes (see processes.py) count as one.
     clip_norm: a gradient whose norm, over all weights, is longer than this is shortened to it; 0 leaves all.
     ema_decay: validate, save and predict with the moving average of the weights (see nn.optimizer); 0: with the latest.
     """
 
-    TO_GO_ON = ("trained", "optimizer", "schedule", "scaler")  # what predicting needs nothing of in a checkpoint
+    TO_GO_ON = ("trained", "optimizer", "scaler")  # what predicting needs nothing of in a checkpoint
     TIMES = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
 
     def __init__(
@@ -60,6 +62,7 @@ class CarvanaClassifier:
     ):
         self.device, self.precision, self.threshold, self.seed = torch.device(device), precision, threshold, seed
         self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.model = processes.share_gradients(self.net, self.device)  # what trains; the net is what is saved
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
         self.optimizer: torch.optim.Optimizer | None = None
@@ -84,8 +87,10 @@ class CarvanaClassifier:
 
         A mask's pixel is 255 where all of it is car, 0 where none is. A sampler or a data set of train_loader that has
         set_epoch, as DistributedSampler has, is told each epoch. The schedule of the optimizer is stepped at each step.
+        Callbacks are called in the first process alone.
         """
         self.optimizer, self.schedule = optimizer, schedule
+        callbacks = callbacks if processes.FIRST else ()
         with self._ending_well(train_loader, callbacks):
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
@@ -105,18 +110,22 @@ class CarvanaClassifier:
         title: what the progress bar calls it. tta: see predict_probs.
 
         Each callback gets a batch's names and its probabilities (N, h, w), float32 on the CPU, in a thread of its own:
-        while it writes a batch, the net predicts the next one.
+        while it writes a batch, the net predicts the next one. What it makes of them, in the process that predicts
+        them, goes to the first process, whose callbacks get it in the order of the batches.
         """
 
         def hand_on(names: Sequence[str], probs: Tensor) -> None:
-            for callback in callbacks:
-                callback.on_predict_batch(names, probs)
-            bar.update(len(names))
+            made = [callback.on_predict_batch(names, probs) for callback in callbacks]
+            for of_process in processes.to_first((len(names), made)):
+                images, parts = of_process
+                for callback, part in zip(callbacks, parts, strict=True):
+                    callback.on_predicted(part)
+                bar.update(images)
 
         bar = tqdm(total=len(test_loader.dataset), desc=title, unit="img", disable=None)
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
-            for images, names in test_loader:
+            for images, names in self._in_step(test_loader):
                 probs = self.predict_probs(images, tta).cpu()
                 handed_on.result()  # or the error that it ended with
                 handed_on = writer.submit(hand_on, names, probs)
@@ -134,17 +143,14 @@ class CarvanaClassifier:
             probs = (probs + self._logits(images.flip(-1), net).float().sigmoid().flip(-1)) / 2
         return probs
 
-    def restore_model(
-        self,
-        path: str | Path,
-        optimizer: torch.optim.Optimizer | None = None,
-        schedule: LRScheduler | None = None,
-    ) -> None:
-        """Predict with the weights of a checkpoint; with a training's optimizer and schedule, go on where it was saved.
+    def restore_model(self, path: str | Path, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Predict with the weights of a checkpoint; with a training's optimizer, go on where it was saved.
+
+        The first process alone reads it.
 
         Raises UserError where it is no checkpoint, or one of another net.
         """
-        checkpoint = helpers.load_checkpoint(path)
+        checkpoint = processes.from_first(lambda: helpers.load_checkpoint(path))
         try:
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
@@ -159,8 +165,6 @@ class CarvanaClassifier:
                     self.net.load_state_dict(checkpoint["trained"])
                     self.averaged.updates = checkpoint["updates"]
                 optimizer.load_state_dict(checkpoint["optimizer"])
-                if schedule is not None:
-                    schedule.load_state_dict(checkpoint["schedule"])
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
@@ -193,7 +197,6 @@ class CarvanaClassifier:
             "trained": None if self.averaged is None else self.net.state_dict(),
             "updates": None if self.averaged is None else self.averaged.updates,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "metrics": self.metrics,
@@ -217,6 +220,8 @@ class CarvanaClassifier:
         start = time.perf_counter()
         metrics = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         metrics |= self.run_epoch(train_loader, "train")
+        for net in dict.fromkeys((self.net, self.predictor)):  # in the same order in all processes
+            processes.average_buffers(net)
         metrics |= self.run_epoch(valid_loader, "valid")
         metrics["seconds"] = time.perf_counter() - start
         self.metrics.append(metrics)
@@ -224,35 +229,54 @@ class CarvanaClassifier:
     def run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
-        net = self.net.train() if training else self.predictor.eval()
+        net = self.model.train() if training else self.predictor.eval()
         totals = _Totals()
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
-        with tqdm(total=len(loader.dataset), desc=title, unit="img", disable=None, leave=False) as bar:
-            for step, (images, masks) in enumerate(loader, start=1):
+        photos, at_once = len(loader.dataset), loader.batch_size * processes.COUNT
+        with tqdm(total=photos, desc=title, unit="img", disable=None, leave=False) as bar:
+            for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
                 targets = masks.to(self.device, non_blocking=True).float() / 255
-                with torch.set_grad_enabled(training):
-                    logits = self._logits(images, net)
-                    loss = self._criterion(logits, targets)
                 if training:
-                    self._learn(loss, len(images), step, loader)
-                totals.add(loss, logits, targets, self.threshold)
-                bar.update(len(images))
-                if step == 1 or step % READ_EVERY == 0 or step == len(loader):
-                    bar.set_postfix(self._read(totals, phase, step, loader), refresh=False)
+                    loss, logits = self._learn(images, targets, batch, loader)
+                else:
+                    with torch.no_grad():
+                        logits = self._logits(images, net)
+                        loss = self._criterion(logits, targets)
+                if len(images):
+                    totals.add(loss, logits, targets, self.threshold)
+                bar.update(min(batch * at_once, photos) - bar.n)
+                if batch == 1 or batch % READ_EVERY == 0 or batch == len(loader):
+                    bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
+        totals.add_up()
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
-        return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
+        return means | {f"{phase}_images_per_second": photos / (time.perf_counter() - start)}
 
-    def _learn(self, loss: Tensor, images: int, batch: int, loader: DataLoader) -> None:
+    def _in_step(self, loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
+        """The loader's batches, and an empty one where another process still has one: all of them step together."""
+        most = math.ceil(len(loader.dataset) / (loader.batch_size * processes.COUNT))  # the first process has them
+        images, others = torch.empty(0, *self.net.in_shape), []
+        for images, others in loader:
+            yield images, others
+        for _ in range(most - len(loader)):
+            yield images[:0], others[:0]
+
+    def _learn(self, images: Tensor, targets: Tensor, batch: int, loader: DataLoader) -> tuple[Tensor, Tensor]:
         """Add a batch's gradient to those of its step, and make the step behind its last batch. They count from 1."""
+        photos, at_once = len(loader.dataset), loader.batch_size * processes.COUNT
         before = (batch - 1) // self.accumulate_steps * self.accumulate_steps  # batches of the steps before
-        until = min((before + self.accumulate_steps) * loader.batch_size, len(loader.dataset))
-        of_step = until - before * loader.batch_size  # images, each of which has the same weight in it
+        of_step = min((before + self.accumulate_steps) * at_once, photos) - before * at_once
+        ends = batch - before == self.accumulate_steps or batch * at_once >= photos
         if batch == before + 1:
             self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss * (images / of_step)).backward()
-        if batch - before == self.accumulate_steps or batch == len(loader):
+        with nullcontext() if ends or processes.COUNT == 1 else self.model.no_sync():  # the gradients meet at the end
+            logits = self._logits(images, self.model)
+            loss = self._criterion(logits, targets) if len(images) else logits.sum()
+            # The gradient is the mean over the step's images in all processes, each of which has the same weight in it
+            self.scaler.scale(loss * (len(images) * processes.COUNT / of_step)).backward()
+        if ends:
             self._step()
+        return loss, logits
 
     def _step(self) -> None:
         if self.clip_norm:
@@ -385,6 +409,12 @@ class _Totals:
         self.sums += steps.sum(0)
         bad = (~steps[:, 0].isfinite()).nonzero()
         return len(steps) - 1 - int(bad[0]) if len(bad) else None
+
+    def add_up(self) -> None:
+        """Add what the other processes have."""
+        counted = torch.tensor([self.images, *self.sums], dtype=torch.float64)
+        processes.add_up(counted)
+        self.images, self.sums = int(counted[0]), counted[1:]
 
     def means(self) -> dict[str, float]:
         return dict(zip(self.NAMES, (self.sums / self.images).tolist(), strict=True))

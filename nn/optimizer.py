@@ -31,8 +31,10 @@ def make_optimizer(
     return {"RMSprop": RMSprop, "AdamW": AdamW}[name](groups, lr=learning_rate)
 
 
-def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0) -> LRScheduler:
+def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0, done: int = 0) -> LRScheduler:
     """The learning rate at each of a training's `steps` steps, as a multiple of the optimizer's own, the peak.
+
+    It begins behind the first `done` steps. The rate is a function of the step alone, and needs no checkpoint.
 
     "constant": the peak. "cosine": from the peak down to 0, along half a cosine (https://arxiv.org/abs/1608.03983).
     "one_cycle": from a 25th up to the peak in the first 30 % of the steps, then down to almost 0, both along half a
@@ -40,8 +42,9 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0)
     warm_up: with the first two, so many steps at the start climb to the peak in a straight line.
     """
     if name == "one_cycle":
-        peak = optimizer.param_groups[0]["lr"]
-        return OneCycleLR(optimizer, max_lr=peak, total_steps=steps, pct_start=0.3, cycle_momentum=False)
+        peak = optimizer.defaults["lr"]
+        cycle = dict(max_lr=peak, total_steps=steps, pct_start=0.3, cycle_momentum=False)
+        return OneCycleLR(optimizer, **cycle, last_epoch=done - 1)
 
     def multiple(step: int) -> float:  # steps count from 0
         if step < warm_up:
@@ -49,7 +52,7 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0)
         down = min((step - warm_up) / max(steps - warm_up, 1), 1) if name == "cosine" else 0
         return (1 + math.cos(math.pi * down)) / 2
 
-    return LambdaLR(optimizer, multiple)
+    return LambdaLR(optimizer, multiple, last_epoch=done - 1)
 
 
 class AveragedWeights:

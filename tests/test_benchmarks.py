@@ -158,7 +158,7 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     saver = PredictionsSaverCallback(folder / "submit.csv.gz", (80, 120), 0.5)
     truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
     truths[1:] = 0
-    saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths)
+    saver.on_predicted(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
     saver.close_saver()
     cars = recipes.dice_of_cars(folder, folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]

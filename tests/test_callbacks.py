@@ -61,9 +61,10 @@ def train(drawn, epochs, callbacks, resume=False, of=None):
     ]
     classifier = CarvanaClassifier(Tiny(), epochs, **(dict(clip_norm=0.5, ema_decay=0.9) if of else {}))
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
-    schedule = make_schedule(optimizer, "one_cycle", of * len(loaders[0])) if of else None
     if resume:
-        callbacks[0].resume(classifier, optimizer, schedule)
+        callbacks[0].resume(classifier, optimizer)
+    steps = len(loaders[0])
+    schedule = make_schedule(optimizer, "one_cycle", of * steps, done=classifier.epoch * steps) if of else None
     classifier.train(*loaders, optimizer, epochs - classifier.epoch, callbacks, schedule)
     return classifier
 
@@ -296,7 +297,7 @@ def test_two_processes_do_not_write_in_one_folder(drawn, tmp_path):
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
     train(drawn, 1, [saver])
     predictions = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
-    predictions.on_predict_batch(["a"], torch.ones(1, 4, 4))
+    predictions.on_predicted(predictions.on_predict_batch(["a"], torch.ones(1, 4, 4)))
     for folder, release in ((saver.path, saver._lock.close), (tmp_path, predictions.close_saver)):
         run = [sys.executable, "-c", f"import helpers; helpers.lock(helpers.Path({str(folder)!r}))"]
         refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
@@ -352,7 +353,7 @@ def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
     submission.write_bytes(b"an earlier one")
 
     class Stop(Callback):
-        def on_predict_batch(self, names, probs):
+        def on_predicted(self, made):
             assert (tmp_path / "submit.csv.gz.part").exists()
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -398,9 +399,9 @@ def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
     probs = torch.zeros(3, 6, 9)
     probs[0, 2:4, 3:6] = 1  # the middle third
     probs[2] = 1
-    saver.on_predict_batch(["a.jpg", "b.jpg"], probs[:2])
+    saver.on_predicted(saver.on_predict_batch(["a.jpg", "b.jpg"], probs[:2]))
     assert not (tmp_path / "submit.csv.gz").exists()
-    saver.on_predict_batch(["c.jpg"], probs[2:])
+    saver.on_predicted(saver.on_predict_batch(["c.jpg"], probs[2:]))
     saver.close_saver()
 
     header, *rows = rows_of(tmp_path / "submit.csv.gz")
@@ -414,7 +415,7 @@ def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
 def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
     probs = torch.tensor([[[0.9, 0.0]]])  # 1x2: cut first and enlarged, the border would fall in the middle
     saver = PredictionsSaverCallback(tmp_path / "a.gz", (1, 200), threshold=0.5)
-    saver.on_predict_batch(["a"], probs)
+    saver.on_predicted(saver.on_predict_batch(["a"], probs))
     saver.close_saver()
     # between the two centres, at 50 and 150, the probability falls from 0.9 to 0; it passes 0.5 at 50 + 100 * 4/9
     assert rows_of(tmp_path / "a.gz")[1][1] == "1 94"
@@ -423,14 +424,14 @@ def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
 def test_a_pixel_is_car_above_the_threshold_and_not_at_it(tmp_path):
     for threshold, runs in ((0.25, ""), (0.2, "1 16"), (0.5, "")):
         saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), threshold)
-        saver.on_predict_batch(["a"], torch.full((1, 2, 2), 0.25))
+        saver.on_predicted(saver.on_predict_batch(["a"], torch.full((1, 2, 2), 0.25)))
         saver.close_saver()
         assert rows_of(tmp_path / "a.gz")[1][1] == runs
 
 
 def test_names_with_commas_stay_names(tmp_path):
     saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
-    saver.on_predict_batch(["my,car_01.jpg"], torch.ones(1, 4, 4))
+    saver.on_predicted(saver.on_predict_batch(["my,car_01.jpg"], torch.ones(1, 4, 4)))
     saver.close_saver()
     assert rows_of(tmp_path / "a.gz")[1] == ["my,car_01.jpg", "1 16"]
 
@@ -440,7 +441,7 @@ def test_an_earlier_submission_stays_until_the_new_one_is_whole(tmp_path):
     path.write_bytes(b"earlier")
     saver = PredictionsSaverCallback(path, (4, 4), 0.5)
     assert path.read_bytes() == b"earlier"
-    saver.on_predict_batch(["a"], torch.rand(1, 4, 4))
+    saver.on_predicted(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
     assert path.read_bytes() == b"earlier"
     saver.close_saver()
     assert len(rows_of(path)) == 2
@@ -450,7 +451,7 @@ def test_the_same_masks_make_the_same_bytes(tmp_path):
     for name in ("a.gz", "b.gz"):
         torch.manual_seed(0)
         saver = PredictionsSaverCallback(tmp_path / name, (40, 40), 0.5)
-        saver.on_predict_batch(["a"], torch.rand(1, 4, 4))
+        saver.on_predicted(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
         saver.close_saver()
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
@@ -460,7 +461,7 @@ def test_masks_that_are_all_or_nothing_are_told_of(tmp_path, capsys):
     probs = torch.zeros(6, 4, 4)
     probs[1, 1:3, 1:3] = 1  # a car
     probs[2] = 1
-    saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs)
+    saver.on_predicted(saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs))
     saver.close_saver()
     assert capsys.readouterr().out.splitlines() == [
         "Look at these: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
@@ -474,7 +475,7 @@ def test_a_submission_is_read_back(tmp_path):
     probs = torch.zeros(3, 6, 9)
     probs[0, 2:4, 3:6] = 1  # b holds no car
     probs[2] = 1
-    saver.on_predict_batch(names, probs)
+    saver.on_predicted(saver.on_predict_batch(names, probs))
     saver.close_saver()
     check_submission(path, names, (60, 90))
     whole, rows = path.read_bytes(), rows_of(path)

@@ -344,7 +344,7 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
         thresholds.append((title, callbacks[0].threshold, test_loader.dataset.photo_size))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)
         names = [path.name for path in test_loader.dataset.X]
-        callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4))
+        callbacks[0].on_predicted(callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4)))
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)

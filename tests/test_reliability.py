@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +24,15 @@ pytestmark = pytest.mark.slow
 
 
 class Run:
-    """main.py as a process of a session of its own, with the folders output/ and logs/ in `folder`."""
+    """main.py as a process of a session of its own, with the folders output/ and logs/ in `folder`.
 
-    def __init__(self, folder: Path, *arguments: object, stderr: int = subprocess.STDOUT):
+    launch: what starts it, such as torchrun and its options.
+    """
+
+    def __init__(self, folder: Path, *arguments: object, launch: Sequence[str] = (), stderr: int = subprocess.STDOUT):
         own = {"--output-dir": folder / "output", "--logs-dir": folder / "logs"}
         folders = [word for option in own if option not in arguments for word in (option, own[option])]
-        command = [sys.executable, "main.py", *map(str, [*arguments, *folders])]
+        command = [sys.executable, *launch, "main.py", *map(str, [*arguments, *folders])]
         pipes = dict(stdout=subprocess.PIPE, stderr=stderr, text=True)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment, **pipes)
@@ -247,7 +251,7 @@ def test_each_epoch_has_an_order_and_an_augmentation_of_its_own(drawn, main_here
     """With steps of no length only these two make the losses of two epochs differ. Control: both forget the epoch."""
     if not told:
         monkeypatch.setattr("data.dataset.TrainImageDataset.set_epoch", lambda self, epoch: None)
-        monkeypatch.setattr("torch.utils.data.DistributedSampler.set_epoch", lambda self, epoch: None)
+        monkeypatch.setattr("data.sampler.TrainSampler.set_epoch", lambda self, epoch: None)
     arguments = ["--input-dir", str(drawn), *SMALL, "--learning-rate", "1e-30", "--sample-size", "0.5"]
     code, _ = main_here(*arguments, "--epochs", "3", "--workers", "0", "--no-predict")
     assert code == 0

@@ -35,7 +35,7 @@ def blurred(masks, size):
 def scored(masks, probs, threshold=0.5):
     scorer = ScorerCallback(masks, threshold)
     for first in range(0, len(masks), 8):
-        scorer.on_predict_batch(list(masks)[first : first + 8], probs[first : first + 8])
+        scorer.on_predicted(scorer.on_predict_batch(list(masks)[first : first + 8], probs[first : first + 8]))
     return scorer
 
 
@@ -45,7 +45,7 @@ def test_the_score_is_that_of_the_submission(masks, tmp_path, threshold):
     probs = blurred(masks, (20, 30))
     scorer = scored(masks, probs, threshold)
     saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (80, 120), threshold)
-    saver.on_predict_batch(list(masks), probs)
+    saver.on_predicted(saver.on_predict_batch(list(masks), probs))
     saver.close_saver()
     expected, small = {}, []
     for (name, runs), prob in zip(rows_of(saver.to_file)[1:], probs, strict=True):

@@ -1,0 +1,186 @@
+"""The processes of one training, as torchrun starts them: `torchrun --nproc_per_node=4 main.py`. Alone, one has it all.
+
+Each works on its share of a batch's photos; the first one (rank 0) prints, saves and writes what all of them found.
+"""
+
+import hashlib
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers import UserError, require
+
+COUNT, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+LOCAL_COUNT, LOCAL_RANK = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))  # of a box
+FIRST = RANK == 0
+LIMIT = timedelta(minutes=10)  # who gives no sign for so long, where all do the same, is taken for dead
+DATA_LIMIT = timedelta(days=2)  # and for so long while photos are fetched
+
+_groups: dict[str, dist.ProcessGroup] = {}  # "talk" and "data": what goes through the CPU
+_agents: set[str] = set()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """In the block the processes know each other, and all but the first are mute. The error of one ends them all.
+
+    It is told once, by the process that has it, or by the first where several have the same. Where a process ended
+    without a word (kill -9, a box without power), or hangs for LIMIT, another one tells that.
+    """
+    if COUNT == 1:
+        yield
+        return
+    spoken = sys.stdout, sys.stderr
+    if not FIRST:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, as long as the program lives
+    store = None
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=LIMIT))
+        # torchrun keeps its store when it starts the processes anew, with what those before have written to it
+        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {COUNT}", store)
+        dist.init_process_group(store=dist.PrefixStore("groups", store), rank=RANK, world_size=COUNT, timeout=LIMIT)
+        _groups["talk"] = dist.new_group(backend="gloo", timeout=LIMIT)
+        _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_LIMIT)
+        _agents.update(from_all(_agent()))
+        yield
+        dist.destroy_process_group()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):  # all get the signal, and read the same command line
+            raise
+        told_by = _tell(store)
+        if told_by != RANK and not FIRST:
+            sys.exit(1)
+        sys.stdout, sys.stderr = spoken
+        if told_by != RANK:
+            raise UserError(f"Process {told_by} ended with an error, and the others with it.") from error
+        if _is_of_another(error):
+            raise UserError(
+                f"Another process of this training ended without a word, or gave none for {LIMIT.seconds // 60} "
+                f"minutes, so all of them stop{'' if FIRST else '. Go on with --resume last'}."
+            ) from error
+        raise
+
+
+def _tell(store: dist.Store | None) -> int:
+    """The rank of the process that tells of the error that ends all: the first one, or else who comes first."""
+    time.sleep(0 if FIRST else 1)
+    try:
+        store.set_timeout(timedelta(seconds=5))
+        return int(store.compare_set("told by", "", str(RANK)))
+    except (AttributeError, RuntimeError):  # there is no store, or no more, to agree by
+        return RANK
+
+
+def _is_of_another(error: BaseException) -> bool:
+    """Whether it comes from this process waiting for another that isn't there."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
+    )
+
+
+def _agent() -> str:
+    """The torchrun that started this process: it stays when it starts its processes anew, and no other is called so."""
+    agent = os.getppid()
+    started = ""
+    with suppress(OSError):  # where there is no /proc
+        started = Path(f"/proc/{agent}/stat").read_text().rpartition(") ")[2].split()[19]
+    return f"{socket.gethostname()} {agent} {started}"
+
+
+def agents() -> list[str]:
+    """The torchruns of this training, one a box; none where a process is alone."""
+    return sorted(_agents)
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What make() returns in the first process, the only one that calls it; all of them get it."""
+    if COUNT == 1:
+        return make()
+    made = [make() if FIRST else None]
+    dist.broadcast_object_list(made, src=0, group=_groups["talk"])
+    return made[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    values = [value] * COUNT
+    if COUNT > 1:
+        dist.all_gather_object(values, value, group=_groups["talk"])
+    return values
+
+
+def to_first(value: Any) -> list[Any]:
+    """In the first process the values of all, by rank; in the others nothing."""
+    if COUNT == 1:
+        return [value]
+    values = [None] * COUNT if FIRST else None
+    dist.gather_object(value, values, dst=0, group=_groups["talk"])
+    return values or []
+
+
+@contextmanager
+def first_of_each_box() -> Iterator[None]:
+    """The block is run by the first process of each box, and only then by its others, which find the work done."""
+    if LOCAL_RANK:
+        _wait_for_data()
+    yield
+    if not LOCAL_RANK:
+        _wait_for_data()
+
+
+def _wait_for_data() -> None:
+    if COUNT > 1:
+        dist.monitored_barrier(_groups["data"], timeout=DATA_LIMIT)
+
+
+def require_same(what: str, values: Sequence[object]) -> None:
+    """Raises UserError where the `values` of a process are not those of the first."""
+    digests = from_all(hashlib.sha256(repr(list(values)).encode()).hexdigest())
+    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    require(
+        not others,
+        f"{what} of process {', '.join(others)} are not those of process 0: all boxes need the same.",
+    )
+
+
+def add_up(sums: Tensor) -> None:
+    """Add to `sums`, on the CPU, those of the other processes, in place."""
+    if COUNT > 1:
+        dist.all_reduce(sums, group=_groups["talk"])
+
+
+def average_buffers(net: nn.Module) -> None:
+    """Give `net` the mean of what the BatchNorms of each process have gathered from its own share of the photos."""
+    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
+    if COUNT == 1 or not buffers:
+        return
+    together = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(together)
+    together /= COUNT
+    for buffer, mean in zip(buffers, together.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def share_gradients(net: nn.Module, device: torch.device) -> nn.Module:
+    """`net`, whose gradients become, while backward() goes on, the mean of those of all processes. Its weights too are
+    those of the first. On a GPU its BatchNorms take the statistics of all processes' images.
+    """
+    if COUNT == 1:
+        return net
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: the names and the weights stay
+    devices = None if device.type == "cpu" else [device]
+    return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)

@@ -1,0 +1,47 @@
+"""What one process of several does, started by torchrun: `share.py FOLDER BATCH_SIZE ACCUMULATE`.
+
+Makes one step at a rate of 1 on seven photos, with BatchNorms that stay as they are, and saves how the weights changed,
+which is the gradient, and what it counted while training and validating.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
+
+import processes
+from data.sampler import TrainSampler, shared_out
+from nn.classifier import CarvanaClassifier
+from nn.unet import UNet1024
+
+
+class Frozen(UNet1024):
+    """A UNet1024 of which each BatchNorm is in the state of evaluation."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+folder, batch_size, accumulate = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(1)
+with processes.joined():
+    torch.manual_seed(processes.RANK)  # all begin with the weights of the first
+    net = Frozen((3, 128, 128))
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # or ReLUs would be of noise alone
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+    images = torch.randint(0, 256, (7, 3, 128, 128), dtype=torch.uint8, generator=generator)
+    photos = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
+    classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate)
+    before = [weights.detach().clone() for weights in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=1)
+    train_loader = DataLoader(photos, batch_size, sampler=TrainSampler(len(photos)))
+    valid_loader = DataLoader(photos, batch_size, sampler=shared_out(len(photos), batch_size))
+    classifier.train(train_loader, valid_loader, optimizer, 1)
+    gradients = [old - new.detach() for old, new in zip(before, net.parameters(), strict=True)]
+    metrics = {name: value for name, value in classifier.metrics[0].items() if name not in classifier.TIMES}
+    torch.save({"gradients": gradients, "metrics": metrics}, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")

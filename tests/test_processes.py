@@ -1,0 +1,226 @@
+"""Several processes of one training, started by torchrun as a user would."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from conftest import ROOT
+from data.fetcher import DatasetFetcher
+from data.sampler import TrainSampler, shared_out
+from test_main import SMALL
+from test_reliability import Run, models, parent
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+
+
+def torchrun(count, *options):
+    return [*TORCHRUN, f"--nproc_per_node={count}", *options]
+
+
+@pytest.mark.parametrize(("length", "count"), [(12, 1), (12, 3), (13, 3), (2, 3), (7, 2)])
+def test_the_processes_read_each_photo_once_in_the_order_of_one(length, count):
+    batch = 2
+    shares = [TrainSampler(length, 5, rank, count) for rank in range(count)]
+    orders = []
+    for epoch in (1, 2):
+        for share in shares:
+            share.set_epoch(epoch)
+        dealt = [list(share) for share in shares]
+        assert [len(each) for each in dealt] == [len(share) for share in shares]
+        assert sorted(chain(*dealt)) == list(range(length))
+        (alone := TrainSampler(length, 5, 0, 1)).set_epoch(epoch)
+        orders.append(list(alone))
+        for step in range(0, length, batch * count):
+            together = chain(*(each[step // count :][:batch] for each in dealt))
+            assert sorted(together) == sorted(orders[-1][step : step + batch * count])
+    assert orders[0] != orders[1] or length == 2
+    torchs = DistributedSampler(range(length), 1, 0, seed=5)
+    torchs.set_epoch(2)
+    assert list(torchs) == orders[1]
+
+
+def test_the_batches_of_a_prediction_are_those_of_one_process():
+    for length, batch, count in ((16, 3, 2), (16, 3, 3), (2, 3, 3), (9, 1, 4)):
+        alone = list(DataLoader(range(length), batch, sampler=shared_out(length, batch, 0, 1)))
+        shares = [
+            list(DataLoader(range(length), batch, sampler=shared_out(length, batch, rank, count)))
+            for rank in range(count)
+        ]
+        dealt = [shares[number % count][number // count] for number in range(len(alone))]
+        assert sum(map(len, shares)) == len(alone)
+        assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "batch_size", "accumulate"), [(2, 4, 1), (3, 2, 2)])
+def test_several_processes_make_the_step_of_one(tmp_path, count, batch_size, accumulate):
+    """Of seven photos two processes have four and three; of three, two have one in their second batch, and none."""
+    for launch, size, steps in (((), 8, 1), (torchrun(count), batch_size, accumulate)):
+        command = [sys.executable, *launch, "tests/share.py", tmp_path, size, steps]
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if launch == ():
+            (tmp_path / "1-0.pt").rename(tmp_path / "alone.pt")
+    alone = torch.load(tmp_path / "alone.pt")
+    largest = max(gradient.abs().max().item() for gradient in alone["gradients"])
+    assert largest > 1e-2, "control: there is something to compare"
+    for rank in range(count):
+        share = torch.load(tmp_path / f"{count}-{rank}.pt")
+        for mine, theirs in zip(share["gradients"], alone["gradients"], strict=True):
+            assert (mine - theirs).abs().max() < 1e-6
+        assert share["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
+
+
+
+HALF = [*SMALL, "--sample-size", "0.5", "--workers", "0"]  # 16 photos to train on, 16 to validate, 16 to predict
+
+
+@pytest.fixture(scope="module")
+def alone(drawn, tmp_path_factory):
+    """The folder of a run of one process, an epoch long."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = Run(folder, "--input-dir", drawn, *HALF, "--batch-size", "5", "--epochs", "1", "--precision", "float32")
+    assert "the masks" in run.ended(), run.printed
+    return folder
+
+
+@pytest.mark.slow
+def test_what_one_process_began_several_end(drawn, alone, tmp_path, monkeypatch):
+    """With batches of 5, three processes have 15 photos at once, so that a 16th leaves two of them without any."""
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    (run,) = models(tmp_path)
+    score, submission = (run / "score.csv").read_bytes(), (tmp_path / "output/submit.csv.gz").read_bytes()
+    (run / "score.csv").unlink()
+    (tmp_path / "output/submit.csv.gz").unlink()
+    predicted = Run(tmp_path, "--resume", "last", launch=torchrun(3))
+    assert "It began with 1 process, of 5 images a step, and goes on with 3, of 15." in predicted.ended()
+    assert "3 processes, 5 images each at once: a step has 15" in predicted.printed
+    assert len(re.findall("^score ", predicted.printed, re.MULTILINE)) == 1  # one voice
+    assert (run / "score.csv").read_bytes() == score
+    assert (tmp_path / "output/submit.csv.gz").read_bytes() == submission
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
+
+    monkeypatch.setenv("READ", str(tmp_path / "read.txt"))
+    trained = Run(tmp_path, "--resume", "last", "--epochs", "2", launch=[*torchrun(3), "tests/watched.py"])
+    assert "goes on after epoch 1 of 2." in trained.ended() and "epoch 2/2" in trained.printed, trained.printed
+    times = Counter((tmp_path / "read.txt").read_text().splitlines())
+    split = pd.read_csv(run / "split.csv").set_index("image")["part"]
+    of_train = [count for path, count in times.items() if split.get(Path(path).name) == "train"]
+    of_test = [count for path, count in times.items() if Path(path).parent.name == "test"]
+    assert of_train == [1] * 16 and of_test == [1] * 16
+    assert len(pd.read_csv(run / "metrics.csv")) == 2
+
+
+@pytest.mark.slow
+def test_as_many_images_a_step_is_the_same_training(alone, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    refused = Run(tmp_path, "--resume", "last", "--batch-size", "3", launch=torchrun(2))
+    assert "--batch-size can't be 3 in " in refused.ended() and refused.printed.count("can't be") == 1
+    five = ["--resume", "last", "--batch-size", "1", "--accumulate-steps", "1", "--epochs", "2", "--no-predict"]
+    run = Run(tmp_path, *five, launch=torchrun(5))
+    assert "It began with 1 process, of 5 images a step, and goes on with 5, of 5." in run.ended()
+    assert "epoch 2/2" in run.printed, run.printed
+
+
+def of_rank(run, rank):
+    """The process of a rank of a training that torchrun started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        if parent(path) == run.pid and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
+            return int(path.name)
+
+
+SAVED = r"Epoch \d+ of 50 is saved; go on with: \S*python -m torch.distributed.run --nproc_per_node=2 main.py --resume "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_others(drawn, tmp_path, rank):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/submit.csv.gz").write_bytes(b"an earlier one")
+    run = Run(tmp_path, "--input-dir", drawn, *HALF, launch=torchrun(2))
+    run.read_until("epoch  1/50")
+    others = [of_rank(run, each) for each in (0, 1) if each != rank]
+    os.kill(of_rank(run, rank), signal.SIGKILL)
+    start = time.monotonic()
+    told = [line for line in run.ended().splitlines() if line.startswith("main.py: ")]
+    assert time.monotonic() - start < 45 and run.process.returncode == 1
+    assert "Traceback" not in run.printed.replace(TORCHRUNS_OWN, "")
+    if rank == 1:
+        assert len(told) == 1 and re.search(SAVED, told[0])
+    else:
+        assert len(told) <= 1  # torchrun may end the other one before it has found out
+    assert not any(Path(f"/proc/{other}").exists() for other in others)
+    assert (tmp_path / "output/submit.csv.gz").read_bytes() == b"an earlier one"
+    assert list((tmp_path / "output").rglob("*.part")) == []
+
+
+TORCHRUNS_OWN = "Traceback (most recent call last):\n  File \"<frozen runpy>"
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_all_of_them_in_time(drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMIT", "5")
+    run = Run(tmp_path, "--input-dir", drawn, *HALF, launch=[*torchrun(2), "tests/watched.py"])
+    run.read_until("epoch  1/50")
+    os.kill(of_rank(run, 1), signal.SIGSTOP)
+    printed = run.ended()
+    assert "main.py: Another process of this training ended without a word, or gave none for " in printed
+    assert re.search(SAVED, printed) and run.process.returncode == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_training_anew_from_its_last_epoch(drawn, tmp_path):
+    training = ["--input-dir", drawn, *HALF, "--epochs", "4"]
+    straight = Run(tmp_path / "straight", *training, launch=torchrun(2))
+    run = Run(tmp_path / "killed", *training, launch=torchrun(2, "--max-restarts=1"))
+    run.read_until("epoch 2/4")
+    os.kill(of_rank(run, 1), signal.SIGKILL)
+    assert "goes on after epoch " in run.ended() and "the masks" in run.printed and run.process.returncode == 0
+    assert "the masks" in straight.ended()
+    for name in ("metrics.csv", "score.csv"):
+        mine, theirs = ((models(tmp_path / each)[0] / name).read_bytes() for each in ("killed", "straight"))
+        assert mine == theirs
+    assert len(models(tmp_path / "killed")) == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_told_once(drawn, tmp_path):
+    folder = tmp_path / "input"
+    shutil.copytree(drawn, folder)
+    X_train, *_ = DatasetFetcher(folder).get_train_files(0.5)
+    (share := TrainSampler(len(X_train), 0, rank=1, count=2)).set_epoch(1)
+    broken = X_train[next(iter(share))]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    run = Run(tmp_path, "--input-dir", folder, *HALF, launch=torchrun(2))
+    told = re.findall(r"^main\.py: .*", run.ended(), re.MULTILINE)
+    assert len(told) == 2 and sum(f"{broken} can't be read as an image" in line for line in told) == 1
+    (other,) = [line for line in told if str(broken) not in line]
+    ended = "Process 1 ended with an error, and the others with it|stopped by SIGTERM"
+    assert re.match(rf"main\.py: ({ended})\. The start is saved; go on with: ", other)
+
+    same = Run(tmp_path, "--input-dir", folder, *HALF, "--half-size-epochs", "1", launch=torchrun(2))
+    assert same.ended().count("--half-size-epochs 1 can't be") == 1 and same.printed.count("main.py: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun_ends_all_in_order(drawn, tmp_path, number):
+    run = Run(tmp_path, "--input-dir", drawn, *HALF, launch=torchrun(2))
+    run.read_until("epoch  1/50")
+    own = [of_rank(run, rank) for rank in (0, 1)]
+    os.killpg(run.pid, number)
+    told = [line for line in run.ended().splitlines() if line.startswith("main.py: ")]
+    assert len(told) == 1 and re.match(rf"main.py: stopped by SIG(INT|TERM)\. {SAVED}", told[0]), run.printed
+    assert not any(Path(f"/proc/{each}").exists() for each in own)
