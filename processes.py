@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def joined() -> Iterator[None]:
             raise UserError(f"Process {told_by} ended with an error, and the others with it.") from error
         if _is_of_another(error):
             raise UserError(
-                f"Another process of this training ended without a word, or gave none for {LIMIT.seconds // 60} "
+                f"Another process of this training ended without a word, or gave none for {LIMIT.seconds / 60:.3g} "
                 f"minutes, so all of them stop{'' if FIRST else '. Go on with --resume last'}."
             ) from error
         raise
@@ -77,11 +78,16 @@ def joined() -> Iterator[None]:
 def _tell(store: dist.Store | None) -> int:
     """The rank of the process that tells of the error that ends all: the first one, or else who comes first."""
     time.sleep(0 if FIRST else 1)
-    try:
-        store.set_timeout(timedelta(seconds=5))
-        return int(store.compare_set("told by", "", str(RANK)))
-    except (AttributeError, RuntimeError):  # there is no store, or no more, to agree by
-        return RANK
+    told_by = []
+
+    def agree() -> None:
+        with suppress(AttributeError, RuntimeError):  # there is no store, or no more
+            told_by.append(int(store.compare_set("told by", "", str(RANK))))
+
+    thread = Thread(target=agree, daemon=True)  # for where the cable is cut, it never ends
+    thread.start()
+    thread.join(5)
+    return told_by[0] if told_by else RANK
 
 
 def _is_of_another(error: BaseException) -> bool:

@@ -130,7 +130,9 @@ class ModelSaverCallback(Callback):
         if python.is_relative_to(Path.cwd()):
             python = python.relative_to(Path.cwd())
         command = [str(python), sys.argv[0], "--resume", str(self.path)]
+        where = ""
         if processes.COUNT > 1:
             command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={processes.LOCAL_COUNT}"]
-        boxes = " on each box" if processes.COUNT > processes.LOCAL_COUNT else ""
-        say_if_stopped(f"{saved} is saved; go on{boxes} with: {shlex.join(command)}", self.last)
+        if processes.COUNT > processes.LOCAL_COUNT:
+            command, where = command[-3:], ", on each box and behind the same torchrun"
+        say_if_stopped(f"{saved} is saved; go on with{where}: {shlex.join(command)}", self.last)

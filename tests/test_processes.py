@@ -83,7 +83,6 @@ def test_several_processes_make_the_step_of_one(tmp_path, count, batch_size, acc
         assert share["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
 
 
-
 HALF = [*SMALL, "--sample-size", "0.5", "--workers", "0"]  # 16 photos to train on, 16 to validate, 16 to predict
 
 
@@ -166,7 +165,7 @@ def test_a_process_that_is_killed_ends_the_others(drawn, tmp_path, rank):
     assert list((tmp_path / "output").rglob("*.part")) == []
 
 
-TORCHRUNS_OWN = "Traceback (most recent call last):\n  File \"<frozen runpy>"
+TORCHRUNS_OWN = 'Traceback (most recent call last):\n  File "<frozen runpy>'
 
 
 @pytest.mark.slow
@@ -224,3 +223,62 @@ def test_a_signal_to_torchrun_ends_all_in_order(drawn, tmp_path, number):
     told = [line for line in run.ended().splitlines() if line.startswith("main.py: ")]
     assert len(told) == 1 and re.match(rf"main.py: stopped by SIG(INT|TERM)\. {SAVED}", told[0]), run.printed
     assert not any(Path(f"/proc/{each}").exists() for each in own)
+
+
+@pytest.fixture
+def boxes():
+    """Two network namespaces with a cable between them -> their names, and a function that sets it "up" or "down"."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("only root can make network namespaces, with ip")
+
+    def ip(*words):
+        return subprocess.run(["ip", *map(str, words)], check=True)
+
+    names = [f"box{number}-{os.getpid()}" for number in (1, 2)]
+    for name in names:
+        ip("netns", "add", name)
+    ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+    for number, name in enumerate(names, start=1):
+        ip("-n", name, "addr", "add", f"10.9.0.{number}/24", "dev", "cable")
+        for device in ("cable", "lo"):
+            ip("-n", name, "link", "set", device, "up")
+    yield names, lambda state: ip("-n", names[1], "link", "set", "cable", state)
+    for name in names:
+        ip("netns", "del", name)
+
+
+@pytest.mark.slow
+def test_two_boxes_train_and_go_on_after_the_cable_was_cut(drawn, boxes, tmp_path, monkeypatch):
+    """They share no folder: what the second one needs of a checkpoint comes over the network."""
+    names, plug = boxes
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "cable")
+    monkeypatch.setenv("LIMIT", "10")
+
+    def start(*arguments):
+        where = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=10.9.0.1", "--master_port=29400"]
+        return [
+            Run(
+                tmp_path / name,
+                *arguments,
+                before=["ip", "netns", "exec", name],
+                launch=["-m", "torch.distributed.run", *where, f"--node_rank={rank}", "tests/watched.py"],
+            )
+            for rank, name in enumerate(names)
+        ]
+
+    first, second = start("--input-dir", drawn, *HALF, "--epochs", "50")
+    first.read_until("epoch  2/50")
+    plug("down")
+    assert "main.py: Another process of this training ended without a word, or gave none for " in first.ended()
+    assert re.search(
+        r"Epoch \d+ of 50 is saved; go on with, on each box and behind the same torchrun: \S*main.py --resume ",
+        first.printed,
+    )
+    assert "so all of them stop. Go on with --resume last." in second.ended()
+    assert first.process.returncode == second.process.returncode == 1
+    saved = torch.load(models(tmp_path / names[0])[0] / "last.pt", weights_only=True)["epoch"]
+    plug("up")
+    first, second = start("--resume", "last", "--epochs", saved + 1)
+    assert f"goes on after epoch {saved} of {saved + 1}" in first.ended() and "the masks" in first.printed
+    assert second.ended() is not None and second.process.returncode == 0
+    assert not (tmp_path / names[1] / "output").exists()

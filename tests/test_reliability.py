@@ -26,13 +26,20 @@ pytestmark = pytest.mark.slow
 class Run:
     """main.py as a process of a session of its own, with the folders output/ and logs/ in `folder`.
 
-    launch: what starts it, such as torchrun and its options.
+    launch: what starts it, such as torchrun and its options. before: what starts Python.
     """
 
-    def __init__(self, folder: Path, *arguments: object, launch: Sequence[str] = (), stderr: int = subprocess.STDOUT):
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: object,
+        launch: Sequence[str] = (),
+        before: Sequence[str] = (),
+        stderr: int = subprocess.STDOUT,
+    ):
         own = {"--output-dir": folder / "output", "--logs-dir": folder / "logs"}
         folders = [word for option in own if option not in arguments for word in (option, own[option])]
-        command = [sys.executable, *launch, "main.py", *map(str, [*arguments, *folders])]
+        command = [*before, sys.executable, *launch, "main.py", *map(str, [*arguments, *folders])]
         pipes = dict(stdout=subprocess.PIPE, stderr=stderr, text=True)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment, **pipes)
