@@ -10,6 +10,7 @@ import growth
 import learning
 import loader
 import prediction
+import scaling
 import step
 import tyro
 from measure import Row, show
@@ -17,7 +18,7 @@ from measure import Row, show
 
 @dataclass
 class Benchmark:
-    """Runs step.py, loader.py, prediction.py, growth.py and learning.py with few rounds: minutes on two quiet cores.
+    """Runs step.py, loader.py, prediction.py, growth.py, learning.py and scaling.py with few rounds: some ten minutes.
 
     Steps with large images have one image here. Each script explains itself and takes more: benchmarks/step.py --help
     """
@@ -33,6 +34,7 @@ def rows() -> Iterator[Row]:
     yield from prediction.rows(prediction.Benchmark())
     yield from growth.rows(growth.Benchmark(photos=(16, 32, 64), rounds=1))
     yield from learning.rows(learning.Benchmark(rounds=1))
+    yield from scaling.rows(scaling.Benchmark(rounds=2))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
     assert "base line" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50 %".split()
 
 
-@pytest.mark.parametrize("name", "__main__ step loader prediction growth learning submission recipes".split())
+@pytest.mark.parametrize("name", "__main__ step loader prediction growth learning scaling submission recipes".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -96,6 +96,27 @@ def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     assert ended.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert script.Benchmark.__doc__.split(".")[0].split(",")[0] in printed
+
+
+def test_an_epoch_on_many_gpus_is_its_images_and_the_ring(capsys):
+    epoch_time = importlib.import_module("epoch_time")
+    four = epoch_time.Model(photos=100, images_per_second=10, batch_size=5, gpus_a_box=4, inside=2, between_boxes=1)
+    sent = epoch_time.gradient_bytes("UNet1024")
+    assert sent == 4 * sum(weights.numel() for weights in UNet1024().parameters())
+    assert epoch_time.step_seconds(four, 1, sent) == (0.5, 0)
+    assert epoch_time.step_seconds(four, 4, 2e9) == (0.5, 1.5)  # each sends three quarters of it, twice
+    assert epoch_time.step_seconds(four, 8, 2e9) == (0.5, 3.5)  # and seven eighths, between boxes
+    epoch_time.main(four)
+    first, second = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:4])
+    assert first[2] == "20" and first[5] == "10.0" and second[2] == "10" and float(second[5]) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="the system counts what is sent in /proc on Linux")
+def test_two_processes_send_what_the_arithmetic_says():
+    scaling = importlib.import_module("scaling")
+    speed, sent = scaling.rows(scaling.Benchmark(side=128, batch_size=1, steps=2, rounds=1))
+    assert speed.ours > 0 and 0.95 < sent.ratio < 1.1
 
 
 @pytest.fixture
