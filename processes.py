@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -50,8 +51,7 @@ def joined() -> Iterator[None]:
     store = None
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=LIMIT))
-        # torchrun keeps its store when it starts the processes anew, with what those before have written to it
-        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {COUNT}", store)
+        store = dist.PrefixStore(_name_of_start(store), store)
         dist.init_process_group(store=dist.PrefixStore("groups", store), rank=RANK, world_size=COUNT, timeout=LIMIT)
         _groups["talk"] = dist.new_group(backend="gloo", timeout=LIMIT)
         _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_LIMIT)
@@ -73,6 +73,32 @@ def joined() -> Iterator[None]:
                 f"minutes, so all of them stop{'' if FIRST else '. Go on with --resume last'}."
             ) from error
         raise
+
+
+def _name_of_start(store: dist.Store) -> str:
+    """What all processes that started together, and none before them, call this start.
+
+    torchrun keeps its store when it starts its processes anew, with all that those before have written to it, such as
+    the addresses that they had. So each shows a name that is new, and the first one shows its own to each of them.
+    """
+    mine, until = uuid4().hex, time.monotonic() + LIMIT.total_seconds()
+    store.set(f"process {RANK}", mine)
+    if not FIRST:
+        store.wait([f"to {mine}"], LIMIT)
+        first = store.get(f"to {mine}").decode()
+        store.set(f"{mine} got {first}", "")
+        return first
+    silent = set(range(1, COUNT))
+    while silent:
+        for rank in [rank for rank in silent if store.check([f"process {rank}"])]:
+            other = store.get(f"process {rank}").decode()  # or that of its predecessor, which says no more
+            store.set(f"to {other}", mine)
+            if store.check([f"{other} got {mine}"]):
+                silent.remove(rank)
+        if time.monotonic() > until:
+            raise dist.DistError("not all processes have come")
+        time.sleep(0.05)
+    return mine
 
 
 def _tell(store: dist.Store | None) -> int:

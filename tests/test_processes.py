@@ -22,11 +22,11 @@ from data.sampler import TrainSampler, shared_out
 from test_main import SMALL
 from test_reliability import Run, models, parent
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = ["-m", "torch.distributed.run"]
 
 
 def torchrun(count, *options):
-    return [*TORCHRUN, f"--nproc_per_node={count}", *options]
+    return [*TORCHRUN, "--standalone", f"--nproc_per_node={count}", *options]
 
 
 @pytest.mark.parametrize(("length", "count"), [(12, 1), (12, 3), (13, 3), (2, 3), (7, 2)])
@@ -247,38 +247,59 @@ def boxes():
         ip("netns", "del", name)
 
 
-@pytest.mark.slow
-def test_two_boxes_train_and_go_on_after_the_cable_was_cut(drawn, boxes, tmp_path, monkeypatch):
-    """They share no folder: what the second one needs of a checkpoint comes over the network."""
-    names, plug = boxes
+@pytest.fixture
+def on_boxes(drawn, boxes, tmp_path, monkeypatch):
+    """Starts main.py by a torchrun on each box, with these options of torchrun -> a Run for each.
+
+    They share no folder: what the second one needs of a checkpoint comes over the network.
+    """
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "cable")
     monkeypatch.setenv("LIMIT", "10")
 
-    def start(*arguments):
-        where = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=10.9.0.1", "--master_port=29400"]
+    def start(options, *arguments):
         return [
             Run(
                 tmp_path / name,
                 *arguments,
                 before=["ip", "netns", "exec", name],
-                launch=["-m", "torch.distributed.run", *where, f"--node_rank={rank}", "tests/watched.py"],
+                launch=[*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", *options(number), "tests/watched.py"],
             )
-            for rank, name in enumerate(names)
+            for number, name in enumerate(boxes[0])
         ]
 
-    first, second = start("--input-dir", drawn, *HALF, "--epochs", "50")
+    return start
+
+
+@pytest.mark.slow
+def test_two_boxes_train_and_go_on_after_the_cable_was_cut(drawn, boxes, on_boxes, tmp_path):
+    def options(number):
+        return [f"--node_rank={number}", "--master_addr=10.9.0.1", "--master_port=29400"]
+
+    names, plug = boxes
+    first, second = on_boxes(options, "--input-dir", drawn, *HALF, "--epochs", "50")
     first.read_until("epoch  2/50")
     plug("down")
     assert "main.py: Another process of this training ended without a word, or gave none for " in first.ended()
-    assert re.search(
-        r"Epoch \d+ of 50 is saved; go on with, on each box and behind the same torchrun: \S*main.py --resume ",
-        first.printed,
-    )
+    go_on = r"Epoch \d+ of 50 is saved; go on with, on each box and behind the same torchrun: \S*main.py --resume "
+    assert re.search(go_on, first.printed)
     assert "so all of them stop. Go on with --resume last." in second.ended()
     assert first.process.returncode == second.process.returncode == 1
     saved = torch.load(models(tmp_path / names[0])[0] / "last.pt", weights_only=True)["epoch"]
     plug("up")
-    first, second = start("--resume", "last", "--epochs", saved + 1)
+    first, second = on_boxes(options, "--resume", "last", "--epochs", saved + 1)
     assert f"goes on after epoch {saved} of {saved + 1}" in first.ended() and "the masks" in first.printed
     assert second.ended() is not None and second.process.returncode == 0
     assert not (tmp_path / names[1] / "output").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_of_both_boxes_anew(drawn, on_boxes):
+    def options(number):
+        where = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.9.0.1:29400", f"--local_addr=10.9.0.{number + 1}"]
+        return [*where, f"--rdzv_conf=is_host={number == 0}", "--rdzv_id=1", "--max-restarts=1"]
+
+    first, second = on_boxes(options, "--input-dir", drawn, *HALF, "--epochs", "3", "--no-predict")
+    first.read_until("epoch 1/3")
+    os.kill(of_rank(second, 1), signal.SIGKILL)
+    assert re.search(r"goes on after epoch [12] of 3", first.ended()) and "of each" in first.printed, first.printed
+    assert second.ended() is not None and first.process.returncode == second.process.returncode == 0
