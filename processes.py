@@ -25,8 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers import UserError, require
 
-COUNT, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-LOCAL_COUNT, LOCAL_RANK = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))  # of a box
+# torchrun sets them all; LOCAL is what is on this box
+COUNT, RANK, LOCAL_COUNT, LOCAL_RANK = (
+    int(os.environ.get(name, alone)) if "RANK" in os.environ else alone
+    for name, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+)
 FIRST = RANK == 0
 LIMIT = timedelta(minutes=10)  # who gives no sign for so long, where all do the same, is taken for dead
 DATA_LIMIT = timedelta(days=2)  # and for so long while photos are fetched
@@ -43,6 +46,8 @@ def joined() -> Iterator[None]:
     without a word (kill -9, a box without power), or hangs for LIMIT, another one tells that.
     """
     if COUNT == 1:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _agents.add(_agent())
         yield
         return
     spoken = sys.stdout, sys.stderr
@@ -133,7 +138,7 @@ def _agent() -> str:
 
 
 def agents() -> list[str]:
-    """The torchruns of this training, one a box; none where a process is alone."""
+    """The torchruns of this training, one a box; none where it is started without."""
     return sorted(_agents)
 
 

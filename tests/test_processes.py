@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -16,9 +17,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+import processes
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
 from data.sampler import TrainSampler, shared_out
+from helpers import UserError
+from resume import find_run_of
 from test_main import SMALL
 from test_reliability import Run, models, parent
 
@@ -61,6 +65,39 @@ def test_the_batches_of_a_prediction_are_those_of_one_process():
         dealt = [shares[number % count][number // count] for number in range(len(alone))]
         assert sum(map(len, shares)) == len(alone)
         assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
+
+
+def test_a_run_is_found_by_the_torchruns_that_began_it(tmp_path, monkeypatch):
+    assert processes.agents() == [] and find_run_of([], tmp_path) is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with processes.joined():
+        (agent,) = processes.agents()
+    processes._agents.clear()
+    for name, began in (("model_1", agent), ("model_2", f"{agent}0\nanother"), ("model_3", None)):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "last.pt").touch()
+        if began:
+            (tmp_path / "models" / name / "torchrun.txt").write_text(f"{began}\n")
+    assert find_run_of([agent], tmp_path) == str(tmp_path / "models/model_1")
+    assert find_run_of(["another", agent], tmp_path) == str(tmp_path / "models/model_2")  # the latest
+    assert find_run_of(["a third"], tmp_path) is None
+
+
+def test_photos_that_differ_and_too_few_of_them_are_told(monkeypatch, drawn, main_here):
+    monkeypatch.setattr("processes.from_all", lambda value: [value, "another", value])
+    with pytest.raises(UserError, match=r"^The photos of process 1 are not those of process 0: "):
+        processes.require_same("The photos", ["a.jpg"])
+    monkeypatch.undo()
+    monkeypatch.setattr("processes.COUNT", 17)
+    for name, alone in (
+        ("joined", nullcontext),
+        ("from_all", lambda value: [value]),
+        ("from_first", lambda make: make()),
+    ):
+        monkeypatch.setattr(f"processes.{name}", alone)
+    monkeypatch.setattr("processes._wait_for_data", lambda: None)
+    code, _ = main_here("--input-dir", str(drawn), *HALF)
+    assert code.startswith("main.py: 16 photos to train on are too few for 17 processes: say --nproc_per_node=16 to ")
 
 
 @pytest.mark.slow
