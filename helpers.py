@@ -213,6 +213,8 @@ def choose_machine(
     device, device_reason = choose_device(device, process, processes)
     precision, precision_reason = choose_precision(precision, device)
     workers, workers_reason = choose_workers(workers, device, processes)
+    if device.type == "cpu" and processes > 1:  # torchrun leaves each of them one thread
+        torch.set_num_threads(max(count_cores() // processes, 1))
     reasons = (
         f"device {device} ({device_reason}), precision {str(precision).removeprefix('torch.')} ({precision_reason}), "
         f"workers {workers} ({workers_reason})"

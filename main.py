@@ -130,7 +130,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(hp.sample_size, hp.validation_size, hp.seed, split)
     origin_img_size = ds_fetcher.get_image_size(X_train[0])
     X_test = ds_fetcher.get_test_files(hp.sample_size, hp.seed, origin_img_size) if predict else []
-    processes.require_same("The photos", [path.name for path in [*X_train, *X_valid, *X_test]])
+    processes.require_same("The photos", ["/".join(path.parts[-2:]) for path in [*X_train, *X_valid, *X_test]])
     helpers.require(len(X_train) >= processes.COUNT, f"{len(X_train)} photos to train on are too few for "
                     f"{processes.COUNT} processes: say --nproc_per_node={len(X_train)} to torchrun, or less.")
     print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")

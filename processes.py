@@ -25,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers import UserError, require
 
-# torchrun sets them all; LOCAL is what is on this box
+# What torchrun tells each process; a scheduler that sets some of it starts no training of several. LOCAL: on this box
+STARTED = all(os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
 COUNT, RANK, LOCAL_COUNT, LOCAL_RANK = (
-    int(os.environ.get(name, alone)) if "RANK" in os.environ else alone
+    int(os.environ.get(name, alone)) if STARTED else alone
     for name, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 )
 FIRST = RANK == 0
@@ -52,7 +53,7 @@ def joined() -> Iterator[None]:
         return
     spoken = sys.stdout, sys.stderr
     if not FIRST:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, as long as the program lives
+        sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115, as long as the program lives
     store = None
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=LIMIT))
@@ -75,7 +76,8 @@ def joined() -> Iterator[None]:
         if _is_of_another(error):
             raise UserError(
                 f"Another process of this training ended without a word, or gave none for {LIMIT.seconds / 60:.3g} "
-                f"minutes, so all of them stop{'' if FIRST else '. Go on with --resume last'}."
+                f"minutes, so all of them stop ({' '.join(str(error).split()):.200})"
+                f"{'' if FIRST else '. Go on with --resume last'}."
             ) from error
         raise
 
@@ -137,6 +139,11 @@ def _agent() -> str:
     return f"{socket.gethostname()} {agent} {started}"
 
 
+def started_anew() -> bool:
+    """Whether torchrun knows that it has started these processes before (on a box whose own ones ended)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def agents() -> list[str]:
     """The torchruns of this training, one a box; none where it is started without."""
     return sorted(_agents)
@@ -184,7 +191,8 @@ def _wait_for_data() -> None:
 
 
 def require_same(what: str, values: Sequence[object]) -> None:
-    """Raises UserError where the `values` of a process are not those of the first."""
+    """Raises UserError where the `values` of a process are not those of the first. Each may come when its data do."""
+    _wait_for_data()
     digests = from_all(hashlib.sha256(repr(list(values)).encode()).hexdigest())
     others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     require(

@@ -24,8 +24,10 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     make another training of it.
     """
     hp = tyro.cli(kind)
-    resume = hp.resume or processes.from_first(lambda: find_run_of(processes.agents(), hp.output_dir))
+    resume = processes.from_first(lambda: find_run_of(processes.agents(), hp.output_dir)) or hp.resume
     if resume is None:
+        if processes.started_anew():
+            print(f"torchrun has started this before, but its run isn't in {hp.output_dir}, so another one begins.")
         return hp, None
     run, checkpoint = processes.from_first(lambda: load_run(resume, hp.output_dir))
     saved, split = checkpoint["hyperparameters"], checkpoint["split"]

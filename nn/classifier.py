@@ -208,7 +208,8 @@ class CarvanaClassifier:
     def _logits(self, images: Tensor, net: nn.Module) -> Tensor:
         """uint8 (N, 3, H, W) on any device -> logits (N, h, w); what was 0..255 enters the net as 0..1."""
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+        enabled = self.precision != torch.float32 and len(images) > 0  # SyncBatchNorm takes none's to be float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
             return net(images)
 
     def _train_epoch(self, train_loader: DataLoader, valid_loader: DataLoader) -> None:
@@ -243,9 +244,10 @@ class CarvanaClassifier:
                     with torch.no_grad():
                         logits = self._logits(images, net)
                         loss = self._criterion(logits, targets)
-                if len(images):
-                    totals.add(loss, logits, targets, self.threshold)
                 bar.update(min(batch * at_once, photos) - bar.n)
+                if not len(images):
+                    continue
+                totals.add(loss, logits, targets, self.threshold)
                 if batch == 1 or batch % READ_EVERY == 0 or batch == len(loader):
                     bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
         totals.add_up()

@@ -1,7 +1,7 @@
-"""What one process of several does, started by torchrun: `share.py FOLDER BATCH_SIZE ACCUMULATE`.
+"""What one process of several does, started by torchrun: `share.py FOLDER PHOTOS BATCH_SIZE ACCUMULATE LEARNING_RATE`.
 
-Makes one step at a rate of 1 on seven photos, with BatchNorms that stay as they are, and saves how the weights changed,
-which is the gradient, and what it counted while training and validating.
+Trains an epoch with BatchNorms that stay as they are. Saves how the weights and their average changed, which at a rate of
+1 and in one step is the gradient, and what it counted while training and validating.
 """
 
 import sys
@@ -25,7 +25,7 @@ class Frozen(UNet1024):
         return super().train(False)
 
 
-folder, batch_size, accumulate = sys.argv[1], *map(int, sys.argv[2:])
+folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 torch.set_num_threads(1)
 with processes.joined():
     torch.manual_seed(processes.RANK)  # all begin with the weights of the first
@@ -34,14 +34,18 @@ with processes.joined():
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # or ReLUs would be of noise alone
             module.running_mean.uniform_(-0.1, 0.1, generator=generator)
-    images = torch.randint(0, 256, (7, 3, 128, 128), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, 3, 128, 128), dtype=torch.uint8, generator=generator)
     photos = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
-    classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate)
+    classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, clip_norm=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]
-    optimizer = torch.optim.SGD(net.parameters(), lr=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
     train_loader = DataLoader(photos, batch_size, sampler=TrainSampler(len(photos)))
     valid_loader = DataLoader(photos, batch_size, sampler=shared_out(len(photos), batch_size))
     classifier.train(train_loader, valid_loader, optimizer, 1)
-    gradients = [old - new.detach() for old, new in zip(before, net.parameters(), strict=True)]
+    changes = [
+        old - new.detach()
+        for trained in (net, classifier.predictor)
+        for old, new in zip(before, trained.parameters(), strict=True)
+    ]
     metrics = {name: value for name, value in classifier.metrics[0].items() if name not in classifier.TIMES}
-    torch.save({"gradients": gradients, "metrics": metrics}, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")
+    torch.save({"changes": changes, "metrics": metrics}, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")

@@ -67,6 +67,30 @@ def test_a_device_that_is_not_there_is_refused_by_name():
             helpers.choose_device(name)
 
 
+def test_each_process_of_a_box_has_its_own_accelerator_and_its_share_of_the_cores(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    for name in (None, "cuda"):
+        assert helpers.choose_device(name, 1, 2)[0] == torch.device("cuda:1")
+    assert helpers.choose_device(None)[0] == torch.device("cuda") and chosen == [1, 1]
+    for name, count in (("cuda:0", 2), (None, 3)):
+        told = f"^{count} processes can't share out --device {name or 'cuda'}, of which this machine has 2: say --nproc"
+        with pytest.raises(UserError, match=told):
+            helpers.choose_device(name, 0, count)
+    monkeypatch.setattr(helpers, "count_cores", lambda: 16)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [helpers.choose_workers(None, device, 2)[0] for device in (cpu, cuda)] == [2, 8]
+    assert helpers.choose_workers(None, cuda, 4) == (4, "this machine has 16 cores for 4 processes")
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    helpers.choose_machine("cpu", None, 0, 1, 2)
+    helpers.choose_machine("cpu", None, 0)
+    assert threads == [8]
+
+
 def test_each_choice_comes_with_a_reason(monkeypatch):
     cpu = torch.device("cpu")
     for capabilities, expected in (
