@@ -1,7 +1,7 @@
 """What one process of several does, started by torchrun: `share.py FOLDER PHOTOS BATCH_SIZE ACCUMULATE LEARNING_RATE`.
 
-Trains an epoch with BatchNorms that stay as they are. Saves how the weights and their average changed (at a rate of 1, in
-one step, that is the gradient), and what it counted while training and validating.
+Trains an epoch with BatchNorms that stay as they are. Saves how the weights and their average changed (at a rate of 1,
+in one step, that is the gradient), and what it counted while training and validating.
 """
 
 import sys
