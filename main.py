@@ -159,6 +159,9 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
         for each in {net, classifier.predictor}:
             each.compile()  # in place: its parameters keep their names, and checkpoints never know
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
+    wanted = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}[hp.optimizer]
+    if hp.learning_rate >= 10 * wanted:
+        print(f"Look at this: --learning-rate {hp.learning_rate} is long for {hp.optimizer}, which wants {wanted}.")
     train_loader = DataLoader(train_ds, sampler=TrainSampler(len(train_ds), hp.seed), **loading)
     valid_loader = DataLoader(valid_ds, sampler=shared_out(len(valid_ds), hp.batch_size), **loading)
     if hp.resume:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import requests
 from kagglesdk import KaggleClient, KaggleCredentials, get_access_token_from_env
 from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest, ApiListDataFilesRequest
+from kagglesdk.kaggle_env import get_env
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
@@ -102,6 +103,10 @@ class Kaggle:
 
     def __init__(self):
         self.source, secrets = find_credentials()
+        try:
+            get_env()
+        except Exception as error:  # which is of no type of its own
+            raise UserError(f"{error}: unset it, or say PROD.") from None
         self._sign_in(**secrets)
         if not secrets:  # what `kaggle auth login` left: the client makes a token of it, and renews that
             no_login = f"{self.source} holds no login: say once more kaggle auth login"

@@ -48,4 +48,8 @@ with processes.joined():
         for old, new in zip(before, trained.parameters(), strict=True)
     ]
     metrics = {name: value for name, value in classifier.metrics[0].items() if name not in classifier.TIMES}
-    torch.save({"changes": changes, "metrics": metrics}, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")
+    net.down1.convs[0].bn.running_mean.fill_(processes.RANK)
+    processes.average_buffers(net)
+    means = [net.down1.convs[0].bn.running_mean, net.up1.convs[0].bn.running_mean]
+    saved = {"changes": changes, "metrics": metrics, "means": means}
+    torch.save(saved, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")

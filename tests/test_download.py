@@ -833,6 +833,10 @@ def test_each_place_of_a_key_is_found_and_the_first_one_counts(monkeypatch, tmp_
         ({"FILE": "[]"}, "kaggle.json holds no username and key"),
         ({"KAGGLE_API_TOKEN": os.sep}, "What KAGGLE_API_TOKEN names or holds can't be read: make a token at https"),
         ({"KAGGLE_API_TOKEN": 200 * "\u00e9"}, "What KAGGLE_API_TOKEN names or holds can't be read"),
+        (
+            {"KAGGLE_API_TOKEN": "a", "KAGGLE_API_ENVIRONMENT": "MARS"},
+            'Unrecognized value in KAGGLE_API_ENVIRONMENT: "MARS": unset it, or say PROD.',
+        ),
     ],
 )
 def test_half_a_key_is_told_and_never_printed(monkeypatch, tmp_path, found, expected):

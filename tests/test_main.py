@@ -294,11 +294,16 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
     assert not compiled
 
-    main_here("--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile-model")
+    small = ["--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile-model"]
+    _, told = main_here(*small)
+    assert "Look at this" not in told
     assert compiled == [seen["self"].net] == [seen["self"].predictor]
     assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
     assert isinstance(seen["self"].net, UNet1024)
-    main_here("--input-dir", str(drawn), *sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu")
+    optimizer = "--optimizer AdamW --learning-rate 0.01".split()
+    again = [*sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu", *optimizer]
+    _, told = main_here("--input-dir", str(drawn), *again)
+    assert "Look at this: --learning-rate 0.01 is long for AdamW, which wants 0.001." in told
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 

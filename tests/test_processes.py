@@ -121,6 +121,8 @@ def test_several_processes_make_the_steps_of_one(tmp_path, photos, count, batch_
         share = torch.load(tmp_path / f"{count}-{rank}.pt")
         for mine, theirs in zip(share["changes"], alone["changes"], strict=True):
             assert (mine - theirs).abs().max() < 1e-6
+        first, last = share["means"]
+        assert (first == (count - 1) / 2).all() and torch.allclose(last, alone["means"][1])
         # after ten steps, some pixels at the threshold fall to the other side
         assert share["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6 if photos == 7 else 1e-4)
 
