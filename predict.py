@@ -1,0 +1,175 @@
+"""Cut the car out of your own photos with a trained model.
+
+    python predict.py photo.jpg folder/ --model output/models/model_2026-11-23_16h05m09s/best.pt
+
+or from Python: CarFinder("best.pt")(photo) -> the probability of car at each pixel.
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Annotated
+
+import torch.nn.functional as F
+import tyro
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+import helpers
+from data.dataset import photo_size, read
+from img.transformer import FORMATS, decode_mask, decode_photo, mirror_border, resize
+from nn.classifier import CarvanaClassifier
+from nn.losses import dice_per_image
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
+
+SOFT = 0.5  # of probability: where a cut-out goes from nothing to all, with the threshold in the middle
+
+
+@dataclass
+class Options:
+    """Cut the car out of photos, of any size: of each a mask (0 and 255), and the car alone, with a soft edge."""
+
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, and folders of photos
+    model: Path | None = None  # best.pt of a run; None takes that of the run in output/models that began last
+    output_dir: Path = Path("cutouts")  # gets NAME_mask.png and NAME_cutout.png
+    background: str | None = None  # a colour (white, "#ff8800"), or a photo, behind the car; None is transparent
+    threshold: float | None = None  # a pixel is car where its probability is above this; None is the model's own
+    device: str | None = None  # cpu, cuda, mps, ...; None takes the accelerator that is there
+
+
+class CarFinder:
+    """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
+
+    model: a checkpoint, such as best.pt. It knows its net, its sizes, its border, and whether it averages flips.
+    device: see helpers.choose_device. Raises UserError where it is no checkpoint.
+    """
+
+    def __init__(self, model: str | Path, device: str | None = None):
+        checkpoint = helpers.load_checkpoint(model)
+        nets = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
+        try:
+            net = nets[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
+            self.trained_with = checkpoint["hyperparameters"]
+            self.border, self.tta = self.trained_with["border"], self.trained_with["tta"]
+            self.threshold = self.trained_with["threshold"]
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise helpers.UserError(f"{model} is no model of this program ({reason}).") from error
+        device, precision, *_ = helpers.choose_machine(device, None, 0)
+        self.classifier = CarvanaClassifier(net, 1, device, precision)
+        self.classifier.restore_model(model)
+
+    def __call__(self, photo: Tensor) -> Tensor:
+        net = self.classifier.net
+        input_size = net.in_shape[1:]
+        image = mirror_border(resize(photo, photo_size(input_size, net.output_size, self.border)), input_size)
+        probs = self.classifier.predict_probs(image[None], self.tta).cpu()
+        return F.interpolate(probs[None], photo.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+
+
+def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
+    """photo (3, H, W) uint8, probs (H, W) -> the car alone, RGBA, or RGB in front of a background of any size."""
+    alpha = Image.fromarray((((probs - threshold) / SOFT + 0.5).clamp(0, 1) * 255).round().byte().numpy())
+    car = Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
+    if background is None:
+        car.putalpha(alpha)
+        return car
+    return Image.composite(car, ImageOps.fit(background, car.size), alpha)
+
+
+def find_photos(paths: tuple[Path, ...]) -> list[Path]:
+    """The photos among these paths and in these folders, sorted; what a folder holds beside photos is left aside."""
+    helpers.require(len(paths) > 0, "Name the photos, or a folder of them: python predict.py photo.jpg folder/")
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    photos = {}
+    for path in paths:
+        helpers.require(path.exists(), f"{path} is not there.")
+        found = [path] if not path.is_dir() else [file for file in path.iterdir() if file.suffix.lower() in endings]
+        found = [file for file in found if not file.stem.endswith(("_mask", "_cutout"))] if path.is_dir() else found
+        helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
+        for file in found:
+            other = photos.setdefault(file.stem, file)
+            both = f"{other} and {file} would both become {file.stem}_mask.png: predict them one after the other"
+            helpers.require(other.resolve() == file.resolve(), f"{both}, with another --output-dir.")
+    return sorted(photos.values())
+
+
+def find_mask(photo: Path) -> Path | None:
+    """NAME_mask.gif (or .png, ...) beside the photo, or as in Kaggle's folders, in train_masks/ beside train/."""
+    folder = photo.absolute().parent
+    for place in (folder, folder.with_name(f"{folder.name.removesuffix('_hq')}_masks")):
+        found = sorted(path for path in place.glob(f"{escape(photo.stem)}_mask.*"))
+        if found:
+            return found[0]
+    return None
+
+
+def find_background(name: str | None) -> Image.Image | None:
+    """The colour or the photo of that name."""
+    if name is None:
+        return None
+    if Path(name).is_file():
+        return Image.fromarray(read(Path(name), decode_photo).permute(1, 2, 0).contiguous().numpy())
+    try:
+        return Image.new("RGB", (1, 1), ImageColor.getrgb(name)[:3])
+    except ValueError:
+        raise helpers.UserError(f"--background {name} is neither a photo nor a colour that Pillow knows.") from None
+
+
+def find_model(model: Path | None) -> Path:
+    if model is not None:
+        return model / "best.pt" if model.is_dir() else model
+    models = sorted(Path("output/models").glob("model_[0-9]*/best.pt"))
+    helpers.require(len(models) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
+    return models[-1]
+
+
+def save(image: Image.Image, path: Path) -> None:
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    with helpers.save_atomically(path) as file:
+        file.write(encoded.getvalue())
+
+
+def main(options: Options) -> None:
+    helpers.validate(options, threshold="(0, 1)")
+    photos, background = find_photos(options.photos), find_background(options.background)
+    model = find_model(options.model)
+    finder = CarFinder(model, options.device)
+    threshold = finder.threshold if options.threshold is None else options.threshold
+    helpers.make_writable(options.output_dir)
+    print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
+    broken, scores = [], []
+    for path in tqdm(photos, "cut out", unit="img", disable=None, leave=False):
+        try:
+            photo = read(path, decode_photo)
+            probs = finder(photo)
+            mask, found = probs > threshold, find_mask(path)
+            told = f"{path}: {mask.float().mean():.1%} of it is car"
+            if not mask.any():
+                told = f"{path}: Look at this: no car was found"
+            if found is not None:
+                truth = read(found, decode_mask) > 127
+                helpers.require(truth.shape[1:] == mask.shape, f"{found} is of another size than its photo {path}.")
+                scores.append(dice_per_image(mask[None], truth).item())
+                told += f", Dice {scores[-1]:.4f} with {found.name}"
+            save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
+            save(cut_out(photo, probs, threshold, background), options.output_dir / f"{path.stem}_cutout.png")
+        except helpers.UserError as error:
+            broken.append(path)
+            told = str(error)
+        tqdm.write(told)
+    done = len(photos) - len(broken)
+    mean = f"; mean Dice of {len(scores)} {sum(scores) / len(scores):.6f}" if scores else ""
+    print(f"{done} photo{'s' * (done != 1)} cut out, in {options.output_dir}{mean}")
+    if broken:
+        sys.exit(f"predict.py: {len(broken)} of {len(photos)} could not be: {', '.join(map(str, broken[:5]))}")
+
+
+if __name__ == "__main__":
+    with helpers.errors_in_one_sentence():
+        main(tyro.cli(Options))

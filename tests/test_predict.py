@@ -1,0 +1,178 @@
+"""predict.py: photos of any kind become masks and cut-outs."""
+
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import predict
+from conftest import ROOT
+from data.dataset import TestImageDataset
+from helpers import UserError
+from img.transformer import decode_photo
+from nn.classifier import CarvanaClassifier
+from nn.unet_origin import UNetOriginal
+
+
+def checkpoint(path, border="mirror", tta=False, threshold=0.5):
+    """A UNetOriginal of random weights -> the classifier that has it."""
+    torch.manual_seed(0)
+    classifier = CarvanaClassifier(UNetOriginal((3, 188, 188)), 1)
+    state = {"net_name": "UNetOriginal", "in_shape": [3, 188, 188], "net": classifier.net.state_dict()}
+    torch.save(state | {"hyperparameters": dict(border=border, tta=tta, threshold=threshold)}, path)
+    return classifier
+
+
+def photo(path, size=(60, 40), mode="RGB", car=True, **options):
+    """A grey photo of (width, height), with a white square in its upper left quarter for a car."""
+    image = Image.new("RGB", size, (90, 90, 90))
+    if car:
+        image.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
+    path.parent.mkdir(exist_ok=True)
+    image.convert(mode).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def predict_here(tmp_path, monkeypatch, capsys):
+    """Runs predict.py on a model that finds what is white, into cutouts/ -> exit code, what it printed."""
+
+    class Finder(predict.CarFinder):
+        def __init__(self, model, device):
+            assert str(model) == "best.pt"
+            self.threshold, self.classifier = 0.5, CarvanaClassifier(torch.nn.Conv2d(3, 1, 1), 1)
+
+        def __call__(self, photo):
+            return (photo.float().mean(0) > 200).float()
+
+    def run(*arguments):
+        code = 0
+        try:
+            options = predict.tyro.cli(predict.Options, args=["--model", "best.pt", *map(str, arguments)])
+            with predict.helpers.errors_in_one_sentence():
+                predict.main(options)
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr().out
+
+    monkeypatch.setattr(predict, "CarFinder", Finder)
+    monkeypatch.setattr(sys, "argv", ["predict.py"])
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
+    lying = Image.Exif()
+    lying[0x0112] = 6  # turn it clockwise
+    photo(tmp_path / "train/a.png", (60, 40))
+    photo(tmp_path / "train/b.png", (40, 60), mode="L")
+    photo(tmp_path / "train/c.jpg", (60, 40), exif=lying, quality=95)
+    photo(tmp_path / "train/d.png", car=False)
+    (tmp_path / "train/notes.txt").write_text("no photo")
+    Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
+    photo(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
+    code, printed = predict_here("train")
+    assert code == 0 and "4 photos cut out, in cutouts" in printed
+    assert "train/a.png: 25.0% of it is car, Dice 0.4000 with a_mask.png" in printed
+    assert "train/b.png: 25.0% of it is car, Dice 1.0000 with b_mask.gif" in printed
+    assert "train/d.png: Look at this: no car was found" in printed and "mean Dice of 2 0.700000" in printed
+    corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
+    for name, corner in corners.items():  # the one that lies has its car at the right when it stands
+        height, width = (40, 60) if name == "a" else (60, 40)
+        mask = np.asarray(Image.open(tmp_path / f"cutouts/{name}_mask.png"))
+        expected = np.zeros((height, width), np.uint8)
+        expected[corner] = 255
+        assert mask.dtype == np.uint8 and np.array_equal(mask, expected), name
+        cut = np.asarray(Image.open(tmp_path / f"cutouts/{name}_cutout.png"))
+        assert cut.shape == (height, width, 4) and np.array_equal(cut[..., 3], expected)
+    assert not np.asarray(Image.open(tmp_path / "cutouts/d_mask.png")).any()
+
+
+def test_the_edge_of_a_cut_out_is_soft_and_the_background_fits():
+    car, probs = torch.full((3, 1, 5), 200, dtype=torch.uint8), torch.tensor([[0.0, 0.1, 0.35, 0.4, 1.0]])
+    alpha = np.asarray(predict.cut_out(car, probs, 0.35))[0, :, 3]
+    assert alpha.tolist() == [0, 0, 128, 153, 255]
+    behind = predict.cut_out(car, probs, 0.35, Image.new("RGB", (7, 9), (0, 100, 0)))
+    assert behind.mode == "RGB" and behind.size == (5, 1)
+    assert np.asarray(behind)[0, [0, 4]].tolist() == [[0, 100, 0], [200, 200, 200]]
+
+
+def test_what_is_behind_the_car_is_a_colour_or_a_photo(predict_here, tmp_path):
+    a, wall = photo(tmp_path / "a.png"), tmp_path / "wall.png"
+    Image.new("RGB", (100, 100), (1, 2, 3)).save(wall)
+    for background, expected in (("#ff8800", (255, 136, 0)), ("white", (255, 255, 255)), (wall, (1, 2, 3))):
+        assert predict_here(a, "--background", background)[0] == 0
+        assert Image.open(tmp_path / "cutouts/a_cutout.png").getpixel((59, 39)) == expected
+    code, _ = predict_here(a, "--background", "nocolour")
+    assert code == "predict.py: --background nocolour is neither a photo nor a colour that Pillow knows."
+
+
+def test_a_broken_photo_is_told_and_the_others_are_cut_out(predict_here, tmp_path):
+    photo(tmp_path / "some/a.png")
+    photo(tmp_path / "some/c.png")
+    (tmp_path / "some/b.jpg").write_bytes(b"no photo")
+    photo(tmp_path / "some/c_mask.png", (10, 10))
+    code, printed = predict_here("some")
+    assert code == "predict.py: 2 of 3 could not be: some/b.jpg, some/c.png"
+    assert "some/b.jpg can't be read as an image" in printed
+    assert "c_mask.png is of another size than its photo some/c.png." in printed
+    assert {path.name for path in (tmp_path / "cutouts").iterdir()} == {"a_mask.png", "a_cutout.png"}
+
+
+def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tmp_path):
+    photo(tmp_path / "one/a.png")
+    photo(tmp_path / "two/a.jpg")
+    (tmp_path / "empty").mkdir()
+    for arguments, told in (
+        ((), "Name the photos, or a folder of them: python predict.py photo.jpg folder/"),
+        (("nosuch.jpg",), "nosuch.jpg is not there."),
+        (("empty",), "empty holds no photo, such as a .jpg or .png."),
+        (
+            ("one", "two/a.jpg"),
+            "one/a.png and two/a.jpg would both become a_mask.png: predict them one after",
+        ),
+        (("one", "--threshold", "1"), "--threshold 1.0 can't be: it must be above 0 and below 1."),
+    ):
+        assert predict_here(*arguments)[0].startswith(f"predict.py: {told}"), told
+    assert predict_here("one", "one/a.png")[0] == 0  # the same photo twice is once
+
+
+@pytest.mark.parametrize(("border", "tta"), [("mirror", True), ("stretch", False)])
+def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
+    """The same probabilities as on main.py's way to a submission."""
+    classifier = checkpoint(tmp_path / "best.pt", border, tta, 0.3)
+    path = photo(tmp_path / "a.png", (90, 70))
+    finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
+    assert finder.threshold == 0.3
+    finder.classifier.precision = torch.float32
+    image, _ = TestImageDataset([path], (188, 188), (4, 4), border)[0]
+    probs = classifier.predict_probs(image[None], tta)
+    expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]
+    torch.testing.assert_close(finder(decode_photo(path.read_bytes())), expected)
+
+
+def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypatch):
+    torch.save({"net_name": "UNetOriginal"}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt is no model of this program \(KeyError: 'in_shape'\)\.$"):
+        predict.CarFinder(tmp_path / "other.pt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^There is no model in output/models yet: train one with main\.py"):
+        predict.find_model(None)
+    for name in ("model_2026-01-02_00h00m00s", "model_2026-01-03_00h00m00s"):
+        (tmp_path / "output/models" / name).mkdir(parents=True)
+        (tmp_path / "output/models" / name / "best.pt").touch()
+    assert predict.find_model(None).parent.name == "model_2026-01-03_00h00m00s"
+    assert predict.find_model(tmp_path) == tmp_path / "best.pt"
+
+
+def test_help_explains_every_option(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "predict.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"--{name}" in printed for name in ("model", "output-dir", "background", "threshold", "device"))
