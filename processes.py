@@ -47,8 +47,7 @@ def joined() -> Iterator[None]:
     without a word (kill -9, a box without power), or hangs for LIMIT, another one tells that.
     """
     if COUNT == 1:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            _agents.add(_agent())
+        _agents.add(_agent())
         yield
         return
     spoken = sys.stdout, sys.stderr
@@ -131,7 +130,12 @@ def _is_of_another(error: BaseException) -> bool:
 
 
 def _agent() -> str:
-    """The torchrun that started this process: it stays when it starts its processes anew, and no other is called so."""
+    """The torchrun that started this process: it stays when it starts its processes anew, and no other is called so.
+
+    Nothing where none did.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
     agent = os.getppid()
     started = ""
     with suppress(OSError):  # where there is no /proc
@@ -146,7 +150,7 @@ def started_anew() -> bool:
 
 def agents() -> list[str]:
     """The torchruns of this training, one a box; none where it is started without."""
-    return sorted(_agents)
+    return sorted(_agents - {""})
 
 
 def from_first(make: Callable[[], Any]) -> Any:

@@ -68,7 +68,8 @@ def test_the_batches_of_a_prediction_are_those_of_one_process():
 
 
 def test_a_run_is_found_by_the_torchruns_that_began_it(tmp_path, monkeypatch):
-    assert processes.agents() == [] and find_run_of([], tmp_path) is None
+    with processes.joined():
+        assert processes.agents() == [] and find_run_of([], tmp_path) is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with processes.joined():
         (agent,) = processes.agents()
