@@ -44,7 +44,7 @@ class Hyperparameters:
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
     border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
     labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
-    batch_size: int = 3  # images that the net sees at once
+    batch_size: int = 3  # images that the net sees at once, in each process
     accumulate_steps: int = 1  # batches that add up to one step: a larger batch in the same memory
     epochs: int = 50  # passes over the training photos
     half_size_epochs: int = 0  # the first epochs, at half the height and width (UNet1024, multiples of 128)
