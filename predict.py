@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import helpers
-from data.dataset import photo_size, read
+from data.dataset import check_pair, photo_size, read
 from img.transformer import FORMATS, decode_mask, decode_photo, mirror_border, resize
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
@@ -56,7 +56,8 @@ class CarFinder:
             self.trained_with = checkpoint["hyperparameters"]
             self.border, self.tta = self.trained_with["border"], self.trained_with["tta"]
             self.threshold = self.trained_with["threshold"]
-        except (KeyError, TypeError, ValueError) as error:
+            helpers.validate(self, threshold="(0, 1)")
+        except (LookupError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise helpers.UserError(f"{model} is no model of this program ({reason}).") from error
         device, precision, *_ = helpers.choose_machine(device, None, 0)
@@ -73,7 +74,8 @@ class CarFinder:
 
 def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
     """photo (3, H, W) uint8, probs (H, W) -> the car alone, RGBA, or RGB in front of a background of any size."""
-    alpha = Image.fromarray((((probs - threshold) / SOFT + 0.5).clamp(0, 1) * 255).round().byte().numpy())
+    soft = min(SOFT, 2 * threshold, 2 * (1 - threshold))  # so that it ends inside 0 and 1
+    alpha = Image.fromarray((((probs - threshold) / soft + 0.5).clamp(0, 1) * 255).round().byte().numpy())
     car = Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
     if background is None:
         car.putalpha(alpha)
@@ -84,12 +86,12 @@ def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Im
 def find_photos(paths: tuple[Path, ...]) -> list[Path]:
     """The photos among these paths and in these folders, sorted; what a folder holds beside photos is left aside."""
     helpers.require(len(paths) > 0, "Name the photos, or a folder of them: python predict.py photo.jpg folder/")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     photos = {}
     for path in paths:
         helpers.require(path.exists(), f"{path} is not there.")
-        found = [path] if not path.is_dir() else [file for file in path.iterdir() if file.suffix.lower() in endings]
-        found = [file for file in found if not file.stem.endswith(("_mask", "_cutout"))] if path.is_dir() else found
+        found = [path]
+        if path.is_dir():
+            found = [file for file in path.iterdir() if is_image(file) and not file.stem.endswith(("_mask", "_cutout"))]
         helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
         for file in found:
             other = photos.setdefault(file.stem, file)
@@ -98,24 +100,37 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
     return sorted(photos.values())
 
 
+def is_image(path: Path) -> bool:
+    """By its name, as far as Pillow knows the ending; what is hidden is none."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in FORMATS and not path.name.startswith(".") and path.is_file()
+
+
+def places_of_masks(photo: Path) -> list[Path]:
+    """The photo's folder, and as Kaggle lays them out, train_masks/ beside train/ or train_hq/."""
+    folder = photo.resolve().parent
+    return [folder, folder.parent / f"{folder.name.removesuffix('_hq')}_masks"]
+
+
 def find_mask(photo: Path) -> Path | None:
-    """NAME_mask.gif (or .png, ...) beside the photo, or as in Kaggle's folders, in train_masks/ beside train/."""
-    folder = photo.absolute().parent
-    for place in (folder, folder.with_name(f"{folder.name.removesuffix('_hq')}_masks")):
-        found = sorted(path for path in place.glob(f"{escape(photo.stem)}_mask.*"))
+    """NAME_mask.gif (or .png, ...) of a photo NAME.jpg."""
+    for place in places_of_masks(photo):
+        found = sorted(path for path in place.glob(f"{escape(photo.stem)}_mask.*") if is_image(path))
         if found:
             return found[0]
     return None
 
 
 def find_background(name: str | None) -> Image.Image | None:
-    """The colour or the photo of that name."""
+    """The colour or the photo of that name; what of it is transparent isn't."""
     if name is None:
         return None
     if Path(name).is_file():
         return Image.fromarray(read(Path(name), decode_photo).permute(1, 2, 0).contiguous().numpy())
     try:
-        return Image.new("RGB", (1, 1), ImageColor.getrgb(name)[:3])
+        colour = ImageColor.getrgb(name)
+        helpers.require(len(colour) == 3, f"--background {name} is transparent: leave out its last two digits.")
+        return Image.new("RGB", (1, 1), colour)
     except ValueError:
         raise helpers.UserError(f"--background {name} is neither a photo nor a colour that Pillow knows.") from None
 
@@ -138,6 +153,11 @@ def save(image: Image.Image, path: Path) -> None:
 def main(options: Options) -> None:
     helpers.validate(options, threshold="(0, 1)")
     photos, background = find_photos(options.photos), find_background(options.background)
+    taken = {place for photo in photos for place in places_of_masks(photo)}
+    helpers.require(
+        options.output_dir.resolve() not in taken,
+        f"--output-dir {options.output_dir} can't be: photos or their masks are there. Name another folder.",
+    )
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
     threshold = finder.threshold if options.threshold is None else options.threshold
@@ -145,24 +165,25 @@ def main(options: Options) -> None:
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     broken, scores = [], []
     for path in tqdm(photos, "cut out", unit="img", disable=None, leave=False):
+        found = find_mask(path)
         try:
             photo = read(path, decode_photo)
-            probs = finder(photo)
-            mask, found = probs > threshold, find_mask(path)
-            told = f"{path}: {mask.float().mean():.1%} of it is car"
-            if not mask.any():
-                told = f"{path}: Look at this: no car was found"
-            if found is not None:
-                truth = read(found, decode_mask) > 127
-                helpers.require(truth.shape[1:] == mask.shape, f"{found} is of another size than its photo {path}.")
-                scores.append(dice_per_image(mask[None], truth).item())
-                told += f", Dice {scores[-1]:.4f} with {found.name}"
-            save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
-            save(cut_out(photo, probs, threshold, background), options.output_dir / f"{path.stem}_cutout.png")
+            truth = None if found is None else read(found, decode_mask) > 127  # (1, H, W)
+            if truth is not None:
+                check_pair(path, photo.shape[1:], found, truth.shape[1:])
         except helpers.UserError as error:
             broken.append(path)
-            told = str(error)
-        tqdm.write(told)
+            tqdm.write(str(error))
+            continue
+        probs = finder(photo)
+        mask = probs > threshold
+        save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
+        save(cut_out(photo, probs, threshold, background), options.output_dir / f"{path.stem}_cutout.png")
+        told = f"{mask.float().mean():.1%} of it is car" if mask.any() else "Look at this: no car was found"
+        if truth is not None:
+            scores.append(dice_per_image(mask[None], truth).item())
+            told += f", Dice {scores[-1]:.4f} with {found.name}"
+        tqdm.write(f"{path}: {told}")
     done = len(photos) - len(broken)
     mean = f"; mean Dice of {len(scores)} {sum(scores) / len(scores):.6f}" if scores else ""
     print(f"{done} photo{'s' * (done != 1)} cut out, in {options.output_dir}{mean}")

@@ -39,6 +39,8 @@ def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tenso
         values = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
     elif image.mode.startswith("I;16"):
         values = np.stack([(np.asarray(image) // 257).astype(np.uint8)] * 3, axis=-1)
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, and what is white isn't said: save it with 8 or 16")
     else:
         values = np.array(image.convert("RGB"))
     return _upright(torch.from_numpy(values).permute(2, 0, 1), orientation(image))
@@ -83,7 +85,8 @@ def orientation(image: Image.Image) -> int:
     """How an image that Pillow has opened lies, as EXIF counts: 1 is upright, 5 and above lie on their side."""
     if image.format == "TIFF":  # Pillow turns it
         return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return told if told in range(1, 9) else 1
 
 
 def get_image_size(file: str | Path | BinaryIO) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import predict
 from conftest import ROOT
-from data.dataset import TestImageDataset
+from data import dataset
 from helpers import UserError
 from img.transformer import decode_photo
 from nn.classifier import CarvanaClassifier
@@ -72,7 +72,9 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     photo(tmp_path / "train/b.png", (40, 60), mode="L")
     photo(tmp_path / "train/c.jpg", (60, 40), exif=lying, quality=95)
     photo(tmp_path / "train/d.png", car=False)
-    (tmp_path / "train/notes.txt").write_text("no photo")
+    for other in ("notes.txt", "._a.jpg", "a_mask.json"):
+        (tmp_path / "train" / other).write_text("no photo")
+    (tmp_path / "train/folder.jpg").mkdir()
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
     photo(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
     code, printed = predict_here("train")
@@ -92,6 +94,12 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     assert not np.asarray(Image.open(tmp_path / "cutouts/d_mask.png")).any()
 
 
+@pytest.mark.parametrize("threshold", [0.02, 0.3, 0.95])
+def test_what_is_surely_car_is_whole_and_what_is_surely_none_is_gone(threshold):
+    car, probs = torch.full((3, 1, 3), 200, dtype=torch.uint8), torch.tensor([[0.0, threshold, 1.0]])
+    assert np.asarray(predict.cut_out(car, probs, threshold))[0, :, 3].tolist() == [0, 128, 255]
+
+
 def test_the_edge_of_a_cut_out_is_soft_and_the_background_fits():
     car, probs = torch.full((3, 1, 5), 200, dtype=torch.uint8), torch.tensor([[0.0, 0.1, 0.35, 0.4, 1.0]])
     alpha = np.asarray(predict.cut_out(car, probs, 0.35))[0, :, 3]
@@ -107,6 +115,9 @@ def test_what_is_behind_the_car_is_a_colour_or_a_photo(predict_here, tmp_path):
     for background, expected in (("#ff8800", (255, 136, 0)), ("white", (255, 255, 255)), (wall, (1, 2, 3))):
         assert predict_here(a, "--background", background)[0] == 0
         assert Image.open(tmp_path / "cutouts/a_cutout.png").getpixel((59, 39)) == expected
+    assert predict_here(a, "--background", "#ff000000")[0].startswith(
+        "predict.py: --background #ff000000 is transparent"
+    )
     code, _ = predict_here(a, "--background", "nocolour")
     assert code == "predict.py: --background nocolour is neither a photo nor a colour that Pillow knows."
 
@@ -119,7 +130,7 @@ def test_a_broken_photo_is_told_and_the_others_are_cut_out(predict_here, tmp_pat
     code, printed = predict_here("some")
     assert code == "predict.py: 2 of 3 could not be: some/b.jpg, some/c.png"
     assert "some/b.jpg can't be read as an image" in printed
-    assert "c_mask.png is of another size than its photo some/c.png." in printed
+    assert "c_mask.png is 10x10 pixels, but its photo some/c.png is 60x40; they must be of one size." in printed
     assert {path.name for path in (tmp_path / "cutouts").iterdir()} == {"a_mask.png", "a_cutout.png"}
 
 
@@ -135,6 +146,11 @@ def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tm
             ("one", "two/a.jpg"),
             "one/a.png and two/a.jpg would both become a_mask.png: predict them one after",
         ),
+        (
+            ("one", "--output-dir", "one"),
+            "--output-dir one can't be: photos or their masks are there. Name another folder.",
+        ),
+        (("one", "--output-dir", "one_masks"), "--output-dir one_masks can't be: photos or their masks are there."),
         (("one", "--threshold", "1"), "--threshold 1.0 can't be: it must be above 0 and below 1."),
     ):
         assert predict_here(*arguments)[0].startswith(f"predict.py: {told}"), told
@@ -149,7 +165,7 @@ def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.threshold == 0.3
     finder.classifier.precision = torch.float32
-    image, _ = TestImageDataset([path], (188, 188), (4, 4), border)[0]
+    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), border)[0]
     probs = classifier.predict_probs(image[None], tta)
     expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]
     torch.testing.assert_close(finder(decode_photo(path.read_bytes())), expected)
@@ -158,6 +174,9 @@ def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
 def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypatch):
     torch.save({"net_name": "UNetOriginal"}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt is no model of this program \(KeyError: 'in_shape'\)\.$"):
+        predict.CarFinder(tmp_path / "other.pt")
+    torch.save({"net_name": "UNetOriginal", "in_shape": [3, 188]}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt is no model of this program "):
         predict.CarFinder(tmp_path / "other.pt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^There is no model in output/models yet: train one with main\.py"):

@@ -184,3 +184,15 @@ def test_the_mirror_is_numpys(height, width, rows, columns):
     image = torch.arange(height * width).reshape(1, height, width)
     expected = np.pad(image[0].numpy(), ((rows, rows), (columns, columns)), mode="reflect")
     assert (mirror_border(image, (height + 2 * rows, width + 2 * columns))[0].numpy() == expected).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_photo_whose_white_is_not_known_is_refused(mode):
+    """Pillow would take what is above 255 for white."""
+    with pytest.raises(ValueError, match="its pixels have 32 bits"):
+        decode_photo(encoded(Image.new(mode, (8, 8), 1), "TIFF"))
+
+
+def test_an_orientation_that_is_no_number_turns_nothing(monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: {ExifTags.Base.Orientation: "6"})
+    assert decode_photo(encoded(Image.new("RGB", (8, 4)), "JPEG")).shape == (3, 4, 8)
