@@ -16,6 +16,7 @@ from helpers import UserError
 from img.transformer import decode_photo
 from nn.classifier import CarvanaClassifier
 from nn.unet_origin import UNetOriginal
+from test_main import commands
 
 
 def checkpoint(path, border="mirror", tta=False, threshold=0.5):
@@ -186,6 +187,12 @@ def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypat
         (tmp_path / "output/models" / name / "best.pt").touch()
     assert predict.find_model(None).parent.name == "model_2026-01-03_00h00m00s"
     assert predict.find_model(tmp_path) == tmp_path / "best.pt"
+
+
+def test_the_command_of_the_readme_is_understood():
+    (command,) = commands("python predict.py")
+    options = predict.tyro.cli(predict.Options, args=command.split()[2:])
+    assert [path.name for path in options.photos] == ["photo.jpg", "folder"] and options.model.name == "best.pt"
 
 
 def test_help_explains_every_option(monkeypatch, capsys):

@@ -23,7 +23,7 @@ from data.fetcher import DatasetFetcher
 from data.sampler import TrainSampler, shared_out
 from helpers import UserError
 from resume import find_run_of
-from test_main import SMALL
+from test_main import SMALL, commands
 from test_reliability import Run, models, parent
 
 TORCHRUN = ["-m", "torch.distributed.run"]
@@ -175,6 +175,15 @@ def test_as_many_images_a_step_is_the_same_training(alone, tmp_path, main_here):
     five = "--batch-size 1 --accumulate-steps 5 --epochs 2 --no-predict".split()
     code, printed = main_here("--resume", "last", *five)
     assert code == 0 and "epoch 2/2" in printed
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_starts_several_that_speak_as_one():
+    (command,) = commands("torchrun")
+    assert command == "torchrun --standalone --nproc_per_node=4 main.py"
+    launch = [sys.executable, *TORCHRUN, *command.replace("=4", "=2").split()[1:], "--help"]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("usage: main.py") == 1
 
 
 def of_rank(run, rank):
