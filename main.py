@@ -30,9 +30,8 @@ from data.fetcher import DatasetFetcher
 from data.sampler import TrainSampler, shared_out
 from nn.classifier import CarvanaClassifier
 from nn.optimizer import make_optimizer, make_schedule
-from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal
-from resume import from_command_line
+from nn.unet import NETS
+from resume import from_command_line, images_of_step
 
 
 @dataclass
@@ -101,8 +100,7 @@ class Hyperparameters:
 def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # the split of a run that goes on
     # 1. The net. What can't work is refused here, before any data is touched
     helpers.seed_everything(hp.seed)
-    net_class = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}[hp.net]
-    net = net_class((3, *hp.input_img_resize))  # the paper's images have 1 channel, ours 3: red, green, blue
+    net = NETS[hp.net]((3, *hp.input_img_resize))  # the paper's images have 1 channel, ours 3: red, green, blue
     made = "{} {}".format(*net.output_size)
     helpers.require(hp.output_img_resize == net.output_size, f"--output-img-resize {hp.output_img_resize} can't be: "
                     f"{hp.net} makes masks of {made} from these images, so say --output-img-resize {made}.")
@@ -116,9 +114,9 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     # 2. The machine, and where torchrun started this program several times, what all of the processes are to this one
     device, precision, workers, reasons = helpers.choose_machine(hp.device, hp.precision, hp.workers,
                                                                  processes.LOCAL_RANK, processes.LOCAL_COUNT)
+    images_a_step = images_of_step(hp, processes.COUNT)
     if processes.COUNT > 1:
-        reasons += (f"\n{processes.COUNT} processes, {hp.batch_size} images each at once: a step has "
-                    f"{hp.batch_size * hp.accumulate_steps * processes.COUNT}")
+        reasons += f"\n{processes.COUNT} processes, {hp.batch_size} images each at once: a step has {images_a_step}"
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
@@ -166,7 +164,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     valid_loader = DataLoader(valid_ds, sampler=shared_out(len(valid_ds), hp.batch_size), **loading)
     if hp.resume:
         model_saver_cb.resume(classifier, optimizer)
-    steps = math.ceil(len(train_ds) / (hp.batch_size * hp.accumulate_steps * processes.COUNT))  # in an epoch
+    steps = math.ceil(len(train_ds) / images_a_step)  # in an epoch
     schedule = make_schedule(optimizer, hp.schedule, hp.epochs * steps, round(hp.warm_up * steps),
                              done=classifier.epoch * steps)
     if not hp.score_only:

@@ -23,8 +23,8 @@ from data.dataset import check_pair, photo_size, read
 from img.transformer import FORMATS, decode_mask, decode_photo, mirror_border, resize
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
-from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal
+from nn.unet import NETS
+from resume import saved_runs
 
 SOFT = 0.5  # of probability: where a cut-out goes from nothing to all, with the threshold in the middle
 
@@ -50,19 +50,18 @@ class CarFinder:
 
     def __init__(self, model: str | Path, device: str | None = None):
         checkpoint = helpers.load_checkpoint(model)
-        nets = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
         try:
-            net = nets[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
+            net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
+            net.load_state_dict(checkpoint["net"])
             self.trained_with = checkpoint["hyperparameters"]
             self.border, self.tta = self.trained_with["border"], self.trained_with["tta"]
             self.threshold = self.trained_with["threshold"]
             helpers.validate(self, threshold="(0, 1)")
-        except (LookupError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error!s:.200}"
             raise helpers.UserError(f"{model} is no model of this program ({reason}).") from error
         device, precision, *_ = helpers.choose_machine(device, None, 0)
         self.classifier = CarvanaClassifier(net, 1, device, precision)
-        self.classifier.restore_model(model)
 
     def __call__(self, photo: Tensor) -> Tensor:
         net = self.classifier.net
@@ -76,11 +75,16 @@ def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Im
     """photo (3, H, W) uint8, probs (H, W) -> the car alone, RGBA, or RGB in front of a background of any size."""
     soft = min(SOFT, 2 * threshold, 2 * (1 - threshold))  # so that it ends inside 0 and 1
     alpha = Image.fromarray((((probs - threshold) / soft + 0.5).clamp(0, 1) * 255).round().byte().numpy())
-    car = Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
+    car = to_pillow(photo)
     if background is None:
         car.putalpha(alpha)
         return car
     return Image.composite(car, ImageOps.fit(background, car.size), alpha)
+
+
+def to_pillow(photo: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
 
 
 def find_photos(paths: tuple[Path, ...]) -> list[Path]:
@@ -126,7 +130,7 @@ def find_background(name: str | None) -> Image.Image | None:
     if name is None:
         return None
     if Path(name).is_file():
-        return Image.fromarray(read(Path(name), decode_photo).permute(1, 2, 0).contiguous().numpy())
+        return to_pillow(read(Path(name), decode_photo))
     try:
         colour = ImageColor.getrgb(name)
         helpers.require(len(colour) == 3, f"--background {name} is transparent: leave out its last two digits.")
@@ -138,9 +142,9 @@ def find_background(name: str | None) -> Image.Image | None:
 def find_model(model: Path | None) -> Path:
     if model is not None:
         return model / "best.pt" if model.is_dir() else model
-    models = sorted(Path("output/models").glob("model_[0-9]*/best.pt"))
-    helpers.require(len(models) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
-    return models[-1]
+    runs = saved_runs(Path("output"), holding="best.pt")
+    helpers.require(len(runs) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
+    return runs[-1] / "best.pt"
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -85,19 +85,24 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
 
 def find_run_of(agents: list[str], output_dir: Path) -> str | None:
     """The run that these torchruns, or some of them, began before they started their processes anew; else None."""
-    for saved in reversed(sorted((output_dir / "models").glob("model_[0-9]*/last.pt")) if agents else []):
-        began = saved.with_name("torchrun.txt")
+    for run in reversed(saved_runs(output_dir) if agents else []):
+        began = run / "torchrun.txt"
         if began.exists() and not set(agents).isdisjoint(began.read_text().splitlines()):
-            return str(saved.parent)
+            return str(run)
     return None
+
+
+def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
+    """The folders of the runs in output_dir that hold such a file, the one that began last at the end."""
+    return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
 
 
 def find_run(resume: str, output_dir: Path) -> Path:
     """The folder of the run that is meant: `resume` itself, or for "last" the one that began last in output_dir."""
     if resume == "last":
-        saved = sorted((output_dir / "models").glob("model_[0-9]*/last.pt"))  # some may have saved nothing
-        require(len(saved) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
-        return saved[-1].parent
+        runs = saved_runs(output_dir)
+        require(len(runs) > 0, f"There is no run in {output_dir / 'models'} to go on with.")
+        return runs[-1]
     run = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
     require(
         (run / "last.pt").exists(),

@@ -10,8 +10,7 @@ from typing import Literal
 import measure  # noqa: F401  which lets the package be found
 import tyro
 
-from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal
+from nn.unet import NETS
 
 
 @dataclass
@@ -33,8 +32,12 @@ class Model:
 
 
 def gradient_bytes(net: str) -> int:
-    made = UNetOriginal() if net == "UNetOriginal" else UNet1024()
-    return 4 * sum(weights.numel() for weights in made.parameters())
+    return 4 * sum(weights.numel() for weights in NETS[net]().parameters())
+
+
+def statistics_bytes(net: str) -> int:
+    """Of the BatchNorms."""
+    return 4 * sum(buffer.numel() for buffer in NETS[net]().buffers() if buffer.is_floating_point())
 
 
 def step_seconds(model: Model, gpus: int, sent: int) -> tuple[float, float]:
@@ -56,6 +59,8 @@ def main(model: Model) -> None:
         faster = f"{alone / epoch:.1f} | {alone / epoch / gpus:.0%}"
         figures = f"{1000 * images:.1f} | {1000 * gradient:.1f} | {epoch:.1f}"
         print(f"| {gpus} | {gpus * model.batch_size} | {steps} | {figures} | {faster} |")
+    print(f"{model.net}: {sent // 4:,} weights, a gradient of {sent / 1e6:.1f} MB; ", end="")
+    print(f"running statistics of {statistics_bytes(model.net) / 1e3:.0f} KB")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import torch
 import torch.nn as nn
 import tyro
 from measure import Row, compare, show, take_turns
-from step import NETS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,6 +26,7 @@ from data.dataset import TestImageDataset
 from data.sample import draw_sample
 from img.transformer import decode_mask, resize
 from nn.classifier import CarvanaClassifier
+from nn.unet import NETS
 
 CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, images a batch
 ORIGIN = (1280, 1918)

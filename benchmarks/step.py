@@ -17,10 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import helpers
 from nn.classifier import CarvanaClassifier
-from nn.unet import UNet1024
-from nn.unet_origin import UNetOriginal
+from nn.unet import NETS
 
-NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
 CASES = {  # name of the net, side of its images, images a step
     "UNetOriginal-572": ("UNetOriginal", 572, 3),
     "UNet1024-1024": ("UNet1024", 1024, 2),

@@ -234,8 +234,7 @@ class CarvanaClassifier:
         totals = _Totals()
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
-        photos, at_once = len(loader.dataset), loader.batch_size * processes.COUNT
-        with tqdm(total=photos, desc=title, unit="img", disable=None, leave=False) as bar:
+        with tqdm(total=len(loader.dataset), desc=title, unit="img", disable=None, leave=False) as bar:
             for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
                 targets = masks.to(self.device, non_blocking=True).float() / 255
                 if training:
@@ -244,7 +243,7 @@ class CarvanaClassifier:
                     with torch.no_grad():
                         logits = self._logits(images, net)
                         loss = self._criterion(logits, targets)
-                bar.update(min(batch * at_once, photos) - bar.n)
+                bar.update(self._images_until(batch, loader) - bar.n)
                 if not len(images):
                     continue
                 totals.add(loss, logits, targets, self.threshold)
@@ -252,7 +251,12 @@ class CarvanaClassifier:
                     bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
         totals.add_up()
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
-        return means | {f"{phase}_images_per_second": photos / (time.perf_counter() - start)}
+        return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
+
+    @staticmethod
+    def _images_until(batch: int, loader: DataLoader) -> int:
+        """How many all processes have seen at the end of that batch of a pass, which counts from 1."""
+        return min(batch * loader.batch_size * processes.COUNT, len(loader.dataset))
 
     def _in_step(self, loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
         """The loader's batches, and an empty one where another process still has one: all of them step together."""
@@ -265,10 +269,9 @@ class CarvanaClassifier:
 
     def _learn(self, images: Tensor, targets: Tensor, batch: int, loader: DataLoader) -> tuple[Tensor, Tensor]:
         """Add a batch's gradient to those of its step, and make the step behind its last batch. They count from 1."""
-        photos, at_once = len(loader.dataset), loader.batch_size * processes.COUNT
         before = (batch - 1) // self.accumulate_steps * self.accumulate_steps  # batches of the steps before
-        of_step = min((before + self.accumulate_steps) * at_once, photos) - before * at_once
-        ends = batch - before == self.accumulate_steps or batch * at_once >= photos
+        of_step = self._images_until(before + self.accumulate_steps, loader) - self._images_until(before, loader)
+        ends = batch - before == self.accumulate_steps or self._images_until(batch, loader) == len(loader.dataset)
         if batch == before + 1:
             self.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if ends or processes.COUNT == 1 else self.model.no_sync():  # the gradients meet at the end

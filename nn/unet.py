@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nn.unet_origin import ConvBnRelu, StackEncoder, check_size
+from nn.unet_origin import ConvBnRelu, StackEncoder, UNetOriginal, check_size
 
 
 class UpsampleDecoder(nn.Module):
@@ -77,3 +77,6 @@ class UNet1024(nn.Module):
         x = self.up2(x, trace2)  # (N, 24, 512, 512)
         x = self.up1(x, trace1)  # (N, 24, 1024, 1024)
         return self.classify(x).squeeze(1)  # (N, 1024, 1024)
+
+
+NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}  # by the name that a checkpoint has
