@@ -137,9 +137,10 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     now = processes.from_first(helpers.get_model_timestamp)
     folder = Path(hp.resume or hp.output_dir / "models" / f"model_{now}")
     run = folder.name.removeprefix("model_")
-    model_saver_cb = ModelSaverCallback(folder, asdict(hp) | {"resume": None, "score_only": False}, ds_fetcher.split)
+    trained_with = asdict(hp) | {"resume": None, "score_only": False}
+    model_saver_cb = ModelSaverCallback(folder, trained_with, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
-    tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run)
+    tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run, trained_with)
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize

@@ -1,4 +1,4 @@
-"""What TensorBoard shows: the curves of a training, and how the same few photos get better from epoch to epoch."""
+"""What TensorBoard shows: the curves of a training, what it was trained with, and its masks from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import hparams
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
 
 from callbacks.callback import Callback
 from helpers import UserError
-from img.transformer import resize
+from img.transformer import get_image_size, resize
+from nn.losses import dice_per_image
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
 
 HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
+LINE = 20  # height of the line below a panel, in pixels
+CURVES = {  # the tag of each metric, and what TensorBoard says of it
+    "loss": ("masks/loss", "Cross entropy and soft Dice loss; the mean over the images."),
+    "dice": ("masks/dice", "2 |A and B| / (|A| + |B|), the mean over the images, at the size of the net's masks."),
+    "pixel_accuracy": ("masks/pixel_accuracy", "The share of pixels that are right, at the size of the net's masks."),
+    "score": ("masks/score", "The best epoch's Dice as Kaggle counts: of validation photos at their own size."),
+    "learning_rate": ("step/learning_rate", "That of the epoch's first step."),
+    "images_per_second": ("step/images_per_second", "Read, moved, and trained on or validated, by all processes."),
+}
 
 
 class Log:
@@ -47,9 +60,22 @@ class Log:
             self.events.add_event = self.events._ev_writer.write_event
             self.events.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
-    def add_scalar(self, tag: str, value: float, epoch: int) -> None:
+    def add_curve(self, name: str, value: float, epoch: int) -> None:
+        """A point of one of the CURVES."""
+        tag, description = CURVES[name]
         with self._naming():
-            self.writer.add_scalar(tag, value, epoch)
+            self.writer.add_scalar(tag, value, epoch, summary_description=description)
+
+    def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
+        with self._naming():
+            self.writer.add_histogram(tag, values.numpy(), epoch, bins="auto")
+
+    def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
+        """A row of the page HPARAMS, with the latest points of these curves of this log."""
+        values = {name: value if isinstance(value, int | float) else str(value) for name, value in values.items()}
+        with self._naming():
+            for summary in hparams(values, {CURVES[name][0]: 0 for name in curves})[:2]:
+                self.writer.file_writer.add_summary(summary, 0)
 
     def add_image(self, tag: str, image: Tensor, epoch: int) -> None:
         """image: (3, H, W) uint8."""
@@ -89,16 +115,23 @@ def points(path: Path, up_to: int) -> dict[tuple[str, str, int], float]:
 class TensorboardLoggerCallback(Callback):
     """Loss, Dice and pixel accuracy of each epoch, one tag each, with a curve for train and one for valid in one chart.
 
+    Beside them a histogram of the validation photos' Dice, and a row of hyperparameters with what came of them.
+
     path: the folder of this run, such as logs/tb_logs/<timestamp>. A run that was stopped goes on in its own curves.
+    hyperparameters: by name.
     """
 
-    def __init__(self, path: str | Path):
-        self.path, self.logs, self.there = Path(path), {}, {}
+    DICES = "masks/dice_of_each_photo"
+
+    def __init__(self, path: str | Path, hyperparameters: dict[str, Any]):
+        self.path, self.hyperparameters, self.logs, self.there = Path(path), hyperparameters, {}, {}
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         for phase in ("train", "valid"):
             self.there |= points(self.path / phase, up_to=classifier.epoch)
             self.logs[phase] = Log(self.path / phase, classifier.epoch + 1)
+        if not self.there:
+            self.logs["valid"].add_hyperparameters(self.hyperparameters, ("dice", "loss", "score"))
         for metrics in classifier.metrics:  # an epoch may have been saved, and the program killed before it came here
             self.on_epoch_end(classifier, metrics["epoch"], metrics)
 
@@ -107,9 +140,11 @@ class TensorboardLoggerCallback(Callback):
             curves = {n: metrics[f"{phase}_{n}"] for n in ("loss", "dice", "pixel_accuracy", "images_per_second")}
             if phase == "train":
                 curves["learning_rate"] = metrics["learning_rate"]
-            for tag, value in curves.items():
-                if (phase, tag, epoch) not in self.there:
-                    log.add_scalar(tag, value, epoch)
+            elif epoch == classifier.epoch and (phase, self.DICES, epoch) not in self.there:
+                log.add_histogram(self.DICES, classifier.valid_dice, epoch)
+            for name, value in curves.items():
+                if (phase, CURVES[name][0], epoch) not in self.there:
+                    log.add_curve(name, value, epoch)
             log.flush()
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
@@ -122,10 +157,10 @@ class TensorboardLoggerCallback(Callback):
         Another one may follow, of another threshold or with flip averaging; one that is there is not added again.
         """
         epoch, path = classifier.best["epoch"], self.path / "valid"
-        there = points(path, up_to=epoch).get((path.name, "score", epoch))
+        there = points(path, up_to=epoch).get((path.name, CURVES["score"][0], epoch))
         if there is None or not math.isclose(there, score, rel_tol=1e-6):  # TensorBoard keeps float32
             log = Log(path, classifier.epoch + 1)
-            log.add_scalar("score", score, epoch)
+            log.add_curve("score", score, epoch)
             log.close()
 
     def on_stop(self) -> None:
@@ -135,36 +170,40 @@ class TensorboardLoggerCallback(Callback):
 
 
 class TensorboardVisualizerCallback(Callback):
-    """The same few validation photos each epoch, under one tag each, so that a slider runs through the epochs.
+    """Two rows of pictures: the same few validation photos each epoch, so that a slider runs through the epochs, and
+    the worst photos of each epoch. Each is a panel (see there).
 
-    Side by side: the photo; the prediction, coloured where it hits the car (green), misses it (red) or raises a false
-    alarm (yellow); the photo under the predicted mask.
-
-    path: the folder of this run, such as logs/tb_viz/<timestamp>. count: how many photos.
+    path: the folder of this run, such as logs/tb_viz/<timestamp>. count: how many photos a row has.
+    width: of a photo in a panel, in pixels; its height keeps the file's proportions.
     """
 
-    def __init__(self, path: str | Path, count: int = 4):
-        self.path, self.count, self.log = Path(path), count, None
+    def __init__(self, path: str | Path, count: int = 4, width: int = 320):
+        self.path, self.count, self.width, self.log = Path(path), count, width, None
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.log = Log(self.path, max(classifier.epoch, 1))
-        dataset = valid_loader.dataset
-        indices = spread(self.count, len(dataset))
-        self.tags = [f"validation/{Path(dataset.X[index]).name}" for index in indices]
-        pairs = [dataset[index] for index in indices]
-        self.images = torch.stack([image for image, _ in pairs])  # (count, 3, H, W) uint8
-        self.masks = torch.stack([mask for _, mask in pairs]) > 127  # (count, h, w)
-        self.border = dataset.border
+        self.log, self.dataset = Log(self.path, max(classifier.epoch, 1)), valid_loader.dataset
+        self.shown = {f"validation/{self._name(i)}": i for i in spread(self.count, len(self.dataset))}
         if classifier.epoch:  # the program may have been killed before it came here
             self.on_epoch_end(classifier, classifier.epoch, {})
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        probs = torch.cat([classifier.predict_probs(image[None]).cpu() for image in self.images])  # one at a time
-        predictions = probs > classifier.threshold
-        for tag, image, prediction, mask in zip(self.tags, self.images, predictions, self.masks, strict=True):
-            photo = center_crop(image, mask.shape) if self.border == "mirror" else resize(image, mask.shape)
-            self.log.add_image(tag, side_by_side(photo, prediction, mask), epoch)
+        worst = classifier.valid_dice.argsort(stable=True)[: self.count].tolist()
+        shown = self.shown | {f"worst_of_the_epoch/{place}": index for place, index in enumerate(worst, start=1)}
+        panels = {index: self._panel(classifier, index, epoch) for index in {*shown.values()}}  # one at a time
+        for tag, index in shown.items():
+            self.log.add_image(tag, panels[index], epoch)
         self.log.flush()
+
+    def _name(self, index: int) -> str:
+        return Path(self.dataset.X[index]).name
+
+    def _panel(self, classifier: CarvanaClassifier, index: int, epoch: int) -> Tensor:
+        image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
+        prediction = (classifier.predict_probs(image[None]).cpu() > classifier.threshold)[0]
+        photo = center_crop(image, mask.shape) if self.dataset.border == "mirror" else resize(image, mask.shape)
+        height, width = get_image_size(self.dataset.X[index])
+        return panel(photo, prediction, mask > 127, (max(1, round(self.width * height / width)), self.width),
+                     f"epoch {epoch}  {self._name(index)}")
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         self.log.close()
@@ -173,6 +212,25 @@ class TensorboardVisualizerCallback(Callback):
         if self.log is not None:
             with suppress(UserError):
                 self.log.close()
+
+
+def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
+    """side_by_side of these, each at `size`, above a line with the title, the Dice, and what the colours mean.
+
+    photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, size[0] + the line, 3 * size[1]) uint8.
+    """
+    strip = resize(side_by_side(photo, prediction, mask), (size[0], 3 * size[1]))
+    line = Image.new("RGB", (strip.shape[2], LINE), "white")
+    draw, font = ImageDraw.Draw(line), ImageFont.load_default(0.7 * LINE)
+    dice = dice_per_image(prediction[None], mask[None]).item()
+    draw.text((4, LINE / 2), f"{title}  Dice {dice:.4f}", "black", font, "lm")
+    right = strip.shape[2]
+    for colour, meaning in ((FALSE_ALARM, "false alarm"), (MISS, "miss"), (HIT, "hit")):
+        right -= draw.textlength(meaning, font) + 4
+        draw.text((right, LINE / 2), meaning, "black", font, "lm")
+        draw.rectangle((right - 16, 4, right - 4, LINE - 5), colour)
+        right -= 28
+    return torch.cat([strip, torch.from_numpy(np.array(line)).permute(2, 0, 1)], dim=1)
 
 
 def side_by_side(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:

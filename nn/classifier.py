@@ -45,7 +45,7 @@ class CarvanaClassifier:
     ema_decay: validate, save and predict with the moving average of the weights (see nn.optimizer); 0: with the latest.
     """
 
-    TO_GO_ON = ("trained", "optimizer", "scaler")  # what predicting needs nothing of in a checkpoint
+    TO_GO_ON = ("trained", "optimizer", "scaler", "valid_dice")  # what predicting needs nothing of in a checkpoint
     TIMES = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
 
     def __init__(
@@ -65,6 +65,7 @@ class CarvanaClassifier:
         self.model = processes.share_gradients(self.net, self.device)  # what trains; the net is what is saved
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
+        self.valid_dice = torch.empty(0)  # of each validation photo in the latest epoch
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: LRScheduler | None = None  # None: the optimizer's own learning rate at each step
         self.accumulate_steps, self.clip_norm = accumulate_steps, clip_norm
@@ -168,6 +169,7 @@ class CarvanaClassifier:
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
+                self.valid_dice = checkpoint["valid_dice"]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if helpers.ran_out_of_memory(error):
                 raise
@@ -200,6 +202,7 @@ class CarvanaClassifier:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "metrics": self.metrics,
+            "valid_dice": self.valid_dice,
         }
 
     def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -231,7 +234,7 @@ class CarvanaClassifier:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
         net = self.model.train() if training else self.predictor.eval()
-        totals = _Totals()
+        totals, dice = _Totals(), []
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
         with tqdm(total=len(loader.dataset), desc=title, unit="img", disable=None, leave=False) as bar:
@@ -246,12 +249,26 @@ class CarvanaClassifier:
                 bar.update(self._images_until(batch, loader) - bar.n)
                 if not len(images):
                     continue
-                totals.add(loss, logits, targets, self.threshold)
+                dice.append(totals.add(loss, logits, targets, self.threshold))
                 if batch == 1 or batch % READ_EVERY == 0 or batch == len(loader):
                     bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
         totals.add_up()
+        if not training:
+            self.valid_dice = self._of_each(dice, loader)
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
         return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
+
+    @staticmethod
+    def _of_each(values: list[Tensor], loader: DataLoader) -> Tensor:
+        """The values of each batch of a loader whose order is always the same -> those of all images, in all processes.
+
+        They come in the order of the data set, float32 on the CPU.
+        """
+        of_each = torch.zeros(len(loader.dataset))
+        if values:
+            of_each[list(loader.sampler)] = torch.cat(values).float().cpu()
+        processes.add_up(of_each)
+        return of_each
 
     @staticmethod
     def _images_until(batch: int, loader: DataLoader) -> int:
@@ -400,12 +417,14 @@ class _Totals:
         self.unread: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> None:
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+        """-> the Dice of each image."""
         # A soft target's pixel counts as car where half of it is.
         predictions, truth = logits.float().sigmoid() > threshold, targets > 0.5
         dice, accuracy = dice_per_image(predictions, truth), pixel_accuracy_per_image(predictions, truth)
         self.images += len(logits)
         self.unread.append(torch.stack([loss.detach() * len(logits), dice.sum(), accuracy.sum()]))
+        return dice
 
     def read(self) -> int | None:
         """Fetch the sums. Returns how many steps ago the first loss that is not finite came, None if all are finite."""

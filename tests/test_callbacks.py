@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
 
 from callbacks.callback import Callback
@@ -23,6 +26,7 @@ from callbacks.predictions_saver import PredictionsSaverCallback, check_submissi
 from callbacks.tensorboard import (
     FALSE_ALARM,
     HIT,
+    LINE,
     MISS,
     TensorboardLoggerCallback,
     TensorboardVisualizerCallback,
@@ -70,35 +74,96 @@ def train(drawn, epochs, callbacks, resume=False, of=None):
 
 
 def events(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "histograms": 0})
     accumulator.Reload()
     return accumulator
 
 
+def pixels(image):
+    """(H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+
+
 def test_tensorboard_gets_one_tag_a_curve_over_all_epochs(drawn, tmp_path):
-    classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path)])
+    classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path, {})])
     for phase in ("train", "valid"):
         log = events(tmp_path / phase)
-        tags = {"loss", "dice", "pixel_accuracy", "images_per_second"} | (
-            {"learning_rate"} if phase == "train" else set()
+        tags = {"masks/loss", "masks/dice", "masks/pixel_accuracy", "step/images_per_second"} | (
+            {"step/learning_rate"} if phase == "train" else set()
         )
         assert set(log.Tags()["scalars"]) == tags
         for tag in tags:
             points = [(event.step, event.value) for event in log.Scalars(tag)]
-            name = "learning_rate" if tag == "learning_rate" else f"{phase}_{tag}"
+            name = tag.partition("/")[2]
+            name = name if name == "learning_rate" else f"{phase}_{name}"
             assert points == [(m["epoch"], pytest.approx(m[name], rel=1e-6)) for m in classifier.metrics]
     assert len(list(tmp_path.rglob("events.*"))) == 2
+
+
+def test_tensorboard_shows_how_the_photos_dice_are_spread(drawn, tmp_path):
+    classifier = train(drawn, 2, [TensorboardLoggerCallback(tmp_path, {})])
+    histograms = events(tmp_path / "valid").Histograms(TensorboardLoggerCallback.DICES)
+    assert [each.step for each in histograms] == [1, 2]
+    spread_of = histograms[-1].histogram_value
+    assert (spread_of.num, spread_of.max) == (16, pytest.approx(classifier.valid_dice.max().item()))
+    assert spread_of.sum / 16 == pytest.approx(classifier.metrics[-1]["valid_dice"], abs=1e-6)
+
+
+def test_tensorboard_compares_hyperparameters_by_what_came_of_them(drawn, tmp_path):
+    given = {"net": "Tiny", "learning_rate": 3.0, "tta": False, "sizes": (16, 24), "precision": None}
+    callback = TensorboardLoggerCallback(tmp_path / "run", given)
+    callback.log_score(train(drawn, 2, [callback]), 0.5)
+    train(drawn, 2, [TensorboardLoggerCallback(tmp_path / "run", given)])  # the run is shown again: no second row
+    content = [
+        HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for path in (tmp_path / "run/valid").glob("events.*")
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    ]
+    experiment, start = content  # control: a second row would be two more
+    known = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
+    assert known == {"net": "string_value", "learning_rate": "number_value", "tta": "bool_value",
+                     "sizes": "string_value", "precision": "string_value"}
+    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert metrics <= set(events(tmp_path / "run/valid").Tags()["scalars"]) and "masks/score" in metrics
 
 
 def test_tensorboard_shows_the_same_photos_every_epoch(drawn, tmp_path):
     train(drawn, 3, [TensorboardVisualizerCallback(tmp_path, count=3)])
     log = events(tmp_path)
-    assert len(log.Tags()["images"]) == 3
-    for tag in log.Tags()["images"]:
+    tags = [tag for tag in log.Tags()["images"] if tag.startswith("validation/")]
+    assert len(tags) == 3
+    for tag in tags:
         images = log.Images(tag)
         assert [image.step for image in images] == [1, 2, 3]
-        assert (images[0].height, images[0].width) == (16, 3 * 24)
+        assert (images[0].height, images[0].width) == (213 + LINE, 3 * 320)  # the photos are 80 x 120
         assert len({image.encoded_image_string for image in images}) > 1  # the net has moved
+
+
+def test_tensorboard_shows_the_worst_photos_of_each_epoch(drawn, tmp_path):
+    """A classifier whose Dice are known, in an order of their own each epoch."""
+    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    dataset = TrainImageDataset(X[:8], y[:8], (20, 28), (16, 24))
+    classifier = CarvanaClassifier(Bright(), 2)
+    classifier.run_epoch(DataLoader(dataset, 3), "valid")
+    alone = [
+        classifier.run_epoch(DataLoader(torch.utils.data.Subset(dataset, [index])), "valid")["valid_dice"]
+        for index in range(8)
+    ]
+    classifier.run_epoch(DataLoader(dataset, 3), "valid")
+    assert classifier.valid_dice.tolist() == pytest.approx(alone) and len(set(alone)) > 4
+    callback = TensorboardVisualizerCallback(tmp_path, count=2, width=24)
+    callback.on_train_begin(classifier, DataLoader(dataset))
+    callback.on_epoch_end(classifier, 1, {})
+    order = torch.tensor([5.0, 4, 3, 1, 0, 2, 6, 7])
+    classifier.valid_dice = order
+    callback.on_epoch_end(classifier, 2, {})
+    callback.on_train_end(classifier)
+    for place in (1, 2):
+        shown = [pixels(image) for image in events(tmp_path).Images(f"worst_of_the_epoch/{place}")]
+        for panel, index in zip(shown, (np.argsort(alone)[place - 1], (4, 3)[place - 1]), strict=True):
+            assert (panel[:16, :24] == dataset[index][0][:, 2:-2, 2:-2].permute(1, 2, 0).numpy()).all()
 
 
 class Bright(torch.nn.Module):
@@ -118,12 +183,13 @@ class Bright(torch.nn.Module):
 def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_path, border):
     X, y, *_ = DatasetFetcher(drawn).get_train_files()
     dataset = TrainImageDataset(X[:16], y[:16], (20, 28), (16, 24), border=border)
-    classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, count=1)
+    classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, 1, width=24)
+    classifier.run_epoch(DataLoader(dataset), "valid")
     callback.on_train_begin(classifier, DataLoader(dataset))
     callback.on_epoch_end(classifier, 1, {})
     callback.on_train_end(classifier)
-    (tag,) = events(tmp_path).Tags()["images"]
-    strip = np.asarray(Image.open(io.BytesIO(events(tmp_path).Images(tag)[0].encoded_image_string)))  # (16, 72, 3)
+    tag = next(tag for tag in events(tmp_path).Tags()["images"] if tag.startswith("validation/"))
+    strip = pixels(events(tmp_path).Images(tag)[0])[:-LINE]  # (16, 72, 3)
     index = [path.name for path in dataset.X].index(tag.removeprefix("validation/"))
     image, mask = dataset[index]
     photo = image[:, 2:-2, 2:-2] if border == "mirror" else resize(image, (16, 24))
@@ -263,7 +329,7 @@ def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_pa
         saver = ModelSaverCallback(folder / "run", {}, pd.DataFrame())
 
         def boards(folder=folder):
-            return [TensorboardLoggerCallback(folder / "logs"), TensorboardVisualizerCallback(folder / "viz", count=2)]
+            return [TensorboardLoggerCallback(folder / "logs", {}), TensorboardVisualizerCallback(folder / "viz", 2)]
 
         kept = {}
 
@@ -322,7 +388,9 @@ def test_a_full_disk_at_a_checkpoint_costs_the_epoch_and_no_more(drawn, small_di
 
 def test_a_full_disk_at_tensorboards_log_is_told_and_waits_for_nothing(drawn, small_disk, tmp_path):
     folder, fill = small_disk
-    for name, board in (("scalars", TensorboardLoggerCallback), ("images", TensorboardVisualizerCallback)):
+    logger = partial(TensorboardLoggerCallback, hyperparameters={})
+    pictures = partial(TensorboardVisualizerCallback, width=24)
+    for name, board in (("scalars", logger), ("images", pictures)):
         saver = ModelSaverCallback(tmp_path / name, {}, pd.DataFrame())
         where = rf"TensorBoard's log in {folder}/{name}\S* can't be written \(No space left on device\)"
         with pytest.raises(UserError, match=where):
@@ -378,7 +446,7 @@ def test_a_folder_that_can_no_longer_be_written_to_is_named(drawn, small_disk, f
 
 
 def test_a_log_that_vanished_is_named(drawn, tmp_path):
-    for board in (TensorboardLoggerCallback(tmp_path / "log"), TensorboardVisualizerCallback(tmp_path / "log")):
+    for board in (TensorboardLoggerCallback(tmp_path / "log", {}), TensorboardVisualizerCallback(tmp_path / "log")):
         with pytest.raises(UserError, match=r"TensorBoard's log in .* can't be written \(No such file"):
             train(drawn, 3, [board, AtEpoch(lambda: shutil.rmtree(tmp_path / "log"))])
 
