@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast bench lint tensorboard
+.PHONY: demo test test-fast bench lint figures tensorboard
 PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: two cores, no GPU, no Kaggle account.
@@ -18,6 +18,10 @@ bench: .venv/installed-dev
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check
+
+# Draws the pictures of docs/tutorial.md; the first time, it trains two nets for them.
+figures: .venv/installed-dev
+	@$(PYTHON) docs/figures.py
 
 tensorboard: .venv/installed
 	$(PYTHON) -m tensorboard.main --logdir=./logs
