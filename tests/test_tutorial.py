@@ -1,0 +1,147 @@
+"""docs/tutorial.md tells the truth: its snippets run, its commands exist, its tables and pictures are those made."""
+
+import doctest
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import tyro
+from PIL import Image
+
+import predict
+from conftest import ROOT
+from main import Hyperparameters
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+FIGURES = ROOT / "docs" / "figures"
+TEXT = TUTORIAL.read_text()
+FLAGS = doctest.NORMALIZE_WHITESPACE
+
+
+def blocks(language: str) -> list[str]:
+    return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.M) if name == language]
+
+
+def commands() -> list[str]:
+    """The lines of the blocks that are no Python, with continued lines joined."""
+    return "".join(blocks("")).replace("\\\n", " ").splitlines()
+
+
+def failures(text: str) -> str:
+    """What doctest has to say of the snippets in `text`, which is nothing if they print what they show."""
+    said = []
+    test = doctest.DocTestParser().get_doctest(text, {}, "tutorial", str(TUTORIAL), 0)
+    doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=said.append)
+    return "".join(said)
+
+
+def test_the_snippets_print_what_they_show(tmp_path, monkeypatch):
+    (tmp_path / "input").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(doctest.DocTestParser().get_examples(TEXT)) > 60
+    with torch.random.fork_rng():
+        assert not failures(TEXT)
+
+
+def test_a_snippet_that_prints_something_else_is_found():
+    assert not failures(">>> (572 - 388) // 2\n92\n")
+    assert "Expected:\n    91" in failures(">>> (572 - 388) // 2\n91\n")
+
+
+def test_every_snippet_is_one_that_doctest_sees():
+    assert len(blocks("python")) > 20
+    assert all(block.startswith(">>> ") and block.endswith("\n\n") for block in blocks("python"))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_exist(command):
+    program, *arguments = shlex.split(command)
+    readme = (ROOT / "README.md").read_text()
+    if program == "make":
+        assert f"\n{arguments[0]}: " in (ROOT / "Makefile").read_text()
+    elif arguments[0] == "main.py":
+        tyro.cli(Hyperparameters, args=arguments[1:])
+    elif arguments[0] == "predict.py":
+        tyro.cli(predict.Options, args=arguments[1:])
+    else:
+        assert f"\n{command}\n" in readme
+
+
+def test_the_commands_are_those_that_are_meant():
+    assert {shlex.split(command)[0] for command in commands()} == {"make", "python", "tensorboard"}
+    with pytest.raises(SystemExit):
+        tyro.cli(Hyperparameters, args=["--nonsense"])
+
+
+def test_the_training_is_the_one_that_is_run():
+    """The command in the text, of which docs/figures.py runs one for each border."""
+    (told,) = (command for command in commands() if "--border" in command)
+    script = " ".join(re.findall(r'"(.*?) ?"', re.search(r"TRAINING = \((.*?)\n\)", source(), re.DOTALL)[1]))
+    assert shlex.split(told) == ["python", "main.py", *script.split(), "--border", "mirror"]
+
+
+def source() -> str:
+    return (ROOT / "docs" / "figures.py").read_text()
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """The rows of each table below its head, by the head."""
+    found = {}
+    for head, rows in re.findall(r"^(\|.*\|)\n\| ---.*\n((?:\|.*\|\n)+)", TEXT, re.MULTILINE):
+        found[head] = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize(("head", "name"), [
+    ("| image | mask | zoom | Dice of what is seen |", "zoom"),
+    ("| side | enlarged first | cut first |", "ceiling"),
+])
+def test_the_tables_are_those_that_were_made(head, name):
+    table = pd.read_csv(FIGURES / f"{name}.csv")
+    assert tables()[head] == [[shown(value) for value in row] for row in table.itertuples(index=False)]
+
+
+def shown(value: float) -> str:
+    """As the tables have it: counts, a zoom with three decimals, Dice with four."""
+    return f"{value:.0f}" if value == int(value) and value > 1 else f"{value:.3f}" if value > 1 else f"{value:.4f}"
+
+
+def test_the_table_of_both_runs_is_the_one_that_was_made():
+    table = pd.read_csv(FIGURES / "runs.csv")
+    (head,) = (head for head in tables() if head.startswith("| border |"))
+    epochs = sorted(table["epoch"].unique())
+    assert head == "| border | " + " | ".join(f"epoch {epoch}" for epoch in epochs) + " | score |"
+    for border, *cells in tables()[head]:
+        run = table[table["border"] == border].sort_values("epoch")
+        assert cells == [f"{dice:.4f}" for dice in [*run["valid_dice"], run["score"].dropna().item()]]
+
+
+def test_each_picture_is_there_and_made_by_the_script():
+    named = re.findall(r"!\[[^\]]+\]\((.*?)\)", TEXT)
+    assert sorted(named) == sorted(f"figures/{path.name}" for path in FIGURES.glob("*.png")) and len(named) > 6
+    for name in named:
+        assert f'"{Path(name).name}"' in source()
+        with Image.open(TUTORIAL.parent / name) as image:
+            assert 700 < image.width <= 1000
+    assert sum(path.stat().st_size for path in FIGURES.iterdir()) < 1_000_000
+
+
+def test_the_links_lead_somewhere():
+    places = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", TEXT, re.M)}
+    links = re.findall(r"(?<!!)\[[^\]]+\]\((.*?)\)", TEXT)
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in places
+        elif not link.startswith("https://"):
+            assert (TUTORIAL.parent / link).exists()
+
+
+def test_the_figures_quoted_of_real_photos_are_those_of_score_md():
+    score = (ROOT / "docs" / "score.md").read_text().partition("And with `--held-out`")[2]
+    for (name, dice), of_score in zip(tables()["| | Dice |"], ("the tutorial's", "the recipe", "the recipe, with flip "
+                                                               "averaging"), strict=True):
+        assert name.startswith(of_score) and f"| {of_score} | {dice} | {dice} |" in score
