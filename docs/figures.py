@@ -179,7 +179,7 @@ def geometry() -> None:
     photo, mask = pair(1, net.output_size)
     figure, axis = whole((10, 5.4))
     axis.imshow(whiter(mirror_border(photo, (high, wide)), edge), extent=(0, wide, high, 0))
-    axis.imshow(mask[0], cmap="gray", extent=(wide + gap, wide + gap + mask_wide, edge + mask_high, edge))
+    axis.imshow(mask[0].numpy(), cmap="gray", extent=(wide + gap, wide + gap + mask_wide, edge + mask_high, edge))
     axis.add_patch(Rectangle((edge, edge), mask_wide, mask_high, fill=False, ec=WRONG, lw=2))
     axis.add_patch(Rectangle((0, 0), wide, high, fill=False, ec=DARK, lw=1))
     axis.add_patch(Rectangle((wide + gap, edge), mask_wide, mask_high, fill=False, ec=WRONG, lw=2))
@@ -210,7 +210,7 @@ def stretch() -> None:
         label = pair(1, net.output_size)[1][0]
         show(axis, mirror_border(photo, net.in_shape[1:]))
         places = np.arange(mask_size)
-        axis.contour(places + edge, places + edge, label, [127], colors=[WRONG], linewidths=2)
+        axis.contour(places + edge, places + edge, label.numpy(), [127], colors=[WRONG], linewidths=2)
         for i in np.linspace(24, mask_size - 24, 5):
             for j in np.linspace(24, mask_size - 24, 5):
                 looks = np.array([j, i]) + edge
@@ -291,7 +291,7 @@ def augmentation() -> None:
         light = dict(colour=0.2, blur=2.0) if draw == 7 else {}
         image, moved = augment_img(photo, mask, **light) if draw else (photo, mask)
         show(axis, image)
-        axis.contour(moved[0], [127], colors=[WRONG], linewidths=1.2)
+        axis.contour(moved[0].numpy(), [127], colors=[WRONG], linewidths=1.2)
     save(figure, "augmentation.png")
 
 
