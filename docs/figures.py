@@ -78,12 +78,14 @@ def levels(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:
 
 def run_of(border: str) -> Path:
     """The folder of the run with that border, which main.py trains first, or goes on with, if it isn't there whole."""
-    output = ROOT / "output" / "figures" / border
-    if not saved_runs(output, "score.csv"):
-        resume = ["--resume", "last"] if saved_runs(output) else [*TRAINING.split(), "--border", border]
-        folders = ["--output-dir", output, "--logs-dir", ROOT / "logs" / "figures" / border]
-        subprocess.run([sys.executable, "main.py", *resume, *folders], cwd=ROOT, check=True)
-    return saved_runs(output, "score.csv")[-1]
+    output, logs = (Path(folder, "figures", border) for folder in ("output", "logs"))
+    if not saved_runs(ROOT / output, "score.csv"):
+        resume = ["--resume", "last"] if saved_runs(ROOT / output) else [*TRAINING.split(), "--border", border]
+        folders = ["--output-dir", output, "--logs-dir", logs]
+        code = subprocess.run([sys.executable, "main.py", *resume, *folders], cwd=ROOT).returncode
+        if code:  # it has said why
+            sys.exit(code)
+    return saved_runs(ROOT / output, "score.csv")[-1]
 
 
 def probabilities(border: str, photos: list[Path]) -> Tensor:
@@ -98,9 +100,9 @@ def probabilities(border: str, photos: list[Path]) -> Tensor:
 
 
 def in_tensorboard(border: str) -> dict[tuple[str, int], np.ndarray]:
-    """The pictures that TensorboardVisualizerCallback wrote, (height, width, 3), by tag and epoch."""
-    images = {}
-    for file in sorted((ROOT / "logs" / "figures" / border / "tb_viz").glob("*/events.*")):
+    """The pictures that TensorboardVisualizerCallback wrote in that run, (height, width, 3), by tag and epoch."""
+    images, run = {}, run_of(border).name.removeprefix("model_")
+    for file in sorted((ROOT / "logs" / "figures" / border / "tb_viz" / run).glob("events.*")):
         for event in LegacyEventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 encoded = value.image.encoded_image_string
