@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 try:
     import fcntl
@@ -102,6 +103,40 @@ def errors_in_one_sentence() -> Iterator[None]:
         if not stopped_by:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class Progress(tqdm):
+    """tqdm's bar. Where no terminal shows it, as in a log, a line every EVERY seconds, without control characters."""
+
+    EVERY = 60
+
+    def __init__(self, iterable: Iterable | None = None, desc: str = "", **options: Any):
+        options = dict(unit="it", unit_scale=False, unit_divisor=1000, initial=0, leave=False) | options
+        super().__init__(iterable, desc, disable=None, dynamic_ncols=True, **options)
+        self.told = self.began = time.monotonic()
+        if self.disable:  # tqdm keeps nothing then
+            self.desc, self.options, self.postfix = desc, options, None
+
+    def __iter__(self) -> Iterator:
+        if not self.disable:
+            yield from super().__iter__()
+            return
+        for each in self.iterable:
+            yield each
+            self.update()
+
+    def update(self, n: float = 1) -> bool | None:
+        shown = super().update(n)
+        if self.disable:
+            self.n += n
+            now = time.monotonic()
+            if now - self.told >= self.EVERY:
+                self.told = now
+                units = {name: self.options[name] for name in ("unit", "unit_scale", "unit_divisor", "initial")}
+                form = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
+                told = dict(prefix=self.desc, bar_format=form, postfix=self.postfix)
+                print(self.format_meter(self.n, self.total, now - self.began, **units, **told))
+        return shown
 
 
 def require(holds: bool, sentence: str) -> None:

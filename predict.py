@@ -168,7 +168,7 @@ def main(options: Options) -> None:
     helpers.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     broken, scores = [], []
-    for path in tqdm(photos, "cut out", unit="img", disable=None, leave=False):
+    for path in helpers.Progress(photos, "cut out", unit="img"):
         found = find_mask(path)
         try:
             photo = read(path, decode_photo)

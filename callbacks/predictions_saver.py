@@ -9,10 +9,9 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from callbacks.callback import Callback
-from helpers import UserError, lock, save_atomically
+from helpers import Progress, UserError, lock, save_atomically
 from img import rle
 
 
@@ -81,7 +80,7 @@ def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) ->
             rows = csv.reader(file)
             if next(rows, None) != ["img", "rle_mask"]:
                 raise ValueError("it should be img,rle_mask")
-            for name in tqdm(names, "reading back", unit="mask", disable=None, leave=False):
+            for name in Progress(names, "reading back", unit="mask"):
                 row += 1
                 found, *runs = next(rows, ["the end"])
                 if found != name:

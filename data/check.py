@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.dataset import check_pair, read
 from data.fetcher import DatasetFetcher
-from helpers import UserError, count_cores
+from helpers import Progress, UserError, count_cores
 from img import transformer
 
 
@@ -22,7 +21,7 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     files = _Files([*pairs.items(), *((photo, None) for photo in tests)])
     oddities, sizes = [], {}
     loader = DataLoader(files, batch_size=None, num_workers=count_cores() if workers is None else workers)
-    for path, size, wrong, odd in tqdm(loader, desc="checking", unit="photo", disable=None, leave=False):
+    for path, size, wrong, odd in Progress(loader, "checking", unit="photo"):
         sizes[path] = size
         faults += wrong
         oddities += odd

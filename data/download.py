@@ -20,11 +20,10 @@ from kagglesdk import KaggleClient, KaggleCredentials, get_access_token_from_env
 from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest, ApiListDataFilesRequest
 from kagglesdk.kaggle_env import get_env
 from requests.adapters import HTTPAdapter
-from tqdm import tqdm
 from urllib3.util import Retry
 
 from data.unpack import RefusedError, bytes_text, require_space, unpack
-from helpers import File, UserError, naming, require, save_atomically, say_if_stopped
+from helpers import File, Progress, UserError, naming, require, save_atomically, say_if_stopped
 
 COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
 SLUG = COMPETITION.rpartition("/")[2]
@@ -255,7 +254,7 @@ def _asked_to_wait(error: Exception) -> float:
 def _append(response: requests.Response, part: Path, have: int, size: int) -> None:
     """Write what comes behind the `have` bytes of `part`, which is to have `size` in the end."""
     units = dict(unit="B", unit_scale=True, unit_divisor=1024)
-    bar = tqdm(desc=part.stem, total=size, initial=have, **units, disable=None, leave=False)
+    bar = Progress(desc=part.stem, total=size, initial=have, **units)
     with io.BufferedWriter(File(part, mode="a")) as file, bar:
         for chunk in response.iter_content(CHUNK):
             have += len(chunk)

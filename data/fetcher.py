@@ -10,12 +10,11 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 from data.dataset import check_pair, reading, size_text
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
 from data.sample import draw_sample
-from helpers import UserError, lock, make_writable, require
+from helpers import Progress, UserError, lock, make_writable, require
 from img import transformer
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
@@ -347,7 +346,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _progress(photos: list[Path]) -> Iterable[Path]:
-    return tqdm(photos, desc="checking sizes", unit="photo", disable=None, leave=False)
+    return Progress(photos, "checking sizes", unit="photo")
 
 
 def _by_car(photos: dict[str, Path]) -> dict[str, dict[str, Path]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+
+from helpers import Progress
 
 # Lengths in metres, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
 # edge and of the side windows'; heights: nose, cowl, roof, deck, tail; places: cowl, roof's front and rear end, deck;
@@ -194,5 +195,5 @@ def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: i
         (part / name).mkdir(parents=True)
     jobs = [(part, "train" if i < cars - test_cars else "test", seed, i, k, size) for i, k in np.ndindex(cars, views)]
     loader = DataLoader(jobs, batch_size=None, collate_fn=draw_photo, num_workers=processes if processes > 1 else 0)
-    list(tqdm(loader, "drawing cars", unit="photo", disable=None))
+    list(Progress(loader, "drawing cars", unit="photo", leave=True))
     os.replace(part, folder)

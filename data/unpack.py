@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
-from helpers import File, UserError, naming, ran_out_of_memory, require
+from helpers import File, Progress, UserError, naming, ran_out_of_memory, require
 
 
 class RefusedError(UserError):
@@ -45,7 +45,7 @@ def _unpack_into(folder: Path, archive: Path, name: str, count: int | None) -> N
             members = _members(opened, archive)
             _check_count(members, archive, name, count)
             require_space(folder.parent, sum(member.file_size for member in members.values()), f"to unpack {archive}")
-            progress = tqdm(members.items(), f"unpacking {name}", unit="file", disable=None, leave=False)
+            progress = Progress(members.items(), f"unpacking {name}", unit="file")
             for own_name, member in progress:
                 with opened.open(member) as source, io.BufferedWriter(File(folder / own_name)) as file:
                     shutil.copyfileobj(source, file)  # checks the sum, and reads no more than the zip declares

@@ -95,6 +95,8 @@ class CarvanaClassifier:
         with self._ending_well(train_loader, callbacks):
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
+            if epochs > 0:
+                print(f"{'loss':>22}{'Dice':>16}\n{'train   valid   train   valid  images/s  time left':>64}")
             for _ in range(epochs):
                 self._train_epoch(train_loader, valid_loader)
                 for callback in callbacks:
@@ -123,7 +125,7 @@ class CarvanaClassifier:
                     callback.on_predicted(part)
                 bar.update(images)
 
-        bar = tqdm(total=len(test_loader.dataset), desc=title, unit="img", disable=None)
+        bar = helpers.Progress(total=len(test_loader.dataset), desc=title, unit="img", leave=True)
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
             for images, names in self._in_step(test_loader):
@@ -237,7 +239,7 @@ class CarvanaClassifier:
         totals, dice = _Totals(), []
         start = time.perf_counter()
         title = f"epoch {self.epoch}/{self.epochs} {phase}"
-        with tqdm(total=len(loader.dataset), desc=title, unit="img", disable=None, leave=False) as bar:
+        with helpers.Progress(total=len(loader.dataset), desc=title, unit="img") as bar:
             for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
                 targets = masks.to(self.device, non_blocking=True).float() / 255
                 if training:
@@ -388,13 +390,14 @@ class CarvanaClassifier:
         return (small * trained + (left - small) * full + left * others) / 60
 
     def _epoch_line(self, metrics: dict[str, float], minutes_left: float) -> str:
+        """80 columns at most, below the line that train() begins with."""
+        epoch = f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
+        values = [metrics[f"{phase}_{name}"] for name in ("loss", "dice") for phase in ("train", "valid")]
+        hours, minutes = divmod(round(minutes_left), 60)
+        left = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
         return (
-            f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
-            f"  train loss {metrics['train_loss']:.4f} dice {metrics['train_dice']:.4f}"
-            f"  valid loss {metrics['valid_loss']:.4f} dice {metrics['valid_dice']:.4f}"
-            f" pixels {metrics['valid_pixel_accuracy']:.4f}"
-            f"  {metrics['train_images_per_second']:.1f} img/s, {minutes_left:.0f} min left"
-            f"{'  <- best' if metrics is self.best else ''}"
+            f"{epoch:11}{''.join(f'{value:8.4f}' for value in values)}{metrics['train_images_per_second']:10.1f}"
+            f"{left:>11}{'  <- best' if metrics is self.best else ''}"
         )
 
 

@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ def test_an_unfinished_file_leaves_the_old_one(tmp_path):
     with save_atomically(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new" and [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_where_no_terminal_shows_a_bar_lines_tell_how_far_it_is(capsys, monkeypatch):
+    """In a terminal, tqdm's bar is all there is."""
+    seconds = iter(range(0, 1000, 25))
+    monkeypatch.setattr("helpers.time.monotonic", lambda: next(seconds))
+    assert list(helpers.Progress(range(6), "checking", unit="photo")) == list(range(6))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "checking: 3 of 6 in 01:15, 01:15 left, 25.00s/photo",
+        "checking: 6 of 6 in 02:30, 00:00 left, 25.00s/photo",
+    ]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("helpers.time.monotonic", time.monotonic)
+    assert list(helpers.Progress(range(3), "checking")) == [0, 1, 2]
+    shown = capsys.readouterr()
+    assert "\r" in shown.err and not shown.out
 
 
 def test_folders_that_cannot_be_written_are_named(tmp_path):

@@ -52,7 +52,8 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
     done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "Training on 48 photos, validating on 16, predicting 16" in done.stdout
-    assert len(re.findall(r"^epoch [12]/2  train loss ", done.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(r"^epoch [12]/2 ( +0\.\d{4}){4} ", done.stdout, re.MULTILINE)) == 2
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith(("epoch", "  ")))
     run = next((tmp_path / "output/models").iterdir())
     for path in (run / "best.pt", tmp_path / "output/submit.csv.gz"):
         assert path.exists() and str(path) in done.stdout
@@ -71,7 +72,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
     kept = {path: path.read_bytes() for path in files}
     again = run_main("--resume", run, "--score-only")
     assert again.returncode == 0, again.stderr
-    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "train loss" not in again.stdout
+    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "epoch 2" not in again.stdout
     assert {path: path.read_bytes() for path in kept} == kept
 
 
