@@ -22,15 +22,17 @@ SWEEP = [round(0.3 + 0.05 * step, 2) for step in range(9)]  # thresholds to comp
 class ScorerCallback(Callback):
     """Dice of each photo at its own size, in [0, 1]: what is compared is read back from a submission's run lengths.
 
-    masks: the name of each photo, <car>_<view>.jpg, and the path of its mask.
+    masks: the name of each photo, and the path of its mask.
     threshold: a pixel is car where its probability, enlarged to the mask's size, is above this. The mean Dice of the
         others in SWEEP is reported beside it; it is for who set this one to set another.
+    groups: the group of each photo by its name, which stands for its car and has no views; None where the names are
+        Kaggle's, <car>_<view>.jpg.
 
     The cars, not the photos, are the sample: 16 views of one car are alike, so the interval comes from the cars' means.
     """
 
-    def __init__(self, masks: Mapping[str, Path], threshold: float):
-        self.masks, self.threshold = masks, threshold
+    def __init__(self, masks: Mapping[str, Path], threshold: float, groups: Mapping[str, str] | None = None):
+        self.masks, self.threshold, self.groups = masks, threshold, groups
         self.thresholds = sorted({*SWEEP, threshold})
         self.swept: dict[str, dict[float, float]] = {}  # Dice by the name of the photo, and by the threshold
 
@@ -59,9 +61,14 @@ class ScorerCallback(Callback):
         return float(np.mean(list(self.dice.values())))
 
     def table(self) -> pd.DataFrame:
-        """A row a photo, the worst first: image, car, view, dice."""
-        rows = [(name, *Path(name).stem.rsplit("_", 1), dice) for name, dice in self.dice.items()]
-        return pd.DataFrame(rows, columns=["image", "car", "view", "dice"]).sort_values(["dice", "image"])
+        """A row a photo, the worst first: image, car, view (unless there are groups), dice."""
+        if self.groups is None:
+            rows = [(name, *Path(name).stem.rsplit("_", 1), dice) for name, dice in self.dice.items()]
+            table = pd.DataFrame(rows, columns=["image", "car", "view", "dice"])
+        else:
+            rows = [(name, self.groups[name], dice) for name, dice in self.dice.items()]
+            table = pd.DataFrame(rows, columns=["image", "car", "dice"])
+        return table.sort_values(["dice", "image"])
 
     def interval(self) -> tuple[float, float] | None:
         """In which the mean of other such cars lies, at 95 %, by Student's t; None where there is one car."""
@@ -74,17 +81,20 @@ class ScorerCallback(Callback):
     def report(self) -> str:
         """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
         table, interval = self.table(), self.interval()
+        unit = "car" if self.groups is None else "group"
         between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
         worst = [f"{row.image} {row.dice:.4f}" for row in table.head(5).itertuples()]
-        views = [f"{view} {dice:.4f}" for view, dice in table.groupby("view")["dice"].mean().items()]
+        by_view = ""
+        if "view" in table:
+            views = [f"{view} {dice:.4f}" for view, dice in table.groupby("view")["dice"].mean().items()]
+            by_view = f"by view     {_in_lines(views, 8)}\n"
         means = pd.DataFrame(self.swept).mean(axis=1)  # by threshold
         cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
-            f"            {len(table)} validation photos of {table['car'].nunique()} car(s){between}\n"
+            f"            {len(table)} validation photos of {table['car'].nunique()} {unit}(s){between}\n"
             f"the worst   {_in_lines(worst, 3)}\n"
-            f"by view     {_in_lines(views, 8)}\n"
-            f"threshold   {_in_lines(cuts, 7)}"
+            f"{by_view}threshold   {_in_lines(cuts, 7)}"
         )
 
 

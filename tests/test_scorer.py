@@ -74,6 +74,23 @@ def test_the_interval_is_over_cars():
     assert scorer.interval() is None and "of 1 car(s)\n" in scorer.report()
 
 
+def test_the_score_of_own_photos_is_by_group_and_has_no_views():
+    """Whatever their names look like; the interval is that of the same photos of as many cars."""
+    cars = ScorerCallback({}, 0.5)
+    both = [(car, view) for car in range(3) for view in (1, 2)]
+    cars.swept = {f"{car}_{view:02d}.jpg": {0.5: 0.9 + 0.01 * car + 0.001 * view} for car, view in both}
+    own = ScorerCallback({}, 0.5, {name: f"cat {name[0]}" for name in cars.swept})
+    own.swept = cars.swept
+    assert list(own.table()) == ["image", "car", "dice"]
+    assert own.table()["car"].tolist()[:3] == ["cat 0", "cat 0", "cat 1"]
+    assert own.table()["image"].tolist() == cars.table()["image"].tolist() and own.interval() == cars.interval()
+    assert "6 validation photos of 3 group(s); 95 %" in own.report() and "the worst   0_01.jpg 0.9010" in own.report()
+    assert "view" not in own.report() and "by view     01 0.9110, 02 0.9120\n" in cars.report()  # control
+    alone = ScorerCallback({}, 0.5, {name: name for name in cars.swept})
+    alone.swept = cars.swept
+    assert alone.interval() != own.interval() and "6 validation photos of 6 group(s)" in alone.report()
+
+
 def test_the_worst_photos_come_first_and_are_named(masks):
     scorer = scored(masks, blurred(masks, (20, 30)))
     worst = sorted(scorer.dice, key=scorer.dice.get)[:5]
