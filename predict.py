@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import helpers
 from data.dataset import check_pair, photo_size, read
-from img.transformer import FORMATS, decode_mask, decode_photo, mirror_border, resize
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_image
+from img.transformer import decode_mask, decode_photo, mirror_border, resize
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
 from nn.unet import NETS
@@ -104,24 +105,21 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
     return sorted(photos.values())
 
 
-def is_image(path: Path) -> bool:
-    """By its name, as far as Pillow knows the ending; what is hidden is none."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind in FORMATS and not path.name.startswith(".") and path.is_file()
-
-
 def places_of_masks(photo: Path) -> list[Path]:
-    """The photo's folder, and as Kaggle lays them out, train_masks/ beside train/ or train_hq/."""
+    """The photo's folder, and as main.py takes them, train_masks/ or masks/ beside train/, images/ or the photo."""
     folder = photo.resolve().parent
-    return [folder, folder.parent / f"{folder.name.removesuffix('_hq')}_masks"]
+    beside = folder.parent if folder.name in PHOTO_FOLDERS else folder
+    masks = [beside / name for name in MASK_FOLDERS]
+    return [folder, folder.parent / f"{folder.name.removesuffix('_hq')}_masks", *masks]
 
 
 def find_mask(photo: Path) -> Path | None:
-    """NAME_mask.gif (or .png, ...) of a photo NAME.jpg."""
+    """NAME_mask.gif (or .png, ...) of a photo NAME.jpg; NAME.gif too, where masks have a folder."""
     for place in places_of_masks(photo):
-        found = sorted(path for path in place.glob(f"{escape(photo.stem)}_mask.*") if is_image(path))
+        stems = (f"{photo.stem}_mask", photo.stem)[: 1 + (place != photo.resolve().parent)]
+        found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path) and path.stem in stems]
         if found:
-            return found[0]
+            return min(found)
     return None
 
 

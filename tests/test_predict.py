@@ -95,6 +95,28 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     assert not np.asarray(Image.open(tmp_path / "cutouts/d_mask.png")).any()
 
 
+@pytest.mark.parametrize(
+    ("photos", "masks", "name", "found"),
+    [
+        ("images", "masks", "a.png", True),
+        ("imgs", "train_masks", "a_mask.gif", True),
+        ("train_hq", "masks", "a.png", True),
+        (".", "masks", "a.png", True),
+        ("test", "test_masks", "a.png", True),
+        ("images", "images", "a_mask.png", True),
+        ("test", "masks", "a.png", False),  # which are the masks of other photos
+        ("images", "masks", "a_b.png", False),
+        ("images", "masks", "a.txt", False),
+    ],
+)
+def test_a_mask_is_found_where_main_takes_it_from(tmp_path, photos, masks, name, found):
+    own = tmp_path / "own"
+    for folder in (photos, masks):
+        (own / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("L", (9, 9)).save(own / masks / name, "PNG")
+    assert predict.find_mask(photo(own / photos / "a.jpg")) == (own / masks / name if found else None)
+
+
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.95])
 def test_what_is_surely_car_is_whole_and_what_is_surely_none_is_gone(threshold):
     car, probs = torch.full((3, 1, 3), 200, dtype=torch.uint8), torch.tensor([[0.0, threshold, 1.0]])
