@@ -66,8 +66,9 @@ class Hyperparameters:
     grey: float = 0.0  # share of the training photos that lose their colours
     blur: float = 0.0  # largest Gaussian sigma, in pixels of the resized photo, for half of the training photos
     tta: bool = False  # test-time augmentation: predict each photo and its mirror image, and take the mean
-    predict: bool = True  # write output_dir/submit.csv.gz after training
-    dataset: Literal["carvana", "sample"] = "carvana"  # Kaggle's photos in input_dir, or cars drawn into it
+    predict: bool = True  # write output_dir/submit.csv.gz after training; not with own photos: predict.py cuts them
+    dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's photos in input_dir, cars drawn into it, or own
+    group: str | None = None  # own photos: a pattern of what the names of one object's photos share; None: a photo each
     hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, or the smaller ones
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/ and test[_hq]/; gets from Kaggle what is missing
     output_dir: Path = Path("output")  # gets models/ and submit.csv.gz
@@ -119,8 +120,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
         reasons += f"\n{processes.COUNT} processes, {hp.batch_size} images each at once: a step has {images_a_step}"
 
     # 3. The data: all views of a car are either trained on or validated on
-    ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files)
-    predict = hp.predict and not hp.score_only and not hp.check_data
+    ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files, hp.group)
+    predict = hp.predict and hp.dataset != "own" and not hp.score_only and not hp.check_data
     with processes.first_of_each_box():
         ds_fetcher.download_dataset(test_photos=predict)
     if hp.check_data:
@@ -178,7 +179,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
 
     # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does
     classifier.restore_model(model_saver_cb.best)
-    scorer_cb = ScorerCallback({photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}, hp.threshold)
+    truth = {photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}
+    scorer_cb = ScorerCallback(truth, hp.threshold, ds_fetcher.groups)
     valid_ds, own = TestImageDataset(X_valid, *sizes, border=hp.border), shared_out(len(X_valid), hp.batch_size)
     classifier.predict(DataLoader(valid_ds, sampler=own, **loading), callbacks=[scorer_cb], title="score", tta=hp.tta)
     if processes.FIRST:
@@ -195,6 +197,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
             pred_saver_cb.close_saver()
             check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
             print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
+    elif hp.dataset == "own" and processes.FIRST:
+        print(ds_fetcher.next_step(model_saver_cb.best, scorer_cb.table()["image"].iloc[0]))
 
 
 if __name__ == "__main__":

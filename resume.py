@@ -32,9 +32,10 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     run, checkpoint = processes.from_first(lambda: load_run(resume, hp.output_dir))
     saved, split = checkpoint["hyperparameters"], checkpoint["split"]
     require(
-        isinstance(saved, dict) and isinstance(split, dict) and {"car", "part"} <= split.keys(),
+        isinstance(saved, dict) and isinstance(split, dict) and {"car", "image", "part"} <= split.keys(),
         f"{run / 'last.pt'} is no checkpoint to go on from: it lacks its hyperparameters or its split.",
     )
+    saved = {"group": None} | saved  # a run may have begun before own photos could be grouped
     known = {field.name: field.default for field in fields(kind)}
     same = saved.keys() == known.keys()
     require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")

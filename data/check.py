@@ -29,12 +29,13 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     for path in tests:
         if sizes[path] and wanted:
             _attempt(faults, ds_fetcher.check_test_size, path, sizes[path], wanted)
-    if not tests:
+    if not tests and ds_fetcher.dataset != "own":
         oddities.append("there are no photos to predict, so say --no-predict to train only.")
     for sentence in oddities:
         print(f"Strange, but no fault: {sentence}")
     masks = sum(mask is not None for mask in pairs.values())
-    read_all = f"{len(pairs)} photos, {masks} masks and {len(tests)} photos to predict, all read"
+    to_predict = "" if ds_fetcher.dataset == "own" else f" and {len(tests)} photos to predict"
+    read_all = f"{len(pairs)} photos, {masks} masks{to_predict}, all read"
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))

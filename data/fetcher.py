@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from data.dataset import check_pair, reading, size_text
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
+from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of
 from data.sample import draw_sample
 from helpers import Progress, UserError, lock, make_writable, require
 from img import transformer
@@ -20,21 +21,38 @@ from img import transformer
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
 MASK = re.compile(r"(?P<photo>.+_\d\d)_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+NAMES = {"photos": (PHOTO, "<car>_<01..16>.jpg"), "masks": (MASK, "<car>_<01..16>_mask.gif")}  # at Kaggle
 
 
 class DatasetFetcher:
     """The data set in a folder laid out as Kaggle's: train/ or train_hq/, train_masks/, test/ or test_hq/.
 
     input_dir: that folder.
-    dataset: "carvana" works on what lies there; "sample" draws cars into input_dir/sample, once, and works on them.
+    dataset: "carvana" works on what lies there; "sample" draws cars into input_dir/sample, once, and works on them;
+        "own" works on photos of any names and sizes, and needs none to predict: data/own.py tells where they may lie.
     hq_files: take the photos of high quality (train_hq/, test_hq/) or not; None takes what is there, these first.
-    split: after get_train_files, a row a photo with columns car, image and part ("train" or "valid").
+    group: of own photos, the pattern of what the names of one object's photos share; None: each shows another.
+    split: after get_train_files, a row a photo with columns car, image and part ("train" or "valid"). The car of own
+        photos is their group.
     """
 
-    def __init__(self, input_dir: str | Path = "input", dataset: str = "carvana", hq_files: bool | None = None):
-        require(dataset in ("carvana", "sample"), f"dataset {dataset} can't be: it must be carvana or sample.")
-        require(dataset == "carvana" or not hq_files, "The drawn sample has no train_hq/: leave --hq-files out.")
-        self.dataset = dataset
+    def __init__(
+        self,
+        input_dir: str | Path = "input",
+        dataset: str = "carvana",
+        hq_files: bool | None = None,
+        group: str | None = None,
+    ):
+        kinds = ("carvana", "sample", "own")
+        require(dataset in kinds, f"dataset {dataset} can't be: it must be carvana, sample or own.")
+        require(dataset != "sample" or not hq_files, "The drawn sample has no train_hq/: leave --hq-files out.")
+        require(dataset != "own" or hq_files is None, "--hq-files is for Kaggle's photos: leave it out.")
+        require(
+            dataset == "own" or group is None,
+            f"--group {group!r} is for photos of your own: say --dataset own too, or leave it out.",
+        )
+        self.dataset, self.group = dataset, compile_group(group)
+        self.unit = "car" if dataset != "own" else "photo" if group is None else "group"  # which the split keeps whole
         self.input_dir = Path(input_dir) / "sample" if dataset == "sample" else Path(input_dir)
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
         self.split: pd.DataFrame | None = None
@@ -47,6 +65,10 @@ class DatasetFetcher:
         What lies in input_dir is taken as it is, zips are unpacked, and the rest is fetched from Kaggle. Raises
         UserError that says the ways to get what is missing.
         """
+        if self.dataset == "own":
+            require(self.input_dir.is_dir(), f"There is no folder {self.input_dir}. {LAYOUT}.")
+            print(f"Photos in {self._folder('train')}, masks in {self._folder('train_masks')}.")
+            return
         folder = self.input_dir.parent if self.dataset == "sample" else self.input_dir
         waiting = f"Another process is at work in {folder}; waiting for it."
         if self.dataset == "sample":
@@ -116,6 +138,7 @@ class DatasetFetcher:
             f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md knows other keys).\n"
             f"  2. Have it already? Copy it to {self.input_dir}/, as zips of {COMPETITION}/data\n"
             "     or unpacked, or name the folder: python main.py --input-dir FOLDER\n"
+            "     (and for photos and masks of your own, which aren't Kaggle's: --dataset own)\n"
             "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
         )
 
@@ -124,12 +147,9 @@ class DatasetFetcher:
         it has none; the photos to predict.
         """
         self._faults = faults = []
-        photos = self._photos("train")
-        masks = self._masks(photos.values())
-        cars = _by_car(photos)
-        self._check_views(cars)
+        photos, masks, cars = self._pairs()
         if len(cars) < 2:
-            self._fault(f"{len(cars)} car(s) is too few: one must train and another validate.")
+            self._fault(f"{len(cars)} {self.unit}(s) is too few: one must train and another validate.")
         tests = self._photos("test") if self._folder("test") else {}
         self._faults = None
         return faults, {photo: masks.get(photo) for photo in photos.values()}, sorted(tests.values())
@@ -145,36 +165,39 @@ class DatasetFetcher:
 
         sample_size: share of the cars to work on, None for all; validation_size: share of those to validate on.
         Both are drawn without replacement, by `seed` alone. split: the columns of a split to use instead, of a run that
-        goes on. Raises UserError where photos and masks don't fit together, and where a car of the split is gone.
+        goes on. Raises UserError where photos and masks don't fit together, and where a photo of the split is gone.
         """
-        photos = self._photos("train")
-        masks = self._masks(photos.values())
-        cars = _by_car(photos)
-        self._check_views(cars)
+        photos, masks, cars = self._pairs()
         if split is None:
             parts = self._draw_split(sorted(cars), sample_size, validation_size, seed)
+            rows = [(car, photo.stem, part) for part in parts for car in parts[part] for photo in cars[car]]
         else:
-            both = list(zip(split["car"], split["part"], strict=True))
-            parts = {part: sorted({car for car, its in both if its == part}) for part in ("train", "valid")}
-        gone = [car for part in parts.values() for car in part if car not in cars]
+            stems = [Path(image).stem for image in split["image"]]
+            rows = list(zip(split["car"], stems, split["part"], strict=True))
+        gone = {car if self.unit == "car" else stem: None for car, stem, _ in rows if stem not in photos}  # each once
         require(
             not gone,
-            f"{len(gone)} car(s) that the run was trained or validated on are not in {self._folder('train')}: "
-            f"{self._some(gone)}. Put them back, or start another run.",
+            f"{len(gone)} {'car' if self.unit == 'car' else 'photo'}(s) that the run was trained or validated on are "
+            f"not in {self._folder('train')}: {self._some(gone)}. Put them back, or start another run.",
         )
-        self._check_sizes([cars[car][view] for part in parts.values() for car in part for view in VIEWS], masks)
+        self._check_sizes([photos[stem] for _, stem, _ in rows], masks)
 
-        rows = [(car, cars[car][view].name, part) for part in parts for car in parts[part] for view in VIEWS]
-        self.split = pd.DataFrame(rows, columns=["car", "image", "part"])
-        X_train, X_valid = ([cars[car][view] for car in parts[part] for view in VIEWS] for part in parts)
+        columns = ["car", "image", "part"]
+        self.split = pd.DataFrame([(car, photos[stem].name, part) for car, stem, part in rows], columns=columns)
+        X_train, X_valid = ([photos[stem] for _, stem, its in rows if its == part] for part in ("train", "valid"))
         return X_train, [masks[x] for x in X_train], X_valid, [masks[x] for x in X_valid]
+
+    @property
+    def groups(self) -> dict[str, str] | None:
+        """After get_train_files, the group of each of one's own photos by its name; None where they are Kaggle's."""
+        return dict(zip(self.split["image"], self.split["car"], strict=True)) if self.dataset == "own" else None
 
     def _draw_split(self, cars: list[str], sample_size: float | None, validation_size: float, seed: int) -> dict:
         chosen = _sample(cars, sample_size, seed)
         require(
             len(chosen) >= 2,
-            f"{len(chosen)} of the {len(cars)} car(s) in {self._folder('train')} is too few: one must train and "
-            "another validate. Add cars, or raise --sample-size if you gave it.",
+            f"{len(chosen)} of the {len(cars)} {self.unit}(s) in {self._folder('train')} is too few: one must train "
+            f"and another validate. Add {self.unit}s, or raise --sample-size if you gave it.",
         )
         count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
         train, valid = train_test_split(chosen, test_size=count, random_state=seed)
@@ -194,7 +217,7 @@ class DatasetFetcher:
             )
         cars = _by_car(self._photos("test"))
         chosen = _sample(sorted(cars), sample_size, seed)
-        paths = sorted((path for car in chosen for path in cars[car].values()), key=lambda path: path.name)
+        paths = sorted((path for car in chosen for path in cars[car]), key=lambda path: path.name)
         self._compare_with_kaggle([path.name for path in paths])
         for path in _progress(paths) if origin_img_size else []:
             self.check_test_size(path, self.get_image_size(path), origin_img_size)
@@ -238,16 +261,22 @@ class DatasetFetcher:
         with reading(path):
             return transformer.get_image_size(path)
 
-    def next_step(self, submission: Path) -> str:
-        """The line that tells what to do with the submission."""
+    def next_step(self, made: Path, photo: str = "") -> str:
+        """The line that tells what to do with the submission; of own photos, how to cut out that one with the model."""
+        if self.dataset == "own":
+            command = shlex.join(["python", "predict.py", str(self._folder("train") / photo), "--model", str(made)])
+            return f"cut it out  {command}\n            (the worst photo; name others, or folders of them)"
         if self.dataset == "sample":
             return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
         if self._unlike_kaggle:
             return f"no upload   {self._unlike_kaggle}"
-        return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
+        return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(made))} -m U-Net"
 
     def _folder(self, name: str) -> Path | None:
-        """The folder of that name, or of the other quality's, that has something in it."""
+        """The folder of that name, or of the other quality's, that has something in it. Of own photos, see data/own.py.
+        """
+        if self.dataset == "own":
+            return dict(zip(("train", "train_masks"), find_folders(self.input_dir), strict=True)).get(name)
         suffixes = ("",) if name == "train_masks" else self.suffixes
         folders = [self.input_dir / (name + suffix) for suffix in suffixes]
         return next((folder for folder in folders if folder.is_dir() and _visible(folder)), None)
@@ -268,23 +297,50 @@ class DatasetFetcher:
             count = len(names)
         return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
-    def _check_views(self, cars: dict[str, dict[str, Path]]) -> None:
+    def _pairs(self) -> tuple[dict[str, Path], dict[Path, Path], dict[str, list[Path]]]:
+        """-> the photos to train on by their name without ending, the mask of each, and the photos of each car."""
+        photos = self._photos("train")
+        masks = self._masks(photos.values())
+        if self.dataset == "own":
+            return photos, masks, self._by_group(photos)
+        cars = _by_car(photos)
+        self._check_views(cars)
+        return photos, masks, cars
+
+    def _by_group(self, photos: dict[str, Path]) -> dict[str, list[Path]]:
+        groups, unfit = defaultdict(list), []
+        for stem, path in photos.items():
+            group = group_of(stem, self.group)
+            groups[group].append(path)
+            unfit += [path.name] * (group is None)
+        if unfit:
+            self._fault(
+                f"--group {self.group.pattern!r} fits {len(photos) - len(unfit)} of the {len(photos)} photos in "
+                f"{self._folder('train')}, but not {self._some(unfit)}: say one that fits on all names (without their "
+                "ending), or rename or remove these."
+            )
+        groups.pop(None, None)
+        return groups
+
+    def _check_views(self, cars: dict[str, list[Path]]) -> None:
+        found = {car: {path.stem[-2:] for path in paths} for car, paths in cars.items()}
         uneven = [
             f"{car} has {verb} {', '.join(sorted(views))}"
-            for car, found in cars.items()
-            for verb, views in (("no", set(VIEWS) - set(found)), ("also", set(found) - set(VIEWS)))
+            for car, its in found.items()
+            for verb, views in (("no", set(VIEWS) - its), ("also", its - set(VIEWS)))
             if views
         ]
         if uneven:
             self._fault(
                 f"Each car in {self._folder('train')} must have the 16 views 01 to 16, but {self._some(uneven)}. "
-                "Add what is missing, or take the car out, photos and masks."
+                "Add what is missing, or take the car out, photos and masks; if they aren't Kaggle's, say "
+                "--dataset own."
             )
 
     def _photos(self, name: str) -> dict[str, Path]:
         """The photos in that folder by their name without ending. Names what is not a photo."""
         folder = self._folder(name)
-        paths = self._files(folder, PHOTO, "photos", "<car>_<01..16>.jpg")
+        paths = self._own_files("photos") if self.dataset == "own" else self._files(folder, "photos")
         times = Counter(path.stem for path in paths)
         twice = [path.name for path in paths if times[path.stem] > 1]
         if twice:
@@ -294,50 +350,70 @@ class DatasetFetcher:
     def _masks(self, photos: Iterable[Path]) -> dict[Path, Path]:
         """The mask of each photo, found by name."""
         folder = self._folder("train_masks")
-        masks = defaultdict(list)
-        for path in self._files(folder, MASK, "masks", "<car>_<01..16>_mask.gif"):
-            masks[MASK.fullmatch(path.name)["photo"]].append(path)
-        photos = list(photos)
+        photos, masks = list(photos), defaultdict(list)
+        stems = {photo.stem for photo in photos}
+        for path in self._own_files("masks") if self.dataset == "own" else self._files(folder, "masks"):
+            masks[photo_of(path, stems)].append(path)
         without = [photo.name for photo in photos if photo.stem not in masks]
-        alone = [masks[stem][0].name for stem in sorted(set(masks) - {photo.stem for photo in photos})]
+        alone = [masks[stem][0].name for stem in sorted(set(masks) - stems)]
         twice = [f"{a.name} and {b.name}" for a, b, *_ in (found for found in masks.values() if len(found) > 1)]
-        for names, fault, remedy in (
-            (without, "photo(s) have no mask in", "Add the masks, or take the photos out"),
-            (alone, "mask(s) have no photo in train/ beside", "Add the photos, or take the masks out"),
-            (twice, "photo(s) have two masks in", "Keep one of the two"),
+        for names, fault, where, remedy in (
+            (without, "photo(s) have no mask in", folder, "Add the masks, or take the photos out"),
+            (alone, "mask(s) have no photo in", self._folder("train"), "Add the photos, or take the masks out"),
+            (twice, "photo(s) have two masks in", folder, "Keep one of the two"),
         ):
             if names:
-                self._fault(f"{len(names)} {fault} {folder}: {self._some(names)}. {remedy}.")
+                self._fault(f"{len(names)} {fault} {where}: {self._some(names)}. {remedy}.")
         return {photo: masks[photo.stem][0] for photo in photos if photo.stem in masks}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
         for photo in _progress(photos):
             check_pair(photo, self.get_image_size(photo), masks[photo], self.get_image_size(masks[photo]))
 
-    def _files(self, folder: Path, pattern: re.Pattern, what: str, example: str) -> list[Path]:
-        """The files in `folder` whose names fit; an image that doesn't is a fault, any other stray file is told of."""
-        paths = _visible(folder)
-        no_text = [path for path in paths if not path.name.isprintable()]
-        if no_text:
-            names = self._some(ascii(path.name) for path in no_text)
-            self._fault(f"{len(no_text)} file(s) in {folder} have names that can't be written: {names}. Rename them.")
-        paths = [path for path in paths if path not in no_text]
+    def _files(self, folder: Path, what: str) -> list[Path]:
+        """The files in `folder` named as Kaggle's; an image that isn't is a fault, any other stray file is told of."""
+        paths, (pattern, example) = self._named(folder), NAMES[what]
         strays = [path for path in paths if not pattern.fullmatch(path.name)]
         images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
         if images:
             self._fault(
                 f"{len(images)} file(s) in {folder} are not named like {what}, {example}: {self._some(images)}. Rename "
-                "them, or move them out."
+                "them, or move them out; if they aren't Kaggle's, say --dataset own."
             )
-        others = [path.name for path in strays if path.name not in images]
-        if others:
-            print(f"left aside in {folder}, being no {what}: {self._some(others)}")
+        self._leave_aside(folder, what, [path.name for path in strays if path.name not in images])
         found = [path for path in paths if pattern.fullmatch(path.name)]
         if not found:
             self._fault(
                 f"There are no {what} (named {example}) in {folder}; if they lie in a folder inside it, move them up."
             )
         return found
+
+    def _own_files(self, what: str) -> list[Path]:
+        """The images in the folder of the photos, or of the masks. Where they lie together, NAME_mask.* is a mask."""
+        places = self._folder("train"), self._folder("train_masks")
+        folder, together = places[what == "masks"], places[0] == places[1]
+        paths = [path for path in self._named(folder) if path not in places]
+        found = [path for path in paths if is_image(path)]
+        if what == "photos" or not together:
+            self._leave_aside(folder, what, [path.name for path in paths if not is_image(path)])
+        if together:
+            found = [path for path in found if is_called_mask(path) == (what == "masks")]
+        if not found:
+            self._fault(f"There are no {what} in {folder}. {LAYOUT}.")
+        return found
+
+    def _named(self, folder: Path) -> list[Path]:
+        """What lies in `folder`, but for names that are no text, which are a fault."""
+        paths = _visible(folder)
+        no_text = [path for path in paths if not path.name.isprintable()]
+        if no_text:
+            names = self._some(ascii(path.name) for path in no_text)
+            self._fault(f"{len(no_text)} file(s) in {folder} have names that can't be written: {names}. Rename them.")
+        return [path for path in paths if path not in no_text]
+
+    def _leave_aside(self, folder: Path, what: str, names: list[str]) -> None:
+        if names:
+            print(f"left aside in {folder}, being no {what}: {self._some(names)}")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -349,12 +425,11 @@ def _progress(photos: list[Path]) -> Iterable[Path]:
     return Progress(photos, "checking sizes", unit="photo")
 
 
-def _by_car(photos: dict[str, Path]) -> dict[str, dict[str, Path]]:
-    """car -> view -> photo."""
-    cars = defaultdict(dict)
+def _by_car(photos: dict[str, Path]) -> dict[str, list[Path]]:
+    """car -> its photos, by view."""
+    cars = defaultdict(list)
     for path in photos.values():
-        name = PHOTO.fullmatch(path.name)
-        cars[name["car"]][name["view"]] = path
+        cars[PHOTO.fullmatch(path.name)["car"]].append(path)
     return cars
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from data.sample import draw_sample
 
@@ -35,6 +36,22 @@ def drawn(tmp_path_factory) -> Path:
     """Five small drawn cars, four to train and one to test, as an input folder. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("drawn") / "sample"
     draw_sample(folder, cars=5, test_cars=1, size=(80, 120), processes=1)
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """Own photos in images/ and masks/: two of each of four cats, of two formats and sizes, to be spoiled."""
+    folder = tmp_path / "own"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for cat in range(4):
+        for ending, size in (("jpg", (120, 80)), ("PNG", (70, 90 + cat))):
+            photo, mask = Image.new("RGB", size, (60, 90, 60 + cat)), Image.new("L", size)
+            for image, colour in ((photo, (230, 200, 40)), (mask, 255)):
+                ImageDraw.Draw(image).ellipse((20, 20, 60, 50 + cat), colour)
+            photo.save(folder / f"images/cat {cat}-{ending.lower()}.{ending}")
+            mask.save(folder / f"masks/cat {cat}-{ending.lower()}{'_mask' * (ending == 'PNG')}.png")
     return folder
 
 

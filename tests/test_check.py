@@ -115,3 +115,31 @@ def test_every_name_is_listed_not_the_first_three(folder):
     with pytest.raises(UserError) as error:
         check_data(DatasetFetcher(folder), workers=0)
     assert all(photo.name in str(error.value) for photo, _ in pairs(folder)[:5])
+
+
+def test_own_photos_are_checked_too_and_none_to_predict_are_missed(own, main_here):
+    arguments = ("--input-dir", str(own), "--dataset", "own", "--group", "cat [01]", "--check-data", "--workers", "0")
+    for path in [*own.glob("*/cat 2*"), *own.glob("*/cat 3*")]:
+        path.unlink()
+    code, printed = main_here(*arguments)
+    assert code == 0
+    assert printed.splitlines() == [f"Photos in {own}/images, masks in {own}/masks.", "4 photos, 4 masks, all read: no "
+                                    "fault."]  # fmt: skip
+    half, wide, lost = own / "images/cat 0-jpg.jpg", own / "masks/cat 1-jpg.png", own / "masks/cat 0-png_mask.png"
+    os.truncate(half, half.stat().st_size // 2)
+    save(Image.new("L", (121, 80), 255), wide)
+    lost.unlink()
+    shutil.copy(wide, own / "masks/other.png")
+    shutil.copy(own / "images/cat 1-jpg.jpg", own / "images/dog.jpg")
+    code, _ = main_here(*arguments)
+    first, *faults = str(code).split("\n  ")
+    assert first == f"main.py: 5 faults in {own} (5 photos, 3 masks, all read):"
+    expected = [
+        rf"{half} can't be read as an image \(",
+        rf"{wide} is 121x80 pixels, but its photo .* is 120x80; they must be of one size",
+        r"2 photo\(s\) have no mask in .*masks: cat 0-png\.PNG, dog\.jpg\.",
+        r"1 mask\(s\) have no photo in .*images: other\.png",
+        r"--group 'cat \[01\]' fits 4 of the 5 photos in .*images, but not dog\.jpg",
+    ]
+    for pattern in expected:
+        assert len([fault for fault in faults if re.search(pattern, fault)]) == 1, (pattern, faults)

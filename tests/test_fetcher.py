@@ -284,3 +284,169 @@ def test_a_zip_that_lies_there_is_not_called_missing(tmp_path):
     (tmp_path / "train_masks.zip").unlink()  # control
     with pytest.raises(UserError, match=r"^There is no train_masks/ and no test/ or test_hq/ in .*/\. Three"):
         DatasetFetcher(tmp_path).download_dataset()
+
+
+def lay_out(own, photos, masks):
+    """Moves the own photos and masks to folders of these names; "." is the folder of both itself."""
+    for name, to in (("masks", masks), ("images", photos)):
+        (own / to).mkdir(exist_ok=True)
+        for path in list((own / name).iterdir()):
+            called = f"{path.stem.removesuffix('_mask')}_mask.png" if name == "masks" and photos == masks else path.name
+            path.rename(own / to / called)
+        if to != name:
+            (own / name).rmdir()
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks"),
+    [("images", "masks"), ("imgs", "train_masks"), ("train", "masks"), ("train_hq", "train_masks"), (".", "masks"),
+     (".", "."), ("train", "train")],
+)  # fmt: skip
+def test_own_photos_of_any_names_and_sizes_are_paired_by_name(own, photos, masks, capsys):
+    lay_out(own, photos, masks)
+    before = sorted(own.rglob("*"))
+    fetcher = DatasetFetcher(own, "own")
+    fetcher.download_dataset(test_photos=True)  # which there are none of
+    X_train, y_train, X_valid, y_valid = fetcher.get_train_files()
+    assert (len(X_train), len(X_valid)) == (6, 2)
+    names = set()
+    for photo, mask in zip(X_train + X_valid, y_train + y_valid, strict=True):
+        assert (photo.parent, mask.parent) == (own / photos, own / masks)
+        assert mask.stem.removesuffix("_mask") == photo.stem
+        names.add(photo.name)
+    assert names == {f"cat {cat}-{ending.lower()}.{ending}" for cat in range(4) for ending in ("jpg", "PNG")}
+    assert capsys.readouterr().out == f"Photos in {own / photos}, masks in {own / masks}.\n"
+    assert sorted(own.rglob("*")) == before  # nothing was fetched or locked
+    min(mask for mask in (own / masks).iterdir() if mask.suffix == ".png").rename(own / masks / "other_mask.png")
+    with pytest.raises(UserError, match=r"1 photo\(s\) have no mask in .*: cat 0-(jpg\.jpg|png\.PNG)"):  # control
+        DatasetFetcher(own, "own").get_train_files()
+
+
+def test_the_photos_of_a_group_are_on_one_side_and_alone_without_a_pattern(own):
+    """As with cars: of the share to work on, of those to validate on, and where the names say no more than they are."""
+    split_in_two = 0
+    for seed in range(8):
+        fetcher = DatasetFetcher(own, "own", group="(.+)-")
+        X_train, _, X_valid, _ = fetcher.get_train_files(seed=seed)
+        sides = [{path.name.split("-")[0] for path in paths} for paths in (X_train, X_valid)]
+        assert (len(X_train), len(X_valid)) == (6, 2) and not sides[0] & sides[1]
+        assert set(fetcher.split["car"]) == {f"cat {cat}" for cat in range(4)}
+        assert fetcher.groups == {path.name: path.name.split("-")[0] for path in X_train + X_valid}
+        X_train, _, X_valid, _ = DatasetFetcher(own, "own").get_train_files(seed=seed)
+        split_in_two += bool({path.name[:5] for path in X_train} & {path.name[:5] for path in X_valid})
+    assert split_in_two  # control
+    assert len(DatasetFetcher(own, "own", group=r"cat \d").get_train_files(sample_size=0.5)[0]) == 2
+    assert DatasetFetcher(own, "own", group="jpg|png").get_train_files(sample_size=1)[0][0].stem[-3:] in ("jpg", "png")
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("(.+-", r"^--group '\(\.\+-' is no regular expression \(missing \)"),
+        ("cat [12]", r"^--group 'cat \[12\]' fits 4 of the 8 photos in .*images, but not cat 0-jpg\.jpg, "
+         r"cat 0-png\.PNG, cat 3-jpg\.jpg and 1 more: say one"),
+        ("cat (x?)", "fits 0 of the 8 photos"),  # on a text of no length, which names no group
+        (".at", r"^1 of the 1 group\(s\) in .*images is too few: one must train and another validate\. Add groups"),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_makes_no_groups_is_told(own, group, expected):
+    with pytest.raises(UserError, match=expected):
+        DatasetFetcher(own, "own", group=group).get_train_files()
+
+
+def spoil(own, fault):
+    images, masks = own / "images", own / "masks"
+    match fault:
+        case "no mask":
+            (masks / "cat 0-jpg.png").unlink()
+        case "no photo":
+            (images / "cat 0-jpg.jpg").unlink()
+        case "two masks":
+            shutil.copy(masks / "cat 0-jpg.png", masks / "cat 0-jpg_mask.gif")
+        case "twice":
+            shutil.copy(images / "cat 0-jpg.jpg", images / "cat 0-jpg.jpeg")
+        case "size":
+            Image.new("L", (120, 81)).save(masks / "cat 0-jpg.png")
+        case "no photos":
+            shutil.rmtree(images)
+        case "no masks":
+            shutil.rmtree(masks)
+        case "one":
+            for path in [*images.iterdir(), *masks.iterdir()]:
+                if not path.name.startswith("cat 0-jpg"):
+                    path.unlink()
+        case "no folder":
+            shutil.rmtree(own)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("no mask", r"1 photo(s) have no mask in OWN/masks: cat 0-jpg.jpg. Add the masks, or take the photos out."),
+        ("no photo", "1 mask(s) have no photo in OWN/images: cat 0-jpg.png. Add the photos, or take the masks out."),
+        ("two masks", "1 photo(s) have two masks in OWN/masks: cat 0-jpg.png and cat 0-jpg_mask.gif. Keep one of the"),
+        ("twice", "OWN/images holds a photo twice, with two endings: cat 0-jpg.jpeg, cat 0-jpg.jpg. Keep one of the"),
+        ("size", "OWN/masks/cat 0-jpg.png is 120x81 pixels, but its photo OWN/images/cat 0-jpg.jpg is 120x80; they"),
+        ("no photos", "There are no photos in OWN. Photos are looked for in train/, images/ or imgs/ of --input-dir"),
+        ("no masks", "There are no masks in OWN/images. Photos are looked for in train/"),
+        ("one", "1 of the 1 photo(s) in OWN/images is too few: one must train and another validate. Add photos"),
+        ("no folder", "There is no folder OWN. Photos are looked for in train/"),
+    ],
+)
+def test_a_fault_of_own_photos_is_named(own, fault, expected):
+    fetcher = DatasetFetcher(own, "own")
+    fetcher.download_dataset()
+    fetcher.get_train_files()  # control
+    spoil(own, fault)
+    with pytest.raises(UserError) as error:
+        DatasetFetcher(own, "own").download_dataset()
+        DatasetFetcher(own, "own").get_train_files()
+    assert str(error.value).startswith(expected.replace("OWN", str(own)))
+
+
+def test_strays_beside_own_photos_are_told_of_once(own, capsys):
+    lay_out(own, ".", ".")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt"):
+        (own / name).write_text("x")
+    (own / "folder.jpg").mkdir()
+    assert len(DatasetFetcher(own, "own").get_train_files()[0]) == 6
+    told = f"left aside in {own}, being no photos: Thumbs.db, folder.jpg, notes.txt\n"
+    assert capsys.readouterr().out == told
+
+
+def test_what_only_kaggles_or_only_own_photos_have_is_refused_with_the_others(own, drawn):
+    with pytest.raises(UserError, match=r"^--group 'x' is for photos of your own: say --dataset own too, or leave it"):
+        DatasetFetcher(drawn, group="x")
+    with pytest.raises(UserError, match=r"^--hq-files is for Kaggle's photos: leave it out\."):
+        DatasetFetcher(own, "own", hq_files=True)
+    assert DatasetFetcher(drawn).groups is None
+
+
+def test_photos_that_are_not_kaggles_lead_to_a_data_set_of_ones_own(own, folder):
+    assert "for photos and masks of your own, which aren't Kaggle's: --dataset own" in refusal(own)
+    (folder / "train_masks" / f"{first_photo(folder).stem}_mask.gif").unlink()
+    first_photo(folder).unlink()
+    assert refusal(folder).endswith("if they aren't Kaggle's, say --dataset own.")  # a car has not all its views
+    shutil.copy(own / "images/cat 0-jpg.jpg", folder / "train")
+    sentence = refusal(folder)
+    assert sentence.endswith("jpg.jpg. Rename them, or move them out; if they aren't Kaggle's, say --dataset own.")
+    (folder / "train/cat 0-jpg.jpg").unlink()
+    assert len(DatasetFetcher(folder, "own", group=r"(.+)_\d\d").get_train_files()[0]) in (47, 48)
+
+
+def test_a_run_on_own_photos_goes_on_with_those_that_it_began_with(own):
+    """A group may have got a photo more since; one that is gone is named."""
+    fetcher = DatasetFetcher(own, "own", group="(.+)-")
+    before = fetcher.get_train_files(seed=3)
+    split = fetcher.split.to_dict(orient="list")
+    shutil.copy(own / "images/cat 0-jpg.jpg", own / "images/cat 0-new.jpg")
+    shutil.copy(own / "masks/cat 0-jpg.png", own / "masks/cat 0-new.png")
+    again = DatasetFetcher(own, "own", group="(.+)-")
+    assert again.get_train_files(seed=4, split=split) == before
+    pd.testing.assert_frame_equal(again.split, fetcher.split)
+    assert sum(map(len, DatasetFetcher(own, "own", group="(.+)-").get_train_files())) == 18  # control
+    spoil(own, "no mask")
+    spoil(own, "no photo")
+    expected = r"^1 photo\(s\) that the run was trained or validated on are not in .*images: cat 0-jpg\. Put them back"
+    with pytest.raises(UserError, match=expected):
+        DatasetFetcher(own, "own", group="(.+)-").get_train_files(split=split)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from callbacks.model_saver import ModelSaverCallback
 from conftest import ROOT
@@ -85,6 +86,40 @@ def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, border
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
 
 
+@pytest.mark.slow
+def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
+    """Trained, scored, gone on with, and by the printed command cut out, from photos of different sizes."""
+    photos = ["--dataset", "own", "--input-dir", own, "--group", "(.+)-"]
+    done = run_main(*photos, *SMALL, "--epochs", "1", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"Photos in {own}/images, masks in {own}/masks.\n" in done.stdout
+    assert "Training on 6 photos, validating on 2, predicting 0" in done.stdout
+    assert "2 validation photos of 1 group(s)\n" in done.stdout and "by view" not in done.stdout
+    run = next((tmp_path / "output/models").iterdir())
+    score, split = pd.read_csv(run / "score.csv"), pd.read_csv(run / "split.csv")
+    assert list(score) == ["image", "car", "dice"] and score["car"].nunique() == 1 and len(score) == 2
+    assert set(split[split["part"] == "valid"]["image"]) == set(score["image"]) and len(split) == 8
+    assert len(set(split["car"])) == 4 and not (tmp_path / "output/submit.csv.gz").exists()
+
+    again = run_main("--resume", "last", "--epochs", "2")
+    assert again.returncode == 0 and f"{run} goes on after epoch 1 of 2." in again.stdout, again.stderr
+    assert pd.read_csv(run / "split.csv").equals(split) and len(pd.read_csv(run / "metrics.csv")) == 2
+    other = run_main("--resume", "last", "--group", "cat")
+    assert f"--group can't be cat in {run}, which began with (.+)-" in other.stderr  # control: the pattern was kept
+
+    (told,) = re.findall(r"^cut it out  (python predict\.py .*)$", again.stdout, re.MULTILINE)
+    _, script, photo, *options = shlex.split(told)
+    worst = pd.read_csv(run / "score.csv")["image"][0]
+    assert photo == str(own / "images" / worst) and options == ["--model", str(run / "best.pt")]
+    command = [sys.executable, ROOT / script, photo, *options]
+    cut = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert cut.returncode == 0, cut.stderr
+    mask = next((own / "masks").glob(f"{worst.split('.')[0]}*"))
+    assert re.search(rf"Dice 0\.\d{{4}} with {re.escape(mask.name)}\n", cut.stdout)
+    with Image.open(photo) as image, Image.open(tmp_path / f"cutouts/{worst.split('.')[0]}_mask.png") as made:
+        assert made.size == image.size
+
+
 FAULTS = [
     ("--net UNet1024", "nearest sizes that work are 512 512"),
     ("--net UNet1024 --input-img-resize 1000 1024", "nearest sizes that work are 960 1024"),
@@ -109,6 +144,10 @@ FAULTS = [
     ("--output-dir FILE/output", "FILE/output can't be written to (Not a directory)"),
     ("--logs-dir FILE", "FILE can't be written to (File exists)"),
     ("--dataset sample --input-dir FILE", "FILE can't be written to (File exists)"),
+    ("--dataset own --input-dir FILE", "There is no folder FILE. Photos are looked for in"),
+    ("--dataset own --input-dir EMPTY", "There are no photos in EMPTY. Photos are looked for in"),
+    ("--dataset own --group (a", "--group '(a' is no regular expression (missing )"),
+    ("--group a", "--group 'a' is for photos of your own: say --dataset own too, or leave it out."),
 ]
 
 
@@ -187,6 +226,19 @@ def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, req
     saver = seen["callbacks"][0]
     assert saver.path == saved_run and saver.hyperparameters["epochs"] == 9 and saver.hyperparameters["resume"] is None
     assert {callback.path.name for callback in seen["callbacks"]} == {saved_run.name, saved_run.name[len("model_"):]}
+
+
+def test_a_run_of_before_there_were_groups_goes_on(saved_run, main_here, request):
+    state = torch.load(saved_run / "last.pt", weights_only=True)
+    assert state["hyperparameters"].pop("group") is None
+    torch.save(state, saved_run / "last.pt")
+    seen = request.getfixturevalue("seen")
+    code, _ = main_here("--resume", "last")
+    assert code.startswith("main.py: seen"), code
+    assert seen["callbacks"][0].hyperparameters["group"] is None
+    del state["hyperparameters"]["grey"]  # control
+    torch.save(state, saved_run / "last.pt")
+    assert "was made by another version of main.py" in main_here("--resume", "last")[0]
 
 
 @pytest.mark.parametrize(("done", "way"), [(0, ""), (3, "say --epochs 3 to end where it is, or ")])
@@ -366,7 +418,7 @@ def test_help_explains_every_hyperparameter(main_here):
     assert code == 0
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
     fields = re.findall(r"^    (\w+): .* = .*  # (.*)$", (ROOT / "main.py").read_text(), re.MULTILINE)
-    assert len(fields) == 42
+    assert len(fields) == 43
     for name, comment in fields:
         assert f"--{name.replace('_', '-')}" in text and comment in text
 
@@ -387,6 +439,7 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
         (tmp_path / "empty" / "sample").mkdir()
     code, printed = main_here(*arguments, "--input-dir", str(tmp_path / "empty"))
     ends = {"--resume": "to go on with", "sample": "to have it drawn", "--help": "usage: main.py"}
+    ends["own"] = "There are no photos in"
     expected = next((ends[word] for word in arguments if word in ends), "Three ways on")
     assert expected in str(code) + printed
 
