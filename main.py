@@ -66,7 +66,7 @@ class Hyperparameters:
     grey: float = 0.0  # share of the training photos that lose their colours
     blur: float = 0.0  # largest Gaussian sigma, in pixels of the resized photo, for half of the training photos
     tta: bool = False  # test-time augmentation: predict each photo and its mirror image, and take the mean
-    predict: bool = True  # write output_dir/submit.csv.gz after training; not with own photos: predict.py cuts them
+    predict: bool = True  # write output_dir/submit.csv.gz after training; own photos have predict.py in its place
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's photos in input_dir, cars drawn into it, or own
     group: str | None = None  # own photos: a pattern of what the names of one object's photos share; None: a photo each
     hq_files: bool | None = None  # photos of train_hq/ and test_hq/; None takes what is there, or the smaller ones
