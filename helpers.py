@@ -112,7 +112,8 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Iterable | None = None, desc: str = "", **options: Any):
         options = dict(unit="it", unit_scale=False, unit_divisor=1000, initial=0, leave=False) | options
-        super().__init__(iterable, desc, disable=None, dynamic_ncols=True, **options)
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]"  # fits into 80 columns
+        super().__init__(iterable, desc, disable=None, dynamic_ncols=True, bar_format=form, **options)
         self.told = self.began = time.monotonic()
         if self.disable:  # tqdm keeps nothing then
             self.desc, self.options, self.postfix = desc, options, None
@@ -239,7 +240,7 @@ def keep_freed_memory() -> None:
 def choose_machine(
     device: str | None, precision: str | None, workers: int | None, process: int = 0, processes: int = 1
 ) -> tuple[torch.device, torch.dtype, int, str]:
-    """Device, precision and count of workers, as asked or, for None, as this machine suggests. And a line of why.
+    """Device, precision and count of workers, as asked or, for None, as this machine suggests. And three lines of why.
 
     process, processes: which one this is of those that train on this machine, from 0, and how many they are.
     The process is told to keep_freed_memory from here on.
@@ -251,8 +252,9 @@ def choose_machine(
     if device.type == "cpu" and processes > 1:  # torchrun leaves each of them one thread
         torch.set_num_threads(max(count_cores() // processes, 1))
     reasons = (
-        f"device {device} ({device_reason}), precision {str(precision).removeprefix('torch.')} ({precision_reason}), "
-        f"workers {workers} ({workers_reason})"
+        f"device {device} ({device_reason})\n"
+        f"            precision {str(precision).removeprefix('torch.')} ({precision_reason})\n"
+        f"            workers {workers} ({workers_reason})"
     )
     return device, precision, workers, reasons
 

@@ -117,7 +117,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
                                                                  processes.LOCAL_RANK, processes.LOCAL_COUNT)
     images_a_step = images_of_step(hp, processes.COUNT)
     if processes.COUNT > 1:
-        reasons += f"\n{processes.COUNT} processes, {hp.batch_size} images each at once: a step has {images_a_step}"
+        reasons += (f"\n            {processes.COUNT} processes, {hp.batch_size} images each at once: a step has "
+                    f"{images_a_step}")
 
     # 3. The data: all views of a car are either trained on or validated on
     ds_fetcher = DatasetFetcher(hp.input_dir, hp.dataset, hp.hq_files, hp.group)
@@ -132,7 +133,6 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     processes.require_same("The photos", ["/".join(path.parts[-2:]) for path in [*X_train, *X_valid, *X_test]])
     helpers.require(len(X_train) >= processes.COUNT, f"{len(X_train)} photos to train on are too few for "
                     f"{processes.COUNT} processes: say --nproc_per_node={len(X_train)} to torchrun, or less.")
-    print(f"Training on {len(X_train)} photos, validating on {len(X_valid)}, predicting {len(X_test)}\n{reasons}")
 
     # 4. After every epoch: a checkpoint, then curves and pictures for TensorBoard
     now = processes.from_first(helpers.get_model_timestamp)
@@ -142,6 +142,10 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     model_saver_cb = ModelSaverCallback(folder, trained_with, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
     tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run, trained_with)
+    print(f"the data    {ds_fetcher.describe(len(X_test))}\nthe net     {hp.net}, "
+          f"{sum(weights.numel() for weights in net.parameters()):,} parameters, from {size_text(hp.input_img_resize)} "
+          f"pixels to {size_text(net.output_size)}\nthe machine {reasons}\nthe folder  {folder}\n"
+          f"watch it    tensorboard --logdir={hp.logs_dir}\n")
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize
@@ -174,7 +178,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
                          callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb], schedule=schedule)
     best, size = classifier.best, size_text(net.output_size)
     print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
-          f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path} and {tb_viz_cb.path}\n"
+          f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path}\n            {tb_viz_cb.path}\n"
           f"watch them  tensorboard --logdir={hp.logs_dir}")
 
     # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does

@@ -87,14 +87,14 @@ class ScorerCallback(Callback):
         by_view = ""
         if "view" in table:
             views = [f"{view} {dice:.4f}" for view, dice in table.groupby("view")["dice"].mean().items()]
-            by_view = f"by view     {_in_lines(views, 8)}\n"
+            by_view = f"by view     {_in_lines(views, 4)}\n"
         means = pd.DataFrame(self.swept).mean(axis=1)  # by threshold
         cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
             f"            {len(table)} validation photos of {table['car'].nunique()} {unit}(s){between}\n"
-            f"the worst   {_in_lines(worst, 3)}\n"
-            f"{by_view}threshold   {_in_lines(cuts, 7)}"
+            f"the worst   {_in_lines(worst, 2)}\n"
+            f"{by_view}threshold   {_in_lines(cuts, 4)}"
         )
 
 

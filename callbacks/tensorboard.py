@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
 LINE = 20  # height of the line below a panel, in pixels
-CURVES = {  # the tag of each metric, and what TensorBoard says of it
-    "loss": ("masks/loss", "Cross entropy and soft Dice loss; the mean over the images."),
-    "dice": ("masks/dice", "2 |A and B| / (|A| + |B|), the mean over the images, at the size of the net's masks."),
-    "pixel_accuracy": ("masks/pixel_accuracy", "The share of pixels that are right, at the size of the net's masks."),
-    "score": ("masks/score", "The best epoch's Dice as Kaggle counts: of validation photos at their own size."),
-    "learning_rate": ("step/learning_rate", "That of the epoch's first step."),
-    "images_per_second": ("step/images_per_second", "Read, moved, and trained on or validated, by all processes."),
+CURVES = {  # the tag of each metric: what stands before the / is a heading in TensorBoard
+    "loss": "masks/loss",
+    "dice": "masks/dice",
+    "pixel_accuracy": "masks/pixel_accuracy",
+    "score": "masks/score",
+    "learning_rate": "step/learning_rate",
+    "images_per_second": "step/images_per_second",
 }
 
 
@@ -62,9 +62,8 @@ class Log:
 
     def add_curve(self, name: str, value: float, epoch: int) -> None:
         """A point of one of the CURVES."""
-        tag, description = CURVES[name]
         with self._naming():
-            self.writer.add_scalar(tag, value, epoch, summary_description=description)
+            self.writer.add_scalar(CURVES[name], value, epoch)
 
     def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
         with self._naming():
@@ -74,7 +73,7 @@ class Log:
         """A row of the page HPARAMS, with the latest points of these curves of this log."""
         values = {name: value if isinstance(value, int | float) else str(value) for name, value in values.items()}
         with self._naming():
-            for summary in hparams(values, {CURVES[name][0]: 0 for name in curves})[:2]:
+            for summary in hparams(values, {CURVES[name]: 0 for name in curves})[:2]:
                 self.writer.file_writer.add_summary(summary, 0)
 
     def add_image(self, tag: str, image: Tensor, epoch: int) -> None:
@@ -143,7 +142,7 @@ class TensorboardLoggerCallback(Callback):
             elif epoch == classifier.epoch and (phase, self.DICES, epoch) not in self.there:
                 log.add_histogram(self.DICES, classifier.valid_dice, epoch)
             for name, value in curves.items():
-                if (phase, CURVES[name][0], epoch) not in self.there:
+                if (phase, CURVES[name], epoch) not in self.there:
                     log.add_curve(name, value, epoch)
             log.flush()
 
@@ -157,7 +156,7 @@ class TensorboardLoggerCallback(Callback):
         Another one may follow, of another threshold or with flip averaging; one that is there is not added again.
         """
         epoch, path = classifier.best["epoch"], self.path / "valid"
-        there = points(path, up_to=epoch).get((path.name, CURVES["score"][0], epoch))
+        there = points(path, up_to=epoch).get((path.name, CURVES["score"], epoch))
         if there is None or not math.isclose(there, score, rel_tol=1e-6):  # TensorBoard keeps float32
             log = Log(path, classifier.epoch + 1)
             log.add_curve("score", score, epoch)

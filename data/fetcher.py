@@ -261,6 +261,18 @@ class DatasetFetcher:
         with reading(path):
             return transformer.get_image_size(path)
 
+    def describe(self, to_predict: int) -> str:
+        """How many photos, of how many cars, train, validate, and are predicted, and where they are."""
+        counted = self.split.groupby("part")["car"].agg(["size", "nunique"])
+        (train, its_cars), (valid, other_cars) = counted.loc["train"], counted.loc["valid"]
+        of_cars, of_others = f" of {its_cars} {self.unit}(s)", f" of {other_cars}"
+        if self.unit == "photo":
+            of_cars = of_others = ""
+        return (
+            f"{train:,} photos{of_cars} to train on, {valid:,}{of_others} to validate,\n"
+            f"            {to_predict:,} to predict, in {self.input_dir}"
+        )
+
     def next_step(self, made: Path, photo: str = "") -> str:
         """The line that tells what to do with the submission; of own photos, how to cut out that one with the model."""
         if self.dataset == "own":

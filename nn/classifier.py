@@ -238,7 +238,7 @@ class CarvanaClassifier:
         net = self.model.train() if training else self.predictor.eval()
         totals, dice = _Totals(), []
         start = time.perf_counter()
-        title = f"epoch {self.epoch}/{self.epochs} {phase}"
+        title = f"{phase} {self.epoch}/{self.epochs}"
         with helpers.Progress(total=len(loader.dataset), desc=title, unit="img") as bar:
             for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
                 targets = masks.to(self.device, non_blocking=True).float() / 255
@@ -325,7 +325,7 @@ class CarvanaClassifier:
                 f"{photos_of_step(loader, step - bad)}, so training stopped. {advice}."
             )
         means = totals.means()
-        return {"loss": f"{means['loss']:.4f}", "dice": f"{means['dice']:.4f}"}
+        return {"loss": f"{means['loss']:.3f}", "dice": f"{means['dice']:.4f}"}
 
     @contextmanager
     def _ending_well(self, loader: DataLoader, callbacks: Sequence[Callback]) -> Iterator[None]:

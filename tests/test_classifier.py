@@ -333,7 +333,11 @@ def test_callbacks_are_called_in_order(capsys):
     assert recorder.calls == ["begin", 1, 2, "end", "begin", 3, "end"]
     assert [metrics["epoch"] for metrics in classifier.metrics] == [1, 2, 3]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[1].startswith("epoch 2/3 ") and "dice" in lines[1]
+    _, names, first, second, *others = lines  # a heading of two lines at the start of each training
+    assert first.startswith("epoch 1/3 ") and second.startswith("epoch 2/3 ") and len(others) == 3
+    shown = dict(zip(names.split(), second.split()[2:], strict=False))  # of Dice, the second of two of a name
+    assert shown["valid"] == f"{classifier.metrics[1]['valid_dice']:.4f}"
+    assert [len(names)] + [line.index(" min") + len(" min") for line in (first, second)] == [64, 64, 64]
 
 
 def test_prediction_hands_on_every_name_with_its_own_probabilities():

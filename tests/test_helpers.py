@@ -119,7 +119,7 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert helpers.choose_precision(None, cpu) == expected
     assert helpers.choose_precision("float16", cpu) == (torch.float16, "as asked")
-    reasons = "device cpu (as asked), precision float32 (as asked), workers 3 (as asked)"
+    reasons = "device cpu (as asked)\n            precision float32 (as asked)\n            workers 3 (as asked)"
     assert helpers.choose_machine("cpu", "float32", 3) == (cpu, torch.float32, 3, reasons)
 
 

@@ -52,7 +52,8 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "a-secret-of-the-user")
     done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    assert "Training on 48 photos, validating on 16, predicting 16" in done.stdout
+    told = f"the data    48 photos of 3 car(s) to train on, 16 of 1 to validate,\n{16:14} to predict, in {drawn}\n"
+    assert done.stdout.startswith(told)
     assert len(re.findall(r"^epoch [12]/2 ( +0\.\d{4}){4} ", done.stdout, re.MULTILINE)) == 2
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith(("epoch", "  ")))
     run = next((tmp_path / "output/models").iterdir())

@@ -124,7 +124,8 @@ def test_a_mask_that_can_not_be_read_is_named(masks, tmp_path):
 
 
 def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(drawn, tmp_path):
-    saver, logger = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame()), TensorboardLoggerCallback(tmp_path / "tb")
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    logger = TensorboardLoggerCallback(tmp_path / "tb", {})
     classifier = train(drawn, 3, [saver, logger])
     classifier.metrics[1]["valid_dice"] = 0.9999
     before, weights = saver.last.read_bytes(), saver.best.read_bytes()
@@ -136,7 +137,7 @@ def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(draw
     assert metrics["score"].isna().tolist() == [True, False, True] and metrics["score"][1] == 0.25
     assert not set(classifier.TIMES) & set(metrics)
     pd.testing.assert_frame_equal(pd.read_csv(saver.path / "score.csv", dtype={"view": str}), table)
-    assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("score")] == [
+    assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("masks/score")] == [
         (2, pytest.approx(0.1)), (2, 0.25),
     ]  # fmt: skip
     assert [each.step for each in events(tmp_path / "tb/valid").Scalars("dice")] == [1, 2, 3]
