@@ -140,5 +140,5 @@ def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(draw
     assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("masks/score")] == [
         (2, pytest.approx(0.1)), (2, 0.25),
     ]  # fmt: skip
-    assert [each.step for each in events(tmp_path / "tb/valid").Scalars("dice")] == [1, 2, 3]
+    assert [each.step for each in events(tmp_path / "tb/valid").Scalars("masks/dice")] == [1, 2, 3]
     assert (saver.last.read_bytes(), saver.best.read_bytes()) == (before, weights)  # nothing to go on from has changed
