@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast bench lint figures tensorboard
+.PHONY: demo test test-fast test-browser bench lint figures tensorboard
 PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: two cores, no GPU, no Kaggle account.
@@ -13,6 +13,10 @@ test: .venv/installed-dev
 test-fast: .venv/installed-dev
 	$(PYTHON) -m pytest -m "not slow"
 
+# Looks at TensorBoard's page in Chromium, which it installs where there is none.
+test-browser: .venv/installed-browser
+	$(PYTHON) -m pytest tests/test_browser.py
+
 bench: .venv/installed-dev
 	@$(PYTHON) benchmarks
 
@@ -24,7 +28,7 @@ figures: .venv/installed-dev
 	@$(PYTHON) docs/figures.py
 
 tensorboard: .venv/installed
-	$(PYTHON) -m tensorboard.main --logdir=./logs
+	$(PYTHON) -m tensorboard.main --logdir=./logs --samples_per_plugin=images=1000
 
 .venv/installed: requirements.txt
 	python3 -m venv .venv
@@ -33,4 +37,10 @@ tensorboard: .venv/installed
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/installed-browser: .venv/installed-dev requirements-browser.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	    $(PYTHON) -m playwright install --with-deps chromium || (apt-get update && apt-get install -y chromium)
 	touch $@

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
 
 HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
-LINE = 20  # height of the line below a panel, in pixels
+LINE = 36  # height of the line below a panel, in pixels: TensorBoard shows a panel at a third of its size
 CURVES = {  # the tag of each metric: what stands before the / is a heading in TensorBoard
     "loss": "masks/loss",
     "dice": "masks/dice",
@@ -70,8 +70,9 @@ class Log:
             self.writer.add_histogram(tag, values.numpy(), epoch, bins="auto")
 
     def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
-        """A row of the page HPARAMS, with the latest points of these curves of this log."""
-        values = {name: value if isinstance(value, int | float) else str(value) for name, value in values.items()}
+        """A row of the page HPARAMS, with the latest points of these curves of this log; not what is off, or a path."""
+        told = {name: value for name, value in values.items() if value and not isinstance(value, Path)}
+        values = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
         with self._naming():
             for summary in hparams(values, {CURVES[name]: 0 for name in curves})[:2]:
                 self.writer.file_writer.add_summary(summary, 0)
@@ -188,7 +189,7 @@ class TensorboardVisualizerCallback(Callback):
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         worst = classifier.valid_dice.argsort(stable=True)[: self.count].tolist()
         shown = self.shown | {f"worst_of_the_epoch/{place}": index for place, index in enumerate(worst, start=1)}
-        panels = {index: self._panel(classifier, index, epoch) for index in {*shown.values()}}  # one at a time
+        panels = {index: self._panel(classifier, index) for index in {*shown.values()}}  # one at a time
         for tag, index in shown.items():
             self.log.add_image(tag, panels[index], epoch)
         self.log.flush()
@@ -196,13 +197,13 @@ class TensorboardVisualizerCallback(Callback):
     def _name(self, index: int) -> str:
         return Path(self.dataset.X[index]).name
 
-    def _panel(self, classifier: CarvanaClassifier, index: int, epoch: int) -> Tensor:
+    def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
         image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
         prediction = (classifier.predict_probs(image[None]).cpu() > classifier.threshold)[0]
         photo = center_crop(image, mask.shape) if self.dataset.border == "mirror" else resize(image, mask.shape)
         height, width = get_image_size(self.dataset.X[index])
         return panel(photo, prediction, mask > 127, (max(1, round(self.width * height / width)), self.width),
-                     f"epoch {epoch}  {self._name(index)}")
+                     self._name(index))
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         self.log.close()
@@ -227,8 +228,8 @@ def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int]
     for colour, meaning in ((FALSE_ALARM, "false alarm"), (MISS, "miss"), (HIT, "hit")):
         right -= draw.textlength(meaning, font) + 4
         draw.text((right, LINE / 2), meaning, "black", font, "lm")
-        draw.rectangle((right - 16, 4, right - 4, LINE - 5), colour)
-        right -= 28
+        draw.rectangle((right - LINE / 2 - 4, LINE / 4, right - 5, 3 * LINE / 4), colour)
+        right -= LINE
     return torch.cat([strip, torch.from_numpy(np.array(line)).permute(2, 0, 1)], dim=1)
 
 

@@ -110,7 +110,8 @@ def test_tensorboard_shows_how_the_photos_dice_are_spread(drawn, tmp_path):
 
 
 def test_tensorboard_compares_hyperparameters_by_what_came_of_them(drawn, tmp_path):
-    given = {"net": "Tiny", "learning_rate": 3.0, "tta": False, "sizes": (16, 24), "precision": None}
+    given = {"net": "Tiny", "learning_rate": 3.0, "flip": True, "sizes": (16, 24), "precision": None, "blur": 0.0,
+             "input_dir": drawn}
     callback = TensorboardLoggerCallback(tmp_path / "run", given)
     callback.log_score(train(drawn, 2, [callback]), 0.5)
     train(drawn, 2, [TensorboardLoggerCallback(tmp_path / "run", given)])  # the run is shown again: no second row
@@ -123,8 +124,8 @@ def test_tensorboard_compares_hyperparameters_by_what_came_of_them(drawn, tmp_pa
     ]
     experiment, start = content  # control: a second row would be two more
     known = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
-    assert known == {"net": "string_value", "learning_rate": "number_value", "tta": "bool_value",
-                     "sizes": "string_value", "precision": "string_value"}
+    assert known == {"net": "string_value", "learning_rate": "number_value", "flip": "bool_value",
+                     "sizes": "string_value"}
     metrics = {info.name.tag for info in experiment.experiment.metric_infos}
     assert metrics <= set(events(tmp_path / "run/valid").Tags()["scalars"]) and "masks/score" in metrics
 
