@@ -66,8 +66,9 @@ class Log:
             self.writer.add_scalar(CURVES[name], value, epoch)
 
     def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
-        with self._naming():
-            self.writer.add_histogram(tag, values.numpy(), epoch, bins="auto")
+        if len(values):
+            with self._naming():
+                self.writer.add_histogram(tag, values.numpy(), epoch, bins="auto")
 
     def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
         """A row of the page HPARAMS, with the latest points of these curves of this log; not what is off, or a path."""
@@ -223,13 +224,14 @@ def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int]
     line = Image.new("RGB", (strip.shape[2], LINE), "white")
     draw, font = ImageDraw.Draw(line), ImageFont.load_default(0.7 * LINE)
     dice = dice_per_image(prediction[None], mask[None]).item()
-    draw.text((4, LINE / 2), f"{title}  Dice {dice:.4f}", "black", font, "lm")
+    draw.text((4, LINE / 2), f"{title[:34]}  Dice {dice:.4f}", "black", font, "lm")
     right = strip.shape[2]
     for colour, meaning in ((FALSE_ALARM, "false alarm"), (MISS, "miss"), (HIT, "hit")):
-        right -= draw.textlength(meaning, font) + 4
-        draw.text((right, LINE / 2), meaning, "black", font, "lm")
-        draw.rectangle((right - LINE / 2 - 4, LINE / 4, right - 5, 3 * LINE / 4), colour)
-        right -= LINE
+        left = right - draw.textlength(meaning, font) - LINE
+        draw.rectangle((left, 0, right, LINE), "white")  # over a title of wide letters
+        draw.rectangle((left + LINE / 4, LINE / 4, left + 3 * LINE / 4, 3 * LINE / 4), colour)
+        draw.text((right - 4, LINE / 2), meaning, "black", font, "rm")
+        right = left
     return torch.cat([strip, torch.from_numpy(np.array(line)).permute(2, 0, 1)], dim=1)
 
 

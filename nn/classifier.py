@@ -171,7 +171,7 @@ class CarvanaClassifier:
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
-                self.valid_dice = checkpoint["valid_dice"]
+                self.valid_dice = checkpoint.get("valid_dice", self.valid_dice)  # earlier versions kept none
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if helpers.ran_out_of_memory(error):
                 raise
