@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import helpers
 from data.dataset import check_pair, photo_size, read
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_image
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image
 from img.transformer import decode_mask, decode_photo, mirror_border, resize
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
@@ -96,7 +96,8 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
         helpers.require(path.exists(), f"{path} is not there.")
         found = [path]
         if path.is_dir():
-            found = [file for file in path.iterdir() if is_image(file) and not file.stem.endswith(("_mask", "_cutout"))]
+            found = [file for file in path.iterdir() if is_image(file) and not file.stem.endswith("_cutout")]
+            found = [file for file in found if not is_called_mask(file)]
         helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
         for file in found:
             other = photos.setdefault(file.stem, file)
@@ -116,8 +117,9 @@ def places_of_masks(photo: Path) -> list[Path]:
 def find_mask(photo: Path) -> Path | None:
     """NAME_mask.gif (or .png, ...) of a photo NAME.jpg; NAME.gif too, where masks have a folder."""
     for place in places_of_masks(photo):
-        stems = (f"{photo.stem}_mask", photo.stem)[: 1 + (place != photo.resolve().parent)]
-        found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path) and path.stem in stems]
+        ends = ("_mask", "")[: 1 + (place != photo.resolve().parent)]
+        found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path)]
+        found = [path for path in found if path.stem.removeprefix(photo.stem).lower() in ends]
         if found:
             return min(found)
     return None

@@ -66,9 +66,10 @@ class Log:
             self.writer.add_scalar(CURVES[name], value, epoch)
 
     def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
+        """values: between 0 and 1."""
         if len(values):
             with self._naming():
-                self.writer.add_histogram(tag, values.numpy(), epoch, bins="auto")
+                self.writer.add_histogram(tag, values.numpy(), epoch, bins=np.linspace(0, 1, 101))
 
     def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
         """A row of the page HPARAMS, with the latest points of these curves of this log; not what is off, or a path."""
@@ -175,7 +176,7 @@ class TensorboardVisualizerCallback(Callback):
     the worst photos of each epoch. Each is a panel (see there).
 
     path: the folder of this run, such as logs/tb_viz/<timestamp>. count: how many photos a row has.
-    width: of a photo in a panel, in pixels; its height keeps the file's proportions.
+    width: of a photo in a panel, in pixels; its height keeps the file's proportions, up to twice as high as wide.
     """
 
     def __init__(self, path: str | Path, count: int = 4, width: int = 320):
@@ -203,8 +204,8 @@ class TensorboardVisualizerCallback(Callback):
         prediction = (classifier.predict_probs(image[None]).cpu() > classifier.threshold)[0]
         photo = center_crop(image, mask.shape) if self.dataset.border == "mirror" else resize(image, mask.shape)
         height, width = get_image_size(self.dataset.X[index])
-        return panel(photo, prediction, mask > 127, (max(1, round(self.width * height / width)), self.width),
-                     self._name(index))
+        size = min(max(1, round(self.width * height / width)), 2 * self.width), self.width
+        return panel(photo, prediction, mask > 127, size, self._name(index))
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         self.log.close()

@@ -270,7 +270,7 @@ class DatasetFetcher:
             of_cars = of_others = ""
         return (
             f"{train:,} photos{of_cars} to train on, {valid:,}{of_others} to validate,\n"
-            f"            {to_predict:,} to predict, in {self.input_dir}"
+            f"            {f'{to_predict:,} to predict, ' if to_predict else ''}in {self.input_dir}"
         )
 
     def next_step(self, made: Path, photo: str = "") -> str:
@@ -356,7 +356,8 @@ class DatasetFetcher:
         times = Counter(path.stem for path in paths)
         twice = [path.name for path in paths if times[path.stem] > 1]
         if twice:
-            self._fault(f"{folder} holds a photo twice, with two endings: {self._some(twice)}. Keep one of the two.")
+            self._fault(f"{folder} holds a photo twice, with two endings: {self._some(twice)}. Keep one of the two"
+                        f"{', or call the other NAME_mask if it is a mask' * (self.dataset == 'own')}.")
         return {path.stem: path for path in paths}
 
     def _masks(self, photos: Iterable[Path]) -> dict[Path, Path]:

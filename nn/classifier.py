@@ -27,6 +27,7 @@ from nn.optimizer import AveragedWeights
 if TYPE_CHECKING:
     from callbacks.callback import Callback
 
+_COLUMNS = "train   valid   train   valid  images/s  time left"  # of the lines that train() prints
 READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
 
 
@@ -96,7 +97,8 @@ class CarvanaClassifier:
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
             if epochs > 0:
-                print(f"{'loss':>22}{'Dice':>16}\n{'train   valid   train   valid  images/s  time left':>64}")
+                first = len(self._epoch(self.epochs))
+                print(f"{'loss':>{first + 11}}{'Dice':>16}\n{_COLUMNS:>{first + len(_COLUMNS) + 3}}")
             for _ in range(epochs):
                 self._train_epoch(train_loader, valid_loader)
                 for callback in callbacks:
@@ -389,14 +391,17 @@ class CarvanaClassifier:
         others = self.metrics[-1]["seconds"] - trained
         return (small * trained + (left - small) * full + left * others) / 60
 
+    def _epoch(self, epoch: int) -> str:
+        return f"epoch {epoch:{len(str(self.epochs))}}/{self.epochs}"
+
     def _epoch_line(self, metrics: dict[str, float], minutes_left: float) -> str:
         """80 columns at most, below the line that train() begins with."""
-        epoch = f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
         values = [metrics[f"{phase}_{name}"] for name in ("loss", "dice") for phase in ("train", "valid")]
         hours, minutes = divmod(round(minutes_left), 60)
-        left = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+        left = f"{hours} h {minutes:02}" if hours else f"{minutes} min"
+        numbers = "".join(f" {value:7.4f}" for value in values)
         return (
-            f"{epoch:11}{''.join(f'{value:8.4f}' for value in values)}{metrics['train_images_per_second']:10.1f}"
+            f"{self._epoch(self.epoch)}{numbers}{metrics['train_images_per_second']:10.1f}"
             f"{left:>11}{'  <- best' if metrics is self.best else ''}"
         )
 

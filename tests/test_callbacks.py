@@ -358,6 +358,17 @@ def test_tensorboards_curves_go_on_without_a_gap_or_a_double_point(drawn, tmp_pa
             assert found.Tags()["scalars"] or found.Tags()["images"]
 
 
+def test_a_run_of_a_version_that_kept_no_dice_of_each_photo_goes_on(drawn, tmp_path):
+    saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
+    train(drawn, 1, [saver])
+    last = torch.load(saver.last, weights_only=True)
+    assert len(last.pop("valid_dice")) == 16
+    torch.save(last, saver.last)
+    logger = TensorboardLoggerCallback(tmp_path / "logs", {})
+    assert go_on(drawn, saver, 2, [logger, TensorboardVisualizerCallback(tmp_path / "viz")]).epoch == 2
+    assert [each.step for each in events(tmp_path / "logs/valid").Histograms(logger.DICES)] == [2]
+
+
 @pytest.mark.slow
 def test_two_processes_do_not_write_in_one_folder(drawn, tmp_path):
     """Neither in that of a run nor a submission."""

@@ -224,3 +224,11 @@ def test_help_explains_every_option(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ended.value.code == 0
     assert all(f"--{name}" in printed for name in ("model", "output-dir", "background", "threshold", "device"))
+
+
+def test_a_mask_is_one_however_its_name_is_written(tmp_path):
+    for name in ("a.JPG", "a_MASK.PNG", "ab.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
+    assert [path.name for path in predict.find_photos((tmp_path,))] == ["a.JPG", "ab.png"]
+    assert predict.find_mask(tmp_path / "a.JPG") == tmp_path / "a_MASK.PNG"
+    assert predict.find_mask(tmp_path / "ab.png") is None
