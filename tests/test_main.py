@@ -74,7 +74,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
     kept = {path: path.read_bytes() for path in files}
     again = run_main("--resume", run, "--score-only")
     assert again.returncode == 0, again.stderr
-    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "epoch 2" not in again.stdout
+    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "epoch 2/2" not in again.stdout
     assert {path: path.read_bytes() for path in kept} == kept
 
 
