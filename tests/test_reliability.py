@@ -140,7 +140,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_never_stopped(
             stale.unlink()
         resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2])]
         run = Run(tmp_path, *(resumed if list(tmp_path.glob("output/models/*/last.pt")) else training))
-        run.read_until("device")
+        run.read_until("watch it")
         if moment == "any":
             time.sleep(chance.uniform(0, 2.5))
         else:
@@ -193,7 +193,7 @@ def test_a_signal_ends_a_run_in_order(drawn, tmp_path, number):
     assert epoch >= 1 and saved in (epoch, epoch + 1)  # it may have been about to say that another one is saved
     for folder in ("train", "valid"):
         log = events(next((tmp_path / "logs/tb_logs").iterdir()) / folder)
-        steps = [event.step for event in log.Scalars("loss")]
+        steps = [event.step for event in log.Scalars("masks/loss")]
         assert steps in (list(range(1, saved + 1)), list(range(1, saved)))  # a resumed run adds what is missing
 
 
@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_ends_at_once(drawn, tmp_path):
 def test_output_that_nobody_reads_ends_the_run_after_its_checkpoint(drawn, tmp_path):
     """As when Ctrl-C ends the `tee` behind it."""
     run = Run(tmp_path, "--input-dir", drawn, *SMALL, "--sample-size", "0.5", "--workers", "1", stderr=subprocess.PIPE)
-    run.read_until("device")
+    run.read_until(14 * " " + "train")  # the heading of the epochs' lines
     run.process.stdout.close()
     told = run.process.stderr.read()
     assert run.process.wait() == 1
@@ -243,7 +243,7 @@ def parent(process):
 def test_memory_runs_out(drawn, tmp_path):
     sizes = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512 --batch-size 16 --workers 0".split()
     run = Run(tmp_path, "--input-dir", drawn, *sizes, "--device", "cpu")
-    run.read_until("device")
+    run.read_until("watch it")
     now = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text())[1])
     resource.prlimit(run.pid, resource.RLIMIT_AS, (now + 600 * 2**20,) * 2)
     printed = run.ended()
