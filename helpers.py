@@ -1,4 +1,4 @@
-"""What any part may need: errors, signals, device, precision, seeds, whole files. Knows nothing of the rest."""
+"""What any part may need: errors, signals, progress, machine, seeds, whole files. Knows nothing of the rest."""
 
 import ctypes
 import io

@@ -142,10 +142,11 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     model_saver_cb = ModelSaverCallback(folder, trained_with, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(hp.logs_dir / "tb_viz" / run)
     tb_logs_cb = TensorboardLoggerCallback(hp.logs_dir / "tb_logs" / run, trained_with)
-    print(f"the data    {ds_fetcher.describe(len(X_test))}\nthe net     {hp.net}, "
-          f"{sum(weights.numel() for weights in net.parameters()):,} parameters, from {size_text(hp.input_img_resize)} "
-          f"pixels to {size_text(net.output_size)}\nthe machine {reasons}\nthe folder  {folder}\n"
-          f"watch it    tensorboard --logdir={hp.logs_dir}\n")
+    parameters = sum(weights.numel() for weights in net.parameters())
+    print(f"the data    {ds_fetcher.describe(len(X_test))}\n"
+          f"the net     {hp.net}, {parameters:,} parameters, from {size_text(hp.input_img_resize)} pixels to "
+          f"{size_text(net.output_size)}\nthe machine {reasons}\n"
+          f"the folder  {folder}\nwatch it    tensorboard --logdir={hp.logs_dir}\n")
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import helpers
 from data.dataset import check_pair, photo_size, read
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of
 from img.transformer import decode_mask, decode_photo, mirror_border, resize
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
@@ -117,9 +117,10 @@ def places_of_masks(photo: Path) -> list[Path]:
 def find_mask(photo: Path) -> Path | None:
     """NAME_mask.gif (or .png, ...) of a photo NAME.jpg; NAME.gif too, where masks have a folder."""
     for place in places_of_masks(photo):
-        ends = ("_mask", "")[: 1 + (place != photo.resolve().parent)]
         found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path)]
-        found = [path for path in found if path.stem.removeprefix(photo.stem).lower() in ends]
+        found = [path for path in found if photo_of(path, {photo.stem}) == photo.stem]
+        if place == photo.resolve().parent:
+            found = [path for path in found if path.stem != photo.stem]
         if found:
             return min(found)
     return None

@@ -27,7 +27,6 @@ from nn.optimizer import AveragedWeights
 if TYPE_CHECKING:
     from callbacks.callback import Callback
 
-_COLUMNS = "train   valid   train   valid  images/s  time left"  # of the lines that train() prints
 READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
 
 
@@ -97,8 +96,7 @@ class CarvanaClassifier:
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
             if epochs > 0:
-                first = len(self._epoch(self.epochs))
-                print(f"{'loss':>{first + 11}}{'Dice':>16}\n{_COLUMNS:>{first + len(_COLUMNS) + 3}}")
+                print(self._heading())
             for _ in range(epochs):
                 self._train_epoch(train_loader, valid_loader)
                 for callback in callbacks:
@@ -253,7 +251,8 @@ class CarvanaClassifier:
                 bar.update(self._images_until(batch, loader) - bar.n)
                 if not len(images):
                     continue
-                dice.append(totals.add(loss, logits, targets, self.threshold))
+                of_images = totals.add(loss, logits, targets, self.threshold)
+                dice += [] if training else [of_images]
                 if batch == 1 or batch % READ_EVERY == 0 or batch == len(loader):
                     bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
         totals.add_up()
@@ -394,8 +393,13 @@ class CarvanaClassifier:
     def _epoch(self, epoch: int) -> str:
         return f"epoch {epoch:{len(str(self.epochs))}}/{self.epochs}"
 
+    def _heading(self) -> str:
+        """Two lines, above those of _epoch_line."""
+        margin = " " * len(self._epoch(self.epochs))
+        return f"{margin}       loss            Dice\n{margin}   train   valid   train   valid  images/s  time left"
+
     def _epoch_line(self, metrics: dict[str, float], minutes_left: float) -> str:
-        """80 columns at most, below the line that train() begins with."""
+        """80 columns at most."""
         values = [metrics[f"{phase}_{name}"] for name in ("loss", "dice") for phase in ("train", "valid")]
         hours, minutes = divmod(round(minutes_left), 60)
         left = f"{hours} h {minutes:02}" if hours else f"{minutes} min"
