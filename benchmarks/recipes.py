@@ -32,6 +32,7 @@ FLIPS = "--shift 0 --scale 0 --rotation 0"
 RECIPE = f"{STEP} --batch-size 4 {FLIPS}"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
+PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
 # The rows of each table, by name: the options of main.py. All but the first are compared with the first
 TABLES = {
@@ -62,8 +63,14 @@ TABLES = {
         "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 14",
         "the recipe": f"{LARGE} {RECIPE} --epochs 18 --half-size-epochs 8",
         "the recipe, with flip averaging": f"{LARGE} {RECIPE} --epochs 18 --half-size-epochs 8 --tta",
+        "batches of 2": f"{LARGE} {RECIPE} --batch-size 2 --epochs 16 --half-size-epochs 8",
+        "batches of 2, with flip averaging": f"{LARGE} {RECIPE} --batch-size 2 --epochs 16 --half-size-epochs 8 --tta",
         "a third of it": f"{LARGE} {RECIPE} --epochs 7 --half-size-epochs 4",
         "a third of it, with flip averaging": f"{LARGE} {RECIPE} --epochs 7 --half-size-epochs 4 --tta",
+    },
+    "the paper's net": {
+        "mirrored": f"{PAPERS} {RECIPE} --epochs 8",
+        "stretched": f"{PAPERS} {RECIPE} --epochs 8 --border stretch",
     },
 }
 
