@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -20,6 +21,7 @@ def make_optimizer(
     weight_decay: AdamW takes learning_rate * weight_decay of each weight off it at each step (Loshchilov and Hutter
     2019, https://arxiv.org/abs/1711.05101); with the others it is the L2 penalty of the textbooks. It is for the
     kernels of convolutions alone: the scales and shifts of BatchNorms, and biases, of one dimension, are left alone.
+    AdamW is torch's fused one, which goes through the weights once a step: with small batches, that is time well saved.
     """
     params = list(net.parameters())
     groups = [
@@ -28,7 +30,7 @@ def make_optimizer(
     ]
     if name == "SGD":
         return SGD(groups, lr=learning_rate, momentum=momentum)
-    return {"RMSprop": RMSprop, "AdamW": AdamW}[name](groups, lr=learning_rate)
+    return {"RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name](groups, lr=learning_rate)
 
 
 def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0, done: int = 0) -> LRScheduler:
