@@ -145,6 +145,11 @@ def require(holds: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 photo, 0 photos, 1,024 photos."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def validate(values: object, **ranges: str) -> None:
     """Require that each attribute, if not None, lies in its range, such as "(0, 1]"; name the option that doesn't."""
     for name, written in ranges.items():

@@ -184,14 +184,14 @@ def main(options: Options) -> None:
         mask = probs > threshold
         save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
         save(cut_out(photo, probs, threshold, background), options.output_dir / f"{path.stem}_cutout.png")
-        told = f"{mask.float().mean():.1%} of it is car" if mask.any() else "Look at this: no car was found"
+        told = f"{mask.float().mean():.1%} of it cut out" if mask.any() else "Look at this: nothing was found"
         if truth is not None:
             scores.append(dice_per_image(mask[None], truth).item())
             told += f", Dice {scores[-1]:.4f} with {found.name}"
         tqdm.write(f"{path}: {told}")
     done = len(photos) - len(broken)
     mean = f"; mean Dice of {len(scores)} {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{done} photo{'s' * (done != 1)} cut out, in {options.output_dir}{mean}")
+    print(f"{helpers.counted(done, 'photo')} cut out, in {options.output_dir}{mean}")
     if broken:
         sys.exit(f"predict.py: {len(broken)} of {len(photos)} could not be: {', '.join(map(str, broken[:5]))}")
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import processes
 from callbacks.callback import Callback
-from helpers import UserError, load_checkpoint, lock, naming, require, save_atomically, say_if_stopped
+from helpers import UserError, counted, load_checkpoint, lock, naming, require, save_atomically, say_if_stopped
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
@@ -76,7 +76,7 @@ class ModelSaverCallback(Callback):
         if self._resumed and classifier.epoch < classifier.epochs:
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         elif self._resumed:
-            epochs = f"{classifier.epoch} epoch{'s' * (classifier.epoch > 1)}"
+            epochs = counted(classifier.epoch, "epoch")
             falls = self.hyperparameters.get("schedule", "constant") != "constant"  # and is at its end
             more = f"for more of them {'start another run with' if falls else 'say'} --epochs {2 * classifier.epoch}"
             print(f"{self.path} has been trained for its {epochs}; {more}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.callback import Callback
 from data.dataset import read
+from helpers import counted
 from img import rle
 from img.transformer import decode_mask
 from nn.losses import dice_per_image
@@ -81,7 +82,7 @@ class ScorerCallback(Callback):
     def report(self) -> str:
         """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
         table, interval = self.table(), self.interval()
-        unit = "car" if self.groups is None else "group"
+        groups = counted(table["car"].nunique(), "car" if self.groups is None else "group")
         between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
         worst = [f"{row.image} {row.dice:.4f}" for row in table.head(5).itertuples()]
         by_view = ""
@@ -92,7 +93,7 @@ class ScorerCallback(Callback):
         cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
-            f"            {len(table)} validation photos of {table['car'].nunique()} {unit}(s){between}\n"
+            f"            {counted(len(table), 'validation photo')} of {groups}{between}\n"
             f"the worst   {_in_lines(worst, 2)}\n"
             f"{by_view}threshold   {_in_lines(cuts, 4)}"
         )

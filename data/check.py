@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import check_pair, read
 from data.fetcher import DatasetFetcher
-from helpers import Progress, UserError, count_cores
+from helpers import Progress, UserError, count_cores, counted
 from img import transformer
 
 
@@ -37,7 +37,7 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     to_predict = "" if ds_fetcher.dataset == "own" else f" and {len(tests)} photos to predict"
     read_all = f"{len(pairs)} photos, {masks} masks{to_predict}, all read"
     if faults:
-        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        count = counted(len(faults), "fault")
         raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))
     print(f"{read_all}: no fault.")
 

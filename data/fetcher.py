@@ -15,7 +15,7 @@ from data.dataset import check_pair, reading, size_text
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
 from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of
 from data.sample import draw_sample
-from helpers import Progress, UserError, lock, make_writable, require
+from helpers import Progress, UserError, counted, lock, make_writable, require
 from img import transformer
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
@@ -149,7 +149,7 @@ class DatasetFetcher:
         self._faults = faults = []
         photos, masks, cars = self._pairs()
         if len(cars) < 2:
-            self._fault(f"{len(cars)} {self.unit}(s) is too few: one must train and another validate.")
+            self._fault(f"{counted(len(cars), self.unit)} is too few: one must train and another validate.")
         tests = self._photos("test") if self._folder("test") else {}
         self._faults = None
         return faults, {photo: masks.get(photo) for photo in photos.values()}, sorted(tests.values())
@@ -177,8 +177,8 @@ class DatasetFetcher:
         gone = {car if self.unit == "car" else stem: None for car, stem, _ in rows if stem not in photos}  # each once
         require(
             not gone,
-            f"{len(gone)} {'car' if self.unit == 'car' else 'photo'}(s) that the run was trained or validated on are "
-            f"not in {self._folder('train')}: {self._some(gone)}. Put them back, or start another run.",
+            f"{counted(len(gone), 'car' if self.unit == 'car' else 'photo')} that the run was trained or validated on "
+            f"can't be found in {self._folder('train')}: {self._some(gone)}. Put them back, or start another run.",
         )
         self._check_sizes([photos[stem] for _, stem, _ in rows], masks)
 
@@ -196,7 +196,7 @@ class DatasetFetcher:
         chosen = _sample(cars, sample_size, seed)
         require(
             len(chosen) >= 2,
-            f"{len(chosen)} of the {len(cars)} {self.unit}(s) in {self._folder('train')} is too few: one must train "
+            f"{len(chosen)} of {counted(len(cars), self.unit)} in {self._folder('train')} is too few: one must train "
             f"and another validate. Add {self.unit}s, or raise --sample-size if you gave it.",
         )
         count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
@@ -230,7 +230,7 @@ class DatasetFetcher:
             return
         if not table.is_file():
             if len(names) != COUNTS["test"]:
-                many = f"{len(names):,} photo(s) are predicted, and it wants {COUNTS['test']:,}"
+                many = f"it has the masks of {counted(len(names), 'photo')}, and {COUNTS['test']:,} are wanted"
                 self._unlike_kaggle = f"Kaggle will refuse this submission: {many}."
             return
         try:
@@ -265,11 +265,11 @@ class DatasetFetcher:
         """How many photos, of how many cars, train, validate, and are predicted, and where they are."""
         counted = self.split.groupby("part")["car"].agg(["size", "nunique"])
         (train, its_cars), (valid, other_cars) = counted.loc["train"], counted.loc["valid"]
-        of_cars, of_others = f" of {its_cars} {self.unit}(s)", f" of {other_cars}"
+        of_cars, of_others = f" of {counted(its_cars, self.unit)}", f" of {other_cars}"
         if self.unit == "photo":
             of_cars = of_others = ""
         return (
-            f"{train:,} photos{of_cars} to train on, {valid:,}{of_others} to validate,\n"
+            f"{counted(train, 'photo')}{of_cars} to train on, {valid:,}{of_others} to validate,\n"
             f"            {f'{to_predict:,} to predict, ' if to_predict else ''}in {self.input_dir}"
         )
 
@@ -370,13 +370,13 @@ class DatasetFetcher:
         without = [photo.name for photo in photos if photo.stem not in masks]
         alone = [masks[stem][0].name for stem in sorted(set(masks) - stems)]
         twice = [f"{a.name} and {b.name}" for a, b, *_ in (found for found in masks.values() if len(found) > 1)]
-        for names, fault, where, remedy in (
-            (without, "photo(s) have no mask in", folder, "Add the masks, or take the photos out"),
-            (alone, "mask(s) have no photo in", self._folder("train"), "Add the photos, or take the masks out"),
-            (twice, "photo(s) have two masks in", folder, "Keep one of the two"),
+        for names, noun, fault, where, remedy in (
+            (without, "photo", "without a mask in", folder, "Add the masks, or take the photos out"),
+            (alone, "mask", "without a photo in", self._folder("train"), "Add the photos, or take the masks out"),
+            (twice, "photo", "with two masks in", folder, "Keep one of the two"),
         ):
             if names:
-                self._fault(f"{len(names)} {fault} {where}: {self._some(names)}. {remedy}.")
+                self._fault(f"{counted(len(names), noun)} {fault} {where}: {self._some(names)}. {remedy}.")
         return {photo: masks[photo.stem][0] for photo in photos if photo.stem in masks}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
@@ -390,8 +390,8 @@ class DatasetFetcher:
         images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
         if images:
             self._fault(
-                f"{len(images)} file(s) in {folder} are not named like {what}, {example}: {self._some(images)}. Rename "
-                "them, or move them out; if they aren't Kaggle's, say --dataset own."
+                f"{counted(len(images), 'file')} in {folder} not named like {what}, {example}: {self._some(images)}. "
+                "Rename them, or move them out; if they aren't Kaggle's, say --dataset own."
             )
         self._leave_aside(folder, what, [path.name for path in strays if path.name not in images])
         found = [path for path in paths if pattern.fullmatch(path.name)]
@@ -420,8 +420,8 @@ class DatasetFetcher:
         paths = _visible(folder)
         no_text = [path for path in paths if not path.name.isprintable()]
         if no_text:
-            names = self._some(ascii(path.name) for path in no_text)
-            self._fault(f"{len(no_text)} file(s) in {folder} have names that can't be written: {names}. Rename them.")
+            files, names = counted(len(no_text), "file"), self._some(ascii(path.name) for path in no_text)
+            self._fault(f"{files} in {folder} with a name that can't be written: {names}. Rename them.")
         return [path for path in paths if path not in no_text]
 
     def _leave_aside(self, folder: Path, what: str, names: list[str]) -> None:

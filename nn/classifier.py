@@ -378,7 +378,7 @@ class CarvanaClassifier:
             sizes = *small, *(side - eaten for side in small)
             ways.append("--input-img-resize {} {} --output-img-resize {} {}".format(*sizes))
         another = f", or start another run with {' or with '.join(ways)}" if ways else ""
-        images = f"{batch} image{'s' * (batch > 1)} of {width}x{height}"
+        images = f"{helpers.counted(batch, 'image')} of {width}x{height}"
         return f"Memory ran out on {self.device}, with {images} a step: free some{another}."
 
     def _minutes_left(self, train_loader: DataLoader) -> float:

@@ -49,10 +49,10 @@ def test_all_faults_are_listed_in_one_go(folder, main_here, workers):
     expected = [
         *(rf"{path} can't be read as an image \(" for path in (half, text, empty, half_mask, bomb)),
         rf"{wide} is 121x80 pixels, but its photo .* is 120x80; they must be of one size",
-        rf"1 photo\(s\) have no mask in .*{lost.name.replace('_mask.gif', '.jpg')}",
-        rf"1 mask\(s\) have no photo in .*{gone.stem}_mask.gif",
+        rf"1 photo without a mask in .*{lost.name.replace('_mask.gif', '.jpg')}",
+        rf"1 mask without a photo in .*{gone.stem}_mask.gif",
         rf"must have the 16 views 01 to 16, but .* has no {gone.stem[-2:]}",
-        r"1 file\(s\) in .*train are not named like photos.*: holiday.jpg",
+        r"1 file in .*train not named like photos.*: holiday.jpg",
         rf"{test} is 60x40 pixels, but the masks of a submission are written at 120x80",
     ]
     for pattern in expected:
@@ -105,7 +105,7 @@ def test_one_car_is_a_fault(folder):
         if not photo.stem.startswith(car):
             photo.unlink()
             mask.unlink()
-    with pytest.raises(UserError, match=r"1 fault in .*\n  1 car\(s\) is too few: one must train and another validate"):
+    with pytest.raises(UserError, match=r"1 fault in .*\n  1 car is too few: one must train and another validate"):
         check_data(DatasetFetcher(folder), workers=0)
 
 
@@ -137,8 +137,8 @@ def test_own_photos_are_checked_too_and_none_to_predict_are_missed(own, main_her
     expected = [
         rf"{half} can't be read as an image \(",
         rf"{wide} is 121x80 pixels, but its photo .* is 120x80; they must be of one size",
-        r"2 photo\(s\) have no mask in .*masks: cat 0-png\.PNG, dog\.jpg\.",
-        r"1 mask\(s\) have no photo in .*images: other\.png",
+        r"2 photos without a mask in .*masks: cat 0-png\.PNG, dog\.jpg\.",
+        r"1 mask without a photo in .*images: other\.png",
         r"--group 'cat \[01\]' fits 4 of the 5 photos in .*images, but not dog\.jpg",
     ]
     for pattern in expected:

@@ -209,6 +209,10 @@ def test_a_value_out_of_its_range_is_named_with_the_range(ranges, expected):
         assert str(error.value) == expected
 
 
+def test_what_is_counted_has_its_plural():
+    assert [helpers.counted(number, "car") for number in (0, 1, 2, 1024)] == ["0 cars", "1 car", "2 cars", "1,024 cars"]
+
+
 def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
     torch.save({"net": torch.arange(10_000)}, tmp_path / "a.pt")
     whole = (tmp_path / "a.pt").read_bytes()

@@ -52,7 +52,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "a-secret-of-the-user")
     done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    told = f"the data    48 photos of 3 car(s) to train on, 16 of 1 to validate,\n{16:14} to predict, in {drawn}\n"
+    told = f"the data    48 photos of 3 cars to train on, 16 of 1 to validate,\n{16:14} to predict, in {drawn}\n"
     assert done.stdout.startswith(told)
     assert len(re.findall(r"^epoch [12]/2 ( +\d\.\d{4}){4} ", done.stdout, re.MULTILINE)) == 2
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith("epoch"))
@@ -94,8 +94,8 @@ def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     done = run_main(*photos, *SMALL, "--epochs", "1", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert f"Photos in {own}/images, masks in {own}/masks.\n" in done.stdout
-    assert "the data    6 photos of 3 group(s) to train on, 2 of 1 to validate," in done.stdout
-    assert "2 validation photos of 1 group(s)\n" in done.stdout and "by view" not in done.stdout
+    assert "the data    6 photos of 3 groups to train on, 2 of 1 to validate," in done.stdout
+    assert "2 validation photos of 1 group\n" in done.stdout and "by view" not in done.stdout
     run = next((tmp_path / "output/models").iterdir())
     score, split = pd.read_csv(run / "score.csv"), pd.read_csv(run / "split.csv")
     assert list(score) == ["image", "car", "dice"] and score["car"].nunique() == 1 and len(score) == 2

@@ -80,9 +80,9 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     photo(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
     code, printed = predict_here("train")
     assert code == 0 and "4 photos cut out, in cutouts" in printed
-    assert "train/a.png: 25.0% of it is car, Dice 0.4000 with a_mask.png" in printed
-    assert "train/b.png: 25.0% of it is car, Dice 1.0000 with b_mask.gif" in printed
-    assert "train/d.png: Look at this: no car was found" in printed and "mean Dice of 2 0.700000" in printed
+    assert "train/a.png: 25.0% of it cut out, Dice 0.4000 with a_mask.png" in printed
+    assert "train/b.png: 25.0% of it cut out, Dice 1.0000 with b_mask.gif" in printed
+    assert "train/d.png: Look at this: nothing was found" in printed and "mean Dice of 2 0.700000" in printed
     corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
     for name, corner in corners.items():  # the one that lies has its car at the right when it stands
         height, width = (40, 60) if name == "a" else (60, 40)

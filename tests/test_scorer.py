@@ -71,7 +71,7 @@ def test_the_interval_is_over_cars():
     over_photos = stats.ttest_1samp(list(scorer.dice.values()), 0).confidence_interval(0.95)
     assert high - low > 2 * (over_photos.high - over_photos.low)  # control
     scorer.swept = {name: swept for name, swept in scorer.swept.items() if name.startswith("a")}
-    assert scorer.interval() is None and "of 1 car(s)\n" in scorer.report()
+    assert scorer.interval() is None and "of 1 car\n" in scorer.report()
 
 
 def test_the_score_of_own_photos_is_by_group_and_has_no_views():
@@ -84,11 +84,11 @@ def test_the_score_of_own_photos_is_by_group_and_has_no_views():
     assert list(own.table()) == ["image", "car", "dice"]
     assert own.table()["car"].tolist()[:3] == ["cat 0", "cat 0", "cat 1"]
     assert own.table()["image"].tolist() == cars.table()["image"].tolist() and own.interval() == cars.interval()
-    assert "6 validation photos of 3 group(s); 95 %" in own.report() and "the worst   0_01.jpg 0.9010" in own.report()
+    assert "6 validation photos of 3 groups; 95 %" in own.report() and "the worst   0_01.jpg 0.9010" in own.report()
     assert "view" not in own.report() and "by view     01 0.9110, 02 0.9120\n" in cars.report()  # control
     alone = ScorerCallback({}, 0.5, {name: name for name in cars.swept})
     alone.swept = cars.swept
-    assert alone.interval() != own.interval() and "6 validation photos of 6 group(s)" in alone.report()
+    assert alone.interval() != own.interval() and "6 validation photos of 6 groups" in alone.report()
 
 
 def test_the_worst_photos_come_first_and_are_named(masks):
@@ -99,7 +99,7 @@ def test_the_worst_photos_come_first_and_are_named(masks):
     assert table["car"].nunique() == 4 and set(table["view"]) == {f"{view:02d}" for view in range(1, 17)}
     report = scorer.report()
     assert [name for name in masks if name in report] == sorted(worst)
-    assert f"score       {scorer.score:.6f}, as Kaggle counts" in report and "4 car(s); 95 % interval 0." in report
+    assert f"score       {scorer.score:.6f}, as Kaggle counts" in report and "4 cars; 95 % interval 0." in report
     seventh = table[table["view"] == "07"]["dice"].mean()
     assert f"07 {seventh:.4f}" in report and max(map(len, report.splitlines())) <= 120
 
