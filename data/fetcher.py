@@ -263,8 +263,8 @@ class DatasetFetcher:
 
     def describe(self, to_predict: int) -> str:
         """How many photos, of how many cars, train, validate, and are predicted, and where they are."""
-        counted = self.split.groupby("part")["car"].agg(["size", "nunique"])
-        (train, its_cars), (valid, other_cars) = counted.loc["train"], counted.loc["valid"]
+        sizes = self.split.groupby("part")["car"].agg(["size", "nunique"])
+        (train, its_cars), (valid, other_cars) = sizes.loc["train"], sizes.loc["valid"]
         of_cars, of_others = f" of {counted(its_cars, self.unit)}", f" of {other_cars}"
         if self.unit == "photo":
             of_cars = of_others = ""
