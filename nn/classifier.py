@@ -370,16 +370,16 @@ class CarvanaClassifier:
         (height, width), sides = self.net.in_shape[1:], self.net.SIDES
         small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]
         eaten = height - self.net.output_size[0]
-        ways, half = [], batch // 2
-        if half:  # as many images a step as before, or a few more
-            batches = -(-batch * self.accumulate_steps // half)
-            ways.append(f"--batch-size {half} --accumulate-steps {batches} (now {batch} and {self.accumulate_steps})")
+        ways, accumulate = "free some", self.accumulate_steps
+        if batch > 1:  # as many images a step as before, so the run can go on
+            fewer = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
+            several = batch * accumulate // fewer
+            ways += f", or go on with --batch-size {fewer} --accumulate-steps {several} (now {batch} and {accumulate})"
         if small != [height, width]:
             sizes = *small, *(side - eaten for side in small)
-            ways.append("--input-img-resize {} {} --output-img-resize {} {}".format(*sizes))
-        another = f", or start another run with {' or with '.join(ways)}" if ways else ""
+            ways += ", or start another run with --input-img-resize {} {} --output-img-resize {} {}".format(*sizes)
         images = f"{helpers.counted(batch, 'image')} of {width}x{height}"
-        return f"Memory ran out on {self.device}, with {images} a step: free some{another}."
+        return f"Memory ran out on {self.device}, with {images} a step: {ways}."
 
     def _minutes_left(self, train_loader: DataLoader) -> float:
         """Of the training, if it goes on as in the latest epoch. Images of half the size take a quarter of that."""

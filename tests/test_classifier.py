@@ -402,12 +402,12 @@ def test_the_photos_named_are_those_of_the_shuffled_step():
 @pytest.mark.parametrize(
     ("error", "batch_size", "workers", "expected"),
     [
-        (MemoryError(), 8, 0, "on cpu, with 8 images of 572x572 a step: free some, or start another run with --b"),
+        (MemoryError(), 8, 0, "on cpu, with 8 images of 572x572 a step: free some, or go on with --batch-size 4 --acc"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 3, 4,
-         "with --batch-size 1 --accumulate-steps 3 (now 3 and 1) or with --inp"),
+         "go on with --batch-size 1 --accumulate-steps 3 (now 3 and 1), or start another run with --inp"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory:"), 1, 0, "1 image of 572x572 a step: free some, "),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, 0,
-         "with --batch-size 1 --accumulate-steps 2 (now 2 and 1) or with"),
+         "go on with --batch-size 1 --accumulate-steps 2 (now 2 and 1), or start"),
         (MemoryError("Caught MemoryError in DataLoader worker process 0."), 8, 5, "lower --workers to 2 (now 5)."),
         (OSError(12, "Cannot allocate memory"), 8, 5, "photos ran out of memory: lower --workers to 2 (now 5)."),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 8, 1, "was ended, mostly for"),
@@ -428,10 +428,12 @@ def test_memory_that_ran_out_comes_with_what_to_lower_and_to_what(error, batch_s
 
 def test_what_can_not_be_lowered_is_not_advised():
     classifier = CarvanaClassifier(UNet1024((3, 128, 192)), 1)
-    assert classifier._smaller_run(2).endswith("(now 2 and 1) or with --input-img-resize 128 128 --output-img-"
-                                               "resize 128 128.")
+    assert classifier._smaller_run(2).endswith("(now 2 and 1), or start another run with --input-img-resize 128 128 "
+                                               "--output-img-resize 128 128.")
     classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
-    assert classifier._smaller_run(2).endswith("another run with --batch-size 1 --accumulate-steps 2 (now 2 and 1).")
+    assert classifier._smaller_run(2).endswith("or go on with --batch-size 1 --accumulate-steps 2 (now 2 and 1).")
+    classifier.accumulate_steps = 2  # 7 * 2 images a step are no multiple of 3
+    assert "--batch-size 2 --accumulate-steps 7 (now 7 and 2)" in classifier._smaller_run(7)
     assert classifier._smaller_run(1) == "Memory ran out on cpu, with 1 image of 128x128 a step: free some."
 
 
