@@ -22,7 +22,7 @@ class UpsampleDecoder(nn.Module):
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""
         x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)
-        if x.requires_grad:  # its gradient is a slice of the concatenation's, on which upsampling is slow
+        if x.requires_grad and len(x):  # its gradient is a slice of the concatenation's, on which upsampling is slow
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
         return self.convs(torch.cat([trace, x], dim=1))
 

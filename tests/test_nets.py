@@ -179,3 +179,23 @@ def test_the_gradients_of_an_upsampling_lie_in_memory_as_the_features_do(monkeyp
     decoder = UpsampleDecoder(8, 4, 6).to(memory_format=torch.channels_last)
     decoder(x, trace).square().mean().backward()
     assert len(seen) == 1 and seen[0].shape == (2, 8, 16, 16) and lies_in_channels_last(seen[0])
+
+
+class OfNothing(torch.autograd.Function):
+    """What torch's SyncBatchNorm does with a batch of no images: its input has no gradient then, not one of zeros."""
+
+    @staticmethod
+    def forward(context, x):
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(context, grad):
+        return None
+
+
+def test_a_process_without_images_can_do_its_step(monkeypatch):
+    """As the last step of an epoch has it, on several GPUs."""
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: OfNothing.apply(x))
+    net = UNet1024((3, 128, 128))
+    net(torch.empty(0, 3, 128, 128)).sum().backward()
+    assert net.classify.weight.grad.eq(0).all()
