@@ -55,6 +55,8 @@ def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor
     """
     image = open_image(io.BytesIO(encoded))
     step, turned = _step(image, at_least), orientation(image)
+    if "transparency" in image.info:  # one colour of a palette, or of what has no palette either
+        image = image.convert("RGBA")
     if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")
     elif image.mode == "P":

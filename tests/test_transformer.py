@@ -32,6 +32,11 @@ def painted(mode, black, white):
     return image
 
 
+def see_through(image, value):
+    image.info["transparency"] = value
+    return image
+
+
 @pytest.mark.parametrize(
     ("image", "format"),
     [
@@ -46,6 +51,10 @@ def painted(mode, black, white):
         (painted("RGBA", (0, 0, 0, 255), (255, 255, 255, 255)), "PNG"),
         (painted("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)), "PNG"),  # white on nothing
         (painted("RGBA", (90, 80, 70, 0), (0, 0, 0, 255)), "PNG"),  # a black car cut out
+        (see_through(palette((255, 255, 255), (0, 0, 0)), 0), "PNG"),  # and so are these three
+        (see_through(palette((255, 255, 255), (0, 0, 0)), 0), "GIF"),
+        (see_through(painted("L", 255, 0), 255), "PNG"),
+        (see_through(palette((0, 0, 0), (1, 1, 1)), 7), "GIF"),  # of a colour that is nowhere
         (painted("RGB", (0, 0, 0), (0, 0, 1)), "PNG"),
         (painted("F", -1.0, 1.0), "TIFF"),
         (painted("LA", (0, 255), (255, 255)), "PNG"),
