@@ -59,10 +59,13 @@ class ModelSaverCallback(Callback):
             return
         if classifier.metrics:
             best = classifier.best["epoch"]
+            lacking = best == classifier.epoch and not self.best.exists()
+            behind = lacking or load_checkpoint(self.best).get("epoch") != best  # by a kill behind last.pt, or by hand
             mended = "put it back, or start another run"
-            there = best == classifier.epoch or load_checkpoint(self.best).get("epoch") == best
-            require(there, f"{self.best} is not of epoch {best}, the best: {mended}.")
-            self._save_what_follows(classifier)
+            require(best == classifier.epoch or not behind, f"{self.best} is not of epoch {best}, the best: {mended}.")
+            if behind:
+                self._save_best(classifier)
+            self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
         self._make_known(classifier)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
@@ -94,14 +97,13 @@ class ModelSaverCallback(Callback):
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         self._save(self.last, classifier.state_dict())
         self._make_known(classifier)
-        self._save_what_follows(classifier)
-
-    def _save_what_follows(self, classifier: CarvanaClassifier) -> None:
-        """best.pt and metrics.csv, which a kill may have left a step behind last.pt."""
-        if classifier.best["epoch"] == classifier.epoch:
-            state = classifier.state_dict()
-            self._save(self.best, {name: state[name] for name in state if name not in classifier.TO_GO_ON})
+        if classifier.best["epoch"] == epoch:
+            self._save_best(classifier)
         self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
+
+    def _save_best(self, classifier: CarvanaClassifier) -> None:
+        state = classifier.state_dict()
+        self._save(self.best, {name: state[name] for name in state if name not in classifier.TO_GO_ON})
 
     def save_score(self, classifier: CarvanaClassifier, table: pd.DataFrame, score: float) -> None:
         """table, a row a validation photo, goes to score.csv; the score to the best epoch's row of metrics.csv."""

@@ -309,6 +309,19 @@ def test_a_kill_between_two_files_of_an_epoch_is_mended(drawn, tmp_path):
     assert (saver.path / "metrics.csv").read_bytes() == after[saver.path / "metrics.csv"]
 
 
+@pytest.mark.parametrize("best", [1, 2])
+def test_what_best_was_trained_with_stays_whatever_is_predicted_with_it(drawn, tmp_path, best):
+    saver = ModelSaverCallback(tmp_path / "run", {"threshold": 0.5}, pd.DataFrame())
+    train(drawn, best, [saver])
+    kept = saver.best.read_bytes()
+    if best == 1:
+        second = torch.load(saver.last, weights_only=True)
+        second["epoch"], second["metrics"] = 2, [*second["metrics"], second["metrics"][0] | {"epoch": 2}]
+        torch.save(second, saver.last)
+    go_on(drawn, ModelSaverCallback(saver.path, {"threshold": 0.8}, pd.DataFrame()), 2)
+    assert saver.best.read_bytes() == kept
+
+
 def test_a_best_that_is_gone_or_another_is_told_before_the_training(drawn, tmp_path):
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
     classifier = train(drawn, 2, [saver])
