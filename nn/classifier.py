@@ -62,6 +62,7 @@ class CarvanaClassifier:
     ):
         self.device, self.precision, self.threshold, self.seed = torch.device(device), precision, threshold, seed
         self.net = net.to(self.device, memory_format=torch.channels_last)
+        self._pinned = self.device.type == "cuda"  # elsewhere a batch could be freed while it is being copied
         self.model = processes.share_gradients(self.net, self.device)  # what trains; the net is what is saved
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
@@ -167,6 +168,8 @@ class CarvanaClassifier:
                 if self.averaged is not None:
                     self.net.load_state_dict(checkpoint["trained"])
                     self.averaged.updates = checkpoint["updates"]
+                for saved, group in zip(checkpoint["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+                    saved |= {"fused": group["fused"]} if "fused" in group else {}  # earlier versions fused none
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
@@ -212,7 +215,7 @@ class CarvanaClassifier:
 
     def _logits(self, images: Tensor, net: nn.Module) -> Tensor:
         """uint8 (N, 3, H, W) on any device -> logits (N, h, w); what was 0..255 enters the net as 0..1."""
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last).float() / 255
+        images = images.to(self.device, non_blocking=self._pinned, memory_format=torch.channels_last).float() / 255
         enabled = self.precision != torch.float32 and len(images) > 0  # SyncBatchNorm takes none's to be float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
             return net(images)
@@ -241,7 +244,7 @@ class CarvanaClassifier:
         title = f"{phase} {self.epoch}/{self.epochs}"
         with helpers.Progress(total=len(loader.dataset), desc=title, unit="img") as bar:
             for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
-                targets = masks.to(self.device, non_blocking=True).float() / 255
+                targets = masks.to(self.device, non_blocking=self._pinned).float() / 255
                 if training:
                     loss, logits = self._learn(images, targets, batch, loader)
                 else:

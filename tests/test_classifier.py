@@ -10,6 +10,7 @@ from data.fetcher import DatasetFetcher
 from helpers import UserError
 from nn.classifier import CarvanaClassifier
 from nn.losses import SoftDiceLoss, binary_cross_entropy
+from nn.optimizer import make_optimizer
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 
@@ -455,6 +456,19 @@ def test_restoring_gives_back_the_weights_and_refuses_what_is_no_checkpoint_of_t
     for name in ("half.pt", "foreign.pt", "other.pt"):
         with pytest.raises(UserError, match=f"{name} is no checkpoint"):
             other.restore_model(tmp_path / name)
+
+
+def test_a_run_that_began_before_adamw_was_fused_goes_on_fused(tmp_path):
+    """Or the scaler of float16, which asks the optimizer, and the optimizer, which asks its groups, disagree."""
+    classifier = CarvanaClassifier(Tiny(), 1)
+    classifier.optimizer = torch.optim.AdamW(classifier.net.parameters())
+    torch.save(classifier.state_dict(), tmp_path / "a.pt")
+    optimizer = make_optimizer(classifier.net, "AdamW", 0.1)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    state["optimizer"]["param_groups"] = [group | {"fused": None} for group in optimizer.state_dict()["param_groups"]]
+    torch.save(state, tmp_path / "a.pt")
+    classifier.restore_model(tmp_path / "a.pt", optimizer)
+    assert all(group["fused"] for group in optimizer.param_groups)
 
 
 class Evil:
