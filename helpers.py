@@ -189,7 +189,8 @@ def choose_device(name: str | None, process: int = 0, processes: int = 1) -> tup
             f"--nproc_per_node={count} to torchrun, and --device {device.type} or nothing of it.",
         )
         device = torch.device(device.type, process)
-        torch.accelerator.set_device_index(process)
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)  # what asks torch for "the" GPU means this one
     return device, reason
 
 

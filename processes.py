@@ -227,7 +227,7 @@ def share_gradients(net: nn.Module, device: torch.device) -> nn.Module:
     """`net`, whose gradients become, while backward() goes on, the mean of those of all processes. Its weights too are
     those of the first. On a GPU its BatchNorms take the statistics of all processes' images.
     """
-    if COUNT == 1:
+    if COUNT == 1 or not dist.is_initialized():  # predict.py starts no training, whatever started it
         return net
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: the names and the weights stay

@@ -94,6 +94,7 @@ def test_each_process_of_a_box_has_its_own_accelerator_and_its_share_of_the_core
     for name in (None, "cuda"):
         assert helpers.choose_device(name, 1, 2)[0] == torch.device("cuda:1")
     assert helpers.choose_device(None)[0] == torch.device("cuda") and chosen == [1, 1]
+    assert helpers.choose_device("cuda:0")[0] == torch.device("cuda:0") and chosen.pop() == 0
     for name, count in (("cuda:0", 2), (None, 3)):
         told = f"^{count} processes can't share out --device {name or 'cuda'}, of which this machine has 2: say --nproc"
         with pytest.raises(UserError, match=told):

@@ -194,6 +194,13 @@ def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
     torch.testing.assert_close(finder(decode_photo(path.read_bytes())), expected)
 
 
+def test_it_works_alone_in_the_environment_of_a_training_of_several(tmp_path, monkeypatch):
+    monkeypatch.setattr("processes.COUNT", 2)
+    checkpoint(tmp_path / "best.pt", "mirror", False, 0.5)
+    finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
+    assert finder.classifier.model is finder.classifier.net
+
+
 def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypatch):
     torch.save({"net_name": "UNetOriginal"}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt is no model of this program \(KeyError: 'in_shape'\)\.$"):
