@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch.utils.data import DataLoader
 
-from helpers import Progress
+from helpers import Progress, count_cores
 
 # Lengths in metres, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
 # edge and of the side windows'; heights: nose, cowl, roof, deck, tail; places: cowl, roof's front and rear end, deck;
@@ -186,7 +186,7 @@ def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, views: i
     The last `test_cars` go to test/. A photo depends on (seed, car, view) alone; `size` is (height, width) in pixels.
     A folder that exists is left; a new one is drawn beside and moved.
     """
-    folder, size, processes = Path(folder), tuple(size), processes or min(os.cpu_count(), 32)
+    folder, size, processes = Path(folder), tuple(size), processes or min(count_cores(), 32)
     if folder.exists():
         return
     part = folder.with_name(folder.name + ".part")
