@@ -58,12 +58,15 @@ class ModelSaverCallback(Callback):
         if not processes.FIRST:
             return
         if classifier.metrics:
-            best = classifier.best["epoch"]
-            lacking = best == classifier.epoch and not self.best.exists()
-            behind = lacking or load_checkpoint(self.best).get("epoch") != best  # by a kill behind last.pt, or by hand
-            mended = "put it back, or start another run"
-            require(best == classifier.epoch or not behind, f"{self.best} is not of epoch {best}, the best: {mended}.")
-            if behind:
+            best, mended = classifier.best["epoch"], "put it back, or start another run"
+            try:
+                there = load_checkpoint(self.best).get("epoch") == best
+            except UserError:
+                if best != classifier.epoch:
+                    raise
+                there = False
+            require(there or best == classifier.epoch, f"{self.best} is not of epoch {best}, the best: {mended}.")
+            if not there:  # a kill left it a step behind last.pt, or it is broken
                 self._save_best(classifier)
             self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
         self._make_known(classifier)

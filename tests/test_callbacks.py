@@ -307,6 +307,9 @@ def test_a_kill_between_two_files_of_an_epoch_is_mended(drawn, tmp_path):
     go_on(drawn, saver, 2)
     assert torch.load(saver.best, weights_only=True)["epoch"] == 2
     assert (saver.path / "metrics.csv").read_bytes() == after[saver.path / "metrics.csv"]
+    saver.best.write_bytes(after[saver.best][:500])
+    go_on(drawn, saver, 2)
+    assert torch.load(saver.best, weights_only=True)["epoch"] == 2
 
 
 @pytest.mark.parametrize("best", [1, 2])
