@@ -169,7 +169,8 @@ class CarvanaClassifier:
                     self.net.load_state_dict(checkpoint["trained"])
                     self.averaged.updates = checkpoint["updates"]
                 for saved, group in zip(checkpoint["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
-                    saved |= {"fused": group["fused"]} if "fused" in group else {}  # earlier versions fused none
+                    if "fused" in group:  # earlier versions fused none
+                        saved["fused"] = group["fused"]
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 if checkpoint["scaler"] and self.scaler.is_enabled():
                     self.scaler.load_state_dict(checkpoint["scaler"])
