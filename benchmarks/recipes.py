@@ -50,7 +50,6 @@ TABLES = {
         "flips alone": f"{SMALL} {STEP} --epochs 3 {FLIPS}",
         "flips alone, batches of 4": f"{SMALL} {FOURS} --epochs 3",
         "flips alone, batches of 2": f"{SMALL} {TWOS} --epochs 3",
-        "flips alone, batches of 2, rate 0.002": f"{SMALL} {TWOS} --epochs 3 --learning-rate 0.002",
         "turns up to 45 degrees": f"{SMALL} {STEP} --epochs 3 --rotation 45",
         "no turns": f"{SMALL} {STEP} --epochs 3 --rotation 0",
         "scale by up to 0.25": f"{SMALL} {STEP} --epochs 3 --scale 0.25",

@@ -71,7 +71,7 @@ class TrainImageDataset(Dataset):
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
     border: see photo_size.
     half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width. A net that
-        takes both learns there from some three times as many a second, and goes on with what it knows at full size.
+        takes both learns there from two to three times as many a second, and goes on with what it knows at full size.
     """
 
     def __init__(
