@@ -167,6 +167,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     wanted = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}[hp.optimizer]
     if hp.learning_rate >= 10 * wanted:
         print(f"Look at this: --learning-rate {hp.learning_rate} is long for {hp.optimizer}, which wants {wanted}.")
+    if hp.optimizer != "SGD" and hp.momentum != Hyperparameters.momentum:
+        print(f"Look at this: --momentum {hp.momentum} is for SGD, and changes nothing in {hp.optimizer}.")
     train_loader = DataLoader(train_ds, sampler=TrainSampler(len(train_ds), hp.seed), **loading)
     valid_loader = DataLoader(valid_ds, sampler=shared_out(len(valid_ds), hp.batch_size), **loading)
     if hp.resume:

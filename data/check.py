@@ -34,8 +34,8 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     for sentence in oddities:
         print(f"Strange, but no fault: {sentence}")
     masks = sum(mask is not None for mask in pairs.values())
-    to_predict = "" if ds_fetcher.dataset == "own" else f" and {len(tests)} photos to predict"
-    read_all = f"{len(pairs)} photos, {masks} masks{to_predict}, all read"
+    to_predict = "" if ds_fetcher.dataset == "own" else f" and {counted(len(tests), 'photo')} to predict"
+    read_all = f"{counted(len(pairs), 'photo')}, {counted(masks, 'mask')}{to_predict}, all read"
     if faults:
         count = counted(len(faults), "fault")
         raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))

@@ -83,10 +83,11 @@ def check_size(net: str, size: Sequence[int], sides: range, eaten: int) -> tuple
     below = [max(smallest, length - (length - smallest) % step) for length in size]
     above = [near if near == length else near + step for near, length in zip(below, size, strict=True)]
     if below != list(size):
-        works = " and ".join(f"{h} {w} (masks of {h - eaten} {w - eaten})" for h, w in (below, above))
+        options = "--input-img-resize {} {} --output-img-resize {} {}"
+        works = ", and ".join(options.format(h, w, h - eaten, w - eaten) for h, w in (below, above))
         raise UserError(
             f"{net} can't take images of {size[0]} {size[1]} (height, width), only sides of {smallest}, "
-            f"{smallest + step}, {smallest + 2 * step}, ... pixels; the nearest sizes that work are {works}."
+            f"{smallest + step}, {smallest + 2 * step}, ... pixels; the nearest that work are {works}."
         )
     return size[0] - eaten, size[1] - eaten
 

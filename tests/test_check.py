@@ -97,6 +97,10 @@ def test_a_folder_without_photos_to_predict_can_be_checked(folder, capsys):
     strange, sum_of_all = capsys.readouterr().out.splitlines()
     assert strange == "Strange, but no fault: there are no photos to predict, so say --no-predict to train only."
     assert sum_of_all == "64 photos, 64 masks and 0 photos to predict, all read: no fault."
+    (folder / "test").mkdir()
+    shutil.copy(pairs(folder)[0][0], folder / "test")
+    check_data(DatasetFetcher(folder), workers=0)
+    assert capsys.readouterr().out == "64 photos, 64 masks and 1 photo to predict, all read: no fault.\n"
 
 
 def test_one_car_is_a_fault(folder):

@@ -122,10 +122,10 @@ def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
 
 
 FAULTS = [
-    ("--net UNet1024", "nearest sizes that work are 512 512"),
-    ("--net UNet1024 --input-img-resize 1000 1024", "nearest sizes that work are 960 1024"),
-    ("--input-img-resize 600 572", "nearest sizes that work are 588 572"),
-    ("--input-img-resize -572 572", "nearest sizes that work are 188 572"),
+    ("--net UNet1024", "nearest that work are --input-img-resize 512 512 --output-img-resize 512 512, and --"),
+    ("--net UNet1024 --input-img-resize 1000 1024", "nearest that work are --input-img-resize 960 1024"),
+    ("--input-img-resize 600 572", "nearest that work are --input-img-resize 588 572"),
+    ("--input-img-resize -572 572", "nearest that work are --input-img-resize 188 572"),
     ("--output-img-resize 572 572", "so say --output-img-resize 388 388."),
     ("--sample-size 0", "--sample-size 0.0 can't be: it must be above 0 and at most 1."),
     ("--sample-size nan", "--sample-size nan can't be"),
@@ -358,6 +358,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     again = [*sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu", *optimizer]
     _, told = main_here("--input-dir", str(drawn), *again)
     assert "Look at this: --learning-rate 0.01 is long for AdamW, which wants 0.001." in told
+    assert "Look at this: --momentum 0.8 is for SGD, and changes nothing in AdamW." in told
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
