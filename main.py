@@ -179,6 +179,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     if not hp.score_only:
         classifier.train(train_loader, valid_loader, optimizer, hp.epochs - classifier.epoch,
                          callbacks=[model_saver_cb, tb_viz_cb, tb_logs_cb], schedule=schedule)
+    del train_loader, valid_loader  # which ends the processes that read for them
     best, size = classifier.best, size_text(net.output_size)
     print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
           f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path}\n            {tb_viz_cb.path}\n"

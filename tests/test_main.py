@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import multiprocessing
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from helpers import UserError
 from img import rle
 from img.augmentation import augment_img
 from img.transformer import decode_mask
+from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
@@ -291,6 +293,19 @@ def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
 def test_a_misspelt_option_is_named_with_the_one_that_was_meant(main_here):
     code, printed = main_here("--epoch", "3")
     assert code == 2 and "--epoch, 3" in printed and "--epochs INT" in printed
+
+
+@pytest.mark.slow
+def test_who_read_for_the_training_has_ended_when_the_run_predicts(drawn, main_here, monkeypatch):
+    alive = []
+    predict = CarvanaClassifier.predict
+    monkeypatch.setattr(
+        "nn.classifier.CarvanaClassifier.predict",
+        lambda *args, **kwargs: (alive.append(multiprocessing.active_children()), predict(*args, **kwargs)),
+    )
+    code, printed = main_here("--input-dir", str(drawn), *SMALL, "--epochs", "1", "--workers", "2")
+    assert code == 0, printed
+    assert alive == [[], []]  # the score and the submission
 
 
 @pytest.mark.slow
