@@ -65,7 +65,7 @@ class Hyperparameters:
     colour: float = 0.0  # share by which its brightness, contrast, saturation and colours change at most
     grey: float = 0.0  # share of the training photos that lose their colours
     blur: float = 0.0  # largest Gaussian sigma, in pixels of the resized photo, for half of the training photos
-    tta: bool = False  # test-time augmentation: predict each photo and its mirror image, and take the mean
+    tta: bool = False  # test-time augmentation: predict each photo twice, once mirrored and half a pixel aside
     predict: bool = True  # write output_dir/submit.csv.gz after training; own photos have predict.py in its place
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's photos in input_dir, cars drawn into it, or own
     group: str | None = None  # own photos: a pattern of what the names of one object's photos share; None: a photo each
@@ -189,8 +189,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     classifier.restore_model(model_saver_cb.best)
     truth = {photo.name: mask for photo, mask in zip(X_valid, y_valid, strict=True)}
     scorer_cb = ScorerCallback(truth, hp.threshold, ds_fetcher.groups)
-    valid_ds, own = TestImageDataset(X_valid, *sizes, border=hp.border), shared_out(len(X_valid), hp.batch_size)
-    classifier.predict(DataLoader(valid_ds, sampler=own, **loading), callbacks=[scorer_cb], title="score", tta=hp.tta)
+    valid_ds, own = TestImageDataset(X_valid, *sizes, hp.border, hp.tta), shared_out(len(X_valid), hp.batch_size)
+    classifier.predict(DataLoader(valid_ds, sampler=own, **loading), callbacks=[scorer_cb], title="score")
     if processes.FIRST:
         model_saver_cb.save_score(classifier, scorer_cb.table(), scorer_cb.score)
         tb_logs_cb.log_score(classifier, scorer_cb.score)
@@ -199,8 +199,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     # 7. Predict with the same weights, and write the masks at the photos' own size
     if predict:
         pred_saver_cb = PredictionsSaverCallback(hp.output_dir / "submit.csv.gz", origin_img_size, hp.threshold)
-        test_ds, own = TestImageDataset(X_test, *sizes, border=hp.border), shared_out(len(X_test), hp.batch_size)
-        classifier.predict(DataLoader(test_ds, sampler=own, **loading), callbacks=[pred_saver_cb], tta=hp.tta)
+        test_ds, own = TestImageDataset(X_test, *sizes, hp.border, hp.tta), shared_out(len(X_test), hp.batch_size)
+        classifier.predict(DataLoader(test_ds, sampler=own, **loading), callbacks=[pred_saver_cb])
         if processes.FIRST:
             pred_saver_cb.close_saver()
             check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)

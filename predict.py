@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import helpers
-from data.dataset import check_pair, photo_size, read
+from data.dataset import check_pair, photo_size, read, to_net
 from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of
-from img.transformer import decode_mask, decode_photo, mirror_border, resize
+from img.transformer import decode_mask, decode_photo, halved
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
 from nn.unet import NETS
@@ -45,7 +45,7 @@ class Options:
 class CarFinder:
     """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
 
-    model: a checkpoint, such as best.pt. It knows its net, its sizes, its border, and whether it averages flips.
+    model: a checkpoint, such as best.pt. It knows its net, its sizes, its border, and whether it sees photos twice.
     device: see helpers.choose_device. Raises UserError where it is no checkpoint.
     """
 
@@ -66,9 +66,9 @@ class CarFinder:
 
     def __call__(self, photo: Tensor) -> Tensor:
         net = self.classifier.net
-        input_size = net.in_shape[1:]
-        image = mirror_border(resize(photo, photo_size(input_size, net.output_size, self.border)), input_size)
-        probs = self.classifier.predict_probs(image[None], self.tta).cpu()
+        sizes = net.in_shape[1:], net.output_size, self.border
+        images = to_net(halved(photo, photo_size(*sizes)), *sizes, photo if self.tta else None)
+        probs = self.classifier.predict_probs(images[None]).cpu()
         return F.interpolate(probs[None], photo.shape[1:], mode="bilinear", align_corners=False)[0, 0]
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from helpers import UserError, ran_out_of_memory, require, seed_everything
 from img import transformer
+from img.tta import second_view
 
 
 @contextmanager
@@ -59,6 +60,25 @@ def smallest_cover(window: Sequence[int], size: Sequence[int]) -> tuple[int, int
     """The smallest (height, width) in the proportions of `size` that loses none of the detail seen at `window`."""
     scale = min(1.0, max(window[0] / size[0], window[1] / size[1]))
     return round(size[0] * scale), round(size[1] * scale)
+
+
+def to_net(
+    photo: Tensor,
+    input_img_resize: tuple[int, int],
+    output_img_resize: tuple[int, int],
+    border: str = "mirror",
+    fine: Tensor | None = None,
+) -> Tensor:
+    """photo (3, H, W) uint8, as decode_photo gives it for photo_size -> what a net predicts it from, (3, *input).
+
+    fine: the photo with more detail, for the second view of img/tta.py; then both views, (2, 3, *input).
+    """
+    window = photo_size(input_img_resize, output_img_resize, border)
+    views = [transformer.resize(photo, window)]
+    if fine is not None:
+        views.append(second_view(fine, output_img_resize, window))
+    images = [transformer.mirror_border(view, input_img_resize) for view in views]
+    return images[0] if fine is None else torch.stack(images)
 
 
 class TrainImageDataset(Dataset):
@@ -126,6 +146,7 @@ class TestImageDataset(Dataset):
     """Photos to predict, with their names.
 
     X: paths of the photos. input_img_resize, output_img_resize, border: as in TrainImageDataset.
+    tta: hand out both views of img/tta.py.
     """
 
     def __init__(
@@ -134,16 +155,19 @@ class TestImageDataset(Dataset):
         input_img_resize: tuple[int, int],
         output_img_resize: tuple[int, int],
         border: str = "mirror",
+        tta: bool = False,
     ):
-        self.X = list(X)
-        self.input_img_resize = input_img_resize
-        self.photo_size = photo_size(input_img_resize, output_img_resize, border)
+        self.X, self.tta = list(X), tta
+        self.sizes = input_img_resize, output_img_resize, border
+        self.photo_size = photo_size(*self.sizes)
+        self.fine_size = tuple(2 * length for length in output_img_resize)
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """-> photo (3, *input_img_resize) uint8, the file's name."""
+        """-> photo (3, *input_img_resize) uint8, or with tta both views (2, 3, *input_img_resize); the file's name."""
         path = Path(self.X[index])
-        photo = transformer.resize(read(path, transformer.decode_photo, self.photo_size), self.photo_size)
-        return transformer.mirror_border(photo, self.input_img_resize), path.name
+        photo = read(path, transformer.decode_photo, self.photo_size)
+        fine = read(path, transformer.decode_photo, self.fine_size) if self.tta else None
+        return to_net(photo, *self.sizes, fine), path.name

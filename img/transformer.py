@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
@@ -28,22 +29,32 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
 def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
     """The bytes of a photo -> (3, H, W) uint8 RGB, turned upright as its EXIF data say.
 
-    A JPEG is decoded at half its size where that still covers `at_least`, which is a third faster and, made smaller
-    still, the same picture to less than a grey level. Raises an exception of the decoder's where the bytes are broken
-    or end early, or hold more pixels than a photo has.
+    It comes at half its size where that still covers `at_least`: a JPEG is decoded so, which is a third faster. Raises
+    an exception of the decoder's where the bytes are broken or end early, or hold more pixels than a photo has.
     """
     image = open_image(io.BytesIO(encoded))
     if image.format in ("JPEG", "MPO"):
         width, height = image.size if _step(image, at_least) == 1 else [-(-length // 2) for length in image.size]
         # strict: damage is an error, not a grey stripe
         values = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
+        at_least = FULL_SIZE  # that's done
     elif image.mode.startswith("I;16"):
         values = np.stack([(np.asarray(image) // 257).astype(np.uint8)] * 3, axis=-1)
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, and what is white isn't said: save it with 8 or 16")
     else:
         values = np.array(image.convert("RGB"))
-    return _upright(torch.from_numpy(values).permute(2, 0, 1), orientation(image))
+    return halved(_upright(torch.from_numpy(values).permute(2, 0, 1), orientation(image)), at_least)
+
+
+def halved(photo: Tensor, at_least: tuple[int, int]) -> Tensor:
+    """photo (C, H, W) uint8 -> at half its size, each pixel the mean of four, where that still covers `at_least`.
+
+    To less than a grey level, it is what decode_photo makes of a JPEG.
+    """
+    if any(length < 2 * least for length, least in zip(photo.shape[1:], at_least, strict=True)):
+        return photo
+    return F.avg_pool2d(photo.float(), 2, ceil_mode=True).round().to(torch.uint8)
 
 
 def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import helpers
 import processes
+from img.tta import one_answer
 from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
 from nn.optimizer import AveragedWeights
 
@@ -106,14 +107,12 @@ class CarvanaClassifier:
             for callback in callbacks:
                 callback.on_train_end(self)
 
-    def predict(
-        self, test_loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict", tta: bool = False
-    ) -> None:
-        """Predict all images of a loader that yields uint8 images (N, 3, H, W) and their names, batch by batch.
+    def predict(self, test_loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict") -> None:
+        """Predict all photos of a loader that yields images, as predict_probs takes them, and their names.
 
-        title: what the progress bar calls it. tta: see predict_probs.
+        title: what the progress bar calls it.
 
-        Each callback gets a batch's names and its probabilities (N, h, w), float32 on the CPU, in a thread of its own:
+        Each callback gets a batch's names and its probabilities, float32 on the CPU, in a thread of its own:
         while it writes a batch, the net predicts the next one. What it makes of them, in the process that predicts
         them, goes to the first process, whose callbacks get it in the order of the batches.
         """
@@ -130,22 +129,21 @@ class CarvanaClassifier:
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
             for images, names in self._in_step(test_loader):
-                probs = self.predict_probs(images, tta).cpu()
+                probs = self.predict_probs(images).cpu()
                 handed_on.result()  # or the error that it ended with
                 handed_on = writer.submit(hand_on, names, probs)
             handed_on.result()
 
     @torch.inference_mode()
-    def predict_probs(self, images: Tensor, tta: bool = False) -> Tensor:
+    def predict_probs(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, H, W) -> the probability of car at each pixel of their masks, (N, h, w) float32.
 
-        tta (test-time augmentation): the mean of what the net says of the image and of its mirror image.
+        Of photos and their second views (see img/tta.py), (N, 2, 3, H, W) -> one answer each, (N, 2h, 2w).
         """
         net = self.predictor.eval()
-        probs = self._logits(images, net).float().sigmoid()
-        if tta:
-            probs = (probs + self._logits(images.flip(-1), net).float().sigmoid().flip(-1)) / 2
-        return probs
+        if images.ndim == 4:
+            return self._logits(images, net).float().sigmoid()
+        return one_answer(torch.stack([self._logits(view, net).float().sigmoid() for view in images.unbind(1)], dim=1))
 
     def restore_model(self, path: str | Path, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Predict with the weights of a checkpoint; with a training's optimizer, go on where it was saved.

@@ -8,6 +8,7 @@ from callbacks.callback import Callback
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from helpers import UserError
+from img.tta import one_answer
 from nn.classifier import CarvanaClassifier
 from nn.losses import SoftDiceLoss, binary_cross_entropy
 from nn.optimizer import make_optimizer
@@ -227,19 +228,15 @@ def test_the_average_is_of_the_decay_that_was_asked_for_and_follows_the_step():
     assert not torch.allclose(weights[0.5], weights[0.9])
 
 
-def test_flip_averaging_sees_left_as_right():
-    images = random_pairs(3).tensors[0]
-    classifier, names = CarvanaClassifier(Tiny(), 1), ["a", "b", "c"]
-    probs = classifier.predict_probs(images, tta=True)
-    recorders = Recorder(), Recorder()
-    photos = [(image, name) for image, name in zip(images, names, strict=True)]
-    for recorder, tta in zip(recorders, (True, False), strict=True):
-        classifier.predict(DataLoader(photos, 3), [recorder], tta=tta)
-    assert torch.equal(recorders[0].calls[0][1], probs) and not torch.equal(recorders[1].calls[0][1], probs)
-    both = [classifier.predict_probs(images), classifier.predict_probs(images.flip(-1)).flip(-1)]
-    torch.testing.assert_close(probs, (both[0] + both[1]) / 2)
-    torch.testing.assert_close(classifier.predict_probs(images.flip(-1), tta=True), probs.flip(-1))
-    assert not torch.allclose(*both)  # control: without it, a mirror image is another image to this net
+def test_both_views_of_a_photo_make_one_answer():
+    images = random_pairs(6).tensors[0].unflatten(0, (3, 2))  # (3 photos, 2 views, 3, H, W)
+    classifier, recorder = CarvanaClassifier(Tiny(), 1), Recorder()
+    probs = classifier.predict_probs(images)
+    each = torch.stack([classifier.predict_probs(images[:, view]) for view in (0, 1)], dim=1)
+    assert not torch.allclose(each[:, 0], each[:, 1])
+    torch.testing.assert_close(probs, one_answer(each))
+    classifier.predict(DataLoader(list(zip(images, "abc", strict=True)), 3), [recorder])
+    assert torch.equal(recorder.calls[0][1], probs)
 
 
 @pytest.mark.slow

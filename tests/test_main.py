@@ -413,8 +413,8 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
             restored.append(self.net.classify.bias.item())
             self.net.classify.bias.data.add_(100)
 
-    def predict(self, test_loader, callbacks, title="predict", tta=False):
-        assert tta
+    def predict(self, test_loader, callbacks, title="predict"):
+        assert test_loader.dataset.tta
         restored.append(self.net.classify.bias.item())
         thresholds.append((title, callbacks[0].threshold, test_loader.dataset.photo_size))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)

@@ -188,8 +188,9 @@ def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.threshold == 0.3
     finder.classifier.precision = torch.float32
-    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), border)[0]
-    probs = classifier.predict_probs(image[None], tta)
+    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), border, tta)[0]
+    probs = classifier.predict_probs(image[None])
+    assert probs.shape == ((1, 8, 8) if tta else (1, 4, 4))
     expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]
     torch.testing.assert_close(finder(decode_photo(path.read_bytes())), expected)
 

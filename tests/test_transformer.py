@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from img.transformer import decode_mask, decode_photo, mirror_border, resize
+from img.transformer import decode_mask, decode_photo, halved, mirror_border, resize
 
 
 def encoded(image, format, **options):
@@ -91,6 +91,21 @@ def test_what_is_needed_at_half_the_size_comes_so(at_least, expected, turned):
     mask = decode_mask(encoded(picture, "PNG", exif=exif), *arguments)
     assert photo.shape == (3, *expected) and mask.shape == (1, *expected)
     assert photo.min() > 250 and mask.min() == 255
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_at_half_its_size_a_photo_is_the_same_from_any_file(format):
+    """And from its pixels, as predict.py has them: each is the mean of four."""
+    rows, columns = np.mgrid[:61, :80]
+    waves = (127 + 90 * np.sin(rows / 2) * np.cos(columns / 3)).astype(np.uint8)
+    file = encoded(Image.fromarray(waves).convert("RGB"), format, quality=99)
+    photo, half = decode_photo(file), decode_photo(file, (30, 40))
+    assert photo.shape == (3, 61, 80) and half.shape == (3, 31, 40)
+    assert (half.float() - halved(photo, (30, 40)).float()).abs().mean() < 1
+    assert (half.float() - resize(photo, (31, 40)).float()).abs().mean() > 3  # control: the filter of resize
+    assert halved(photo, (30, 41)) is photo
+    corner = waves[:2, :2].mean()
+    assert abs(half[0, 0, 0] - corner) <= (1 if format == "PNG" else 3)
 
 
 def test_photos_of_every_kind_are_rgb():

@@ -1,0 +1,70 @@
+"""Two views of a photo give one answer, which stands where the photo stands and is finer than either."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from img.transformer import resize
+from img.tta import one_answer, second_view
+from nn.losses import dice_per_image
+
+MASK = (48, 64)
+
+
+def disc(size, centre, radius):
+    """A photo (3, *size) uint8 of a white disc; centre and radius as shares of height and width."""
+    rows, columns = (torch.arange(length).add(0.5) / length for length in size)
+    far = torch.hypot((rows[:, None] - centre[0]) / radius[0], (columns - centre[1]) / radius[1])
+    return (far < 1).to(torch.uint8).expand(3, -1, -1) * 255
+
+
+def seen(photo, window=MASK):
+    """Both views as a perfect net would answer for them, (1, 2, *window)."""
+    views = [resize(photo, window), second_view(photo, MASK, window)]
+    return torch.stack(views)[None, :, 0].float() / 255
+
+
+def centre_of(probs):
+    """Shares of height and width."""
+    ends = [torch.arange(length).add(0.5) / length for length in probs.shape]
+    return [(probs.sum(1 - dim) * ends[dim]).sum().item() / probs.sum().item() for dim in (0, 1)]
+
+
+@pytest.mark.parametrize("size", [(96, 128), (192, 320), (300, 500), (60, 90)])
+def test_the_answer_stands_where_the_photo_stands(size):
+    photo = disc(size, (0.4, 0.3), (0.2, 0.15))
+    views, fine = seen(photo), [0.5 / length for length in MASK]  # half a pixel of the mask
+    (answer,) = one_answer(views)
+    assert answer.shape == (96, 128)
+    there = centre_of(photo[0].float())
+    assert centre_of(answer) == pytest.approx(there, abs=0.05 * fine[0])
+    moved = centre_of(views[0, 1].flip(-1))  # control: the second view shows it half a pixel higher and to the left
+    assert [a - b for a, b in zip(there, moved, strict=True)] == pytest.approx(fine, rel=0.1)
+
+
+def test_both_views_are_of_the_border_that_they_are_asked_for():
+    """A photo that is stretched over a window larger than the mask is moved by a pixel of the mask all the same."""
+    photo, window = disc((192, 320), (0.4, 0.3), (0.2, 0.15)), (72, 100)
+    views = seen(photo, window)
+    assert views.shape == (1, 2, *window)
+    there, moved = centre_of(views[0, 0]), centre_of(views[0, 1].flip(-1))
+    fine = [0.5 / length for length in MASK]
+    assert [a - b for a, b in zip(there, moved, strict=True)] == pytest.approx(fine, rel=0.1)
+
+
+def test_two_views_find_an_edge_between_the_pixels():
+    """Of a net that says 0 or 1 at each pixel: the answer's mask is much nearer to the truth than the first view's."""
+    errors = []
+    for step in range(8):
+        photo = disc((384, 512), (0.5 + 0.003 * step, 0.47), (0.3, 0.31 + 0.002 * step))
+        cut = (seen(photo) > 0.5).float()
+        masks = [F.interpolate(probs, (384, 512), mode="bilinear")[0] for probs in (cut[:, :1], one_answer(cut)[None])]
+        errors.append([1 - dice_per_image(mask > 0.5, photo[:1] > 127).item() for mask in masks])
+    one, two = torch.tensor(errors).mean(0).tolist()
+    assert two < 0.8 * one
+
+
+def test_the_last_row_and_column_are_repeated():
+    photo = torch.full((3, 96, 128), 255, dtype=torch.uint8)
+    assert second_view(photo, MASK, MASK).eq(255).all()
+    assert one_answer(torch.ones(2, 2, 5, 7)).eq(1).all() and one_answer(torch.ones(0, 2, 5, 7)).shape == (0, 10, 14)
