@@ -168,6 +168,8 @@ class TestImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """-> photo (3, *input_img_resize) uint8, or with tta both views (2, 3, *input_img_resize); the file's name."""
         path = Path(self.X[index])
-        photo = read(path, transformer.decode_photo, self.photo_size)
-        fine = read(path, transformer.decode_photo, self.fine_size) if self.tta else None
-        return to_net(photo, *self.sizes, fine), path.name
+        return read(path, self._to_net), path.name
+
+    def _to_net(self, encoded: bytes) -> Tensor:
+        fine = transformer.decode_photo(encoded, self.fine_size) if self.tta else None
+        return to_net(transformer.decode_photo(encoded, self.photo_size), *self.sizes, fine)

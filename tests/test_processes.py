@@ -135,7 +135,8 @@ HALF = [*SMALL, "--sample-size", "0.5", "--workers", "0"]  # 16 photos to train 
 def alone(drawn, tmp_path_factory):
     """The folder of a run of one process, an epoch long."""
     folder = tmp_path_factory.mktemp("alone")
-    run = Run(folder, "--input-dir", drawn, *HALF, "--batch-size", "5", "--epochs", "1", "--precision", "float32")
+    options = ["--batch-size", "5", "--epochs", "1", "--precision", "float32", "--tta"]
+    run = Run(folder, "--input-dir", drawn, *HALF, *options)
     assert "the masks" in run.ended(), run.printed
     return folder
 
