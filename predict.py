@@ -21,7 +21,7 @@ from tqdm import tqdm
 import helpers
 from data.dataset import check_pair, photo_size, read, to_net
 from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of
-from img.transformer import decode_mask, decode_photo, halved
+from img.transformer import decode_mask, decode_photo, halved, to_pillow
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
 from nn.unet import NETS
@@ -45,7 +45,7 @@ class Options:
 class CarFinder:
     """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
 
-    model: a checkpoint, such as best.pt. It knows its net, its sizes, its border, and whether it sees photos twice.
+    model: a checkpoint, such as best.pt. It knows its net, sizes, border, threshold, and whether it sees photos twice.
     device: see helpers.choose_device. Raises UserError where it is no checkpoint.
     """
 
@@ -65,7 +65,7 @@ class CarFinder:
         self.classifier = CarvanaClassifier(net, 1, device, precision)
 
     def __call__(self, photo: Tensor) -> Tensor:
-        net = self.classifier.net
+        net, photo = self.classifier.net, photo.cpu()
         sizes = net.in_shape[1:], net.output_size, self.border
         images = to_net(halved(photo, photo_size(*sizes)), *sizes, photo if self.tta else None)
         probs = self.classifier.predict_probs(images[None]).cpu()
@@ -81,11 +81,6 @@ def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Im
         car.putalpha(alpha)
         return car
     return Image.composite(car, ImageOps.fit(background, car.size), alpha)
-
-
-def to_pillow(photo: Tensor) -> Image.Image:
-    """(3, H, W) uint8 -> RGB."""
-    return Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
 
 
 def find_photos(paths: tuple[Path, ...]) -> list[Path]:

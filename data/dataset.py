@@ -67,18 +67,18 @@ def to_net(
     input_img_resize: tuple[int, int],
     output_img_resize: tuple[int, int],
     border: str = "mirror",
-    fine: Tensor | None = None,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """photo (3, H, W) uint8, as decode_photo gives it for photo_size -> what a net predicts it from, (3, *input).
 
-    fine: the photo with more detail, for the second view of img/tta.py; then both views, (2, 3, *input).
+    whole: the photo at its full size, for the second view of img/tta.py; then both views, (2, 3, *input).
     """
     window = photo_size(input_img_resize, output_img_resize, border)
     views = [transformer.resize(photo, window)]
-    if fine is not None:
-        views.append(second_view(fine, output_img_resize, window))
+    if whole is not None:
+        views.append(second_view(whole, output_img_resize, window))
     images = [transformer.mirror_border(view, input_img_resize) for view in views]
-    return images[0] if fine is None else torch.stack(images)
+    return images[0] if whole is None else torch.stack(images)
 
 
 class TrainImageDataset(Dataset):
@@ -91,7 +91,7 @@ class TrainImageDataset(Dataset):
     threshold: a mask's pixel becomes 255 where more than this share of it is car, else 0; None keeps the share.
     border: see photo_size.
     half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width. A net that
-        takes both learns there from two to three times as many a second, and goes on with what it knows at full size.
+        takes both learns there from up to three times as many a second, and goes on with what it knows at full size.
     """
 
     def __init__(
@@ -160,7 +160,6 @@ class TestImageDataset(Dataset):
         self.X, self.tta = list(X), tta
         self.sizes = input_img_resize, output_img_resize, border
         self.photo_size = photo_size(*self.sizes)
-        self.fine_size = tuple(2 * length for length in output_img_resize)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -171,5 +170,5 @@ class TestImageDataset(Dataset):
         return read(path, self._to_net), path.name
 
     def _to_net(self, encoded: bytes) -> Tensor:
-        fine = transformer.decode_photo(encoded, self.fine_size) if self.tta else None
-        return to_net(transformer.decode_photo(encoded, self.photo_size), *self.sizes, fine)
+        whole = transformer.decode_photo(encoded) if self.tta else None
+        return to_net(transformer.decode_photo(encoded, self.photo_size), *self.sizes, whole)

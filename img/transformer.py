@@ -1,13 +1,13 @@
 """From a file's bytes to a tensor of the net's size. Tensors are (C, H, W) uint8, sizes (height, width)."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
@@ -29,32 +29,43 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
 def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
     """The bytes of a photo -> (3, H, W) uint8 RGB, turned upright as its EXIF data say.
 
-    It comes at half its size where that still covers `at_least`: a JPEG is decoded so, which is a third faster. Raises
-    an exception of the decoder's where the bytes are broken or end early, or hold more pixels than a photo has.
+    It comes at half its size where that still covers `at_least`, and no side is odd: a JPEG is decoded so, which is a
+    third faster. Raises an exception of the decoder's where the bytes are broken or end early, or hold more pixels than
+    a photo has.
     """
     image = open_image(io.BytesIO(encoded))
     if image.format in ("JPEG", "MPO"):
-        width, height = image.size if _step(image, at_least) == 1 else [-(-length // 2) for length in image.size]
+        width, height = (length // _step(image, at_least) for length in image.size)
         # strict: damage is an error, not a grey stripe
         values = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
-        at_least = FULL_SIZE  # that's done
-    elif image.mode.startswith("I;16"):
-        values = np.stack([(np.asarray(image) // 257).astype(np.uint8)] * 3, axis=-1)
+        photo = torch.from_numpy(values).permute(2, 0, 1)
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, and what is white isn't said: save it with 8 or 16")
     else:
-        values = np.array(image.convert("RGB"))
-    return halved(_upright(torch.from_numpy(values).permute(2, 0, 1), orientation(image)), at_least)
+        whole = image
+        if image.mode.startswith("I;16"):
+            whole = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        photo = from_pillow(whole.convert("RGB").reduce(_step(image, at_least)))
+    return _upright(photo, orientation(image))
 
 
 def halved(photo: Tensor, at_least: tuple[int, int]) -> Tensor:
-    """photo (C, H, W) uint8 -> at half its size, each pixel the mean of four, where that still covers `at_least`.
+    """photo (3, H, W) uint8 -> at half its size, each pixel the mean of four, where decode_photo would halve it too.
 
-    To less than a grey level, it is what decode_photo makes of a JPEG.
+    (Of a JPEG, that gives nearly the same: a photo of Kaggle's, to a grey level in the mean.)
     """
-    if any(length < 2 * least for length, least in zip(photo.shape[1:], at_least, strict=True)):
-        return photo
-    return F.avg_pool2d(photo.float(), 2, ceil_mode=True).round().to(torch.uint8)
+    step = step_to_cover(photo.shape[1:], at_least)
+    return photo if step == 1 else from_pillow(to_pillow(photo).reduce(step))
+
+
+def to_pillow(photo: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """RGB -> (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
@@ -88,10 +99,18 @@ def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor
     return _upright(torch.from_numpy(np.array(image.reduce(step)))[None], turned)
 
 
+def step_to_cover(size: Sequence[int], at_least: tuple[int, int]) -> int:
+    """2 if every second pixel of an image of that (height, width) is enough to cover `at_least`, else 1.
+
+    And 1 where a side is odd: the half of its last pixel would count as much as each other one.
+    """
+    even = size[0] % 2 == size[1] % 2 == 0
+    return 2 if even and size[0] >= 2 * at_least[0] and size[1] >= 2 * at_least[1] else 1
+
+
 def _step(image: Image.Image, at_least: tuple[int, int]) -> int:
-    """2 if every second pixel of the image is enough to cover that (height, width) when it stands upright, else 1."""
-    height, width = at_least if orientation(image) < 5 else at_least[::-1]
-    return 2 if image.height >= 2 * height and image.width >= 2 * width else 1
+    """The step to cover `at_least` when an image that Pillow has opened stands upright."""
+    return step_to_cover(image.size if orientation(image) >= 5 else image.size[::-1], at_least)
 
 
 def orientation(image: Image.Image) -> int:

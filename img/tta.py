@@ -5,23 +5,34 @@ between the pixels of its own grid; together they tell it at twice as many place
 photo must have more pixels than the mask for that: of one as large, the second view is blurred.
 """
 
+from math import ceil
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+
+from img.transformer import from_pillow, step_to_cover, to_pillow
 
 
 def second_view(photo: Tensor, mask_size: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """photo (3, H, W) uint8 -> its mirror image at `window`, (3, *window), half a pixel further to the right and down.
 
+    photo: at its full size. It is made smaller as the first view is, from decode_photo to resize (halved where that is
+    enough for the window), but is moved before that by as many of its pixels as fit in: both views are about as sharp.
     mask_size: (height, width) of the masks, whose pixels are meant. Behind the last row and column they are repeated.
     """
-    size = [2 * length for length in mask_size]  # half a pixel of the mask is one here
-    fine = transforms.resize(photo, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    fine = torch.cat([fine[:, 1:], fine[:, -1:]], dim=1)
-    fine = torch.cat([fine[:, :, 1:], fine[:, :, -1:]], dim=2)
-    return F.adaptive_avg_pool2d(fine.flip(-1).float(), window).round().to(torch.uint8)
+    height, width = photo.shape[1:]
+    down, right = height / mask_size[0] / 2, width / mask_size[1] / 2
+    step, top, left = step_to_cover((height, width), window), int(down), int(right)
+    moved = photo[:, top:, left:]
+    if step != 1:
+        moved = from_pillow(to_pillow(moved).reduce(step))
+    box = [length / step for length in (right - left, down - top, right - left + width, down - top + height)]
+    behind = (0, ceil(box[3]) - moved.shape[1]), (0, ceil(box[2]) - moved.shape[2]), (0, 0)
+    image = Image.fromarray(np.pad(moved.permute(1, 2, 0).numpy(), behind, mode="edge"))
+    return from_pillow(image.resize(window[::-1], Image.Resampling.BILINEAR, box)).flip(-1)
 
 
 def one_answer(probs: Tensor) -> Tensor:

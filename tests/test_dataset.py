@@ -118,6 +118,20 @@ def test_photos_to_predict_come_with_their_names(pair):
     assert name == "a_01.png" and torch.equal(photo, TrainImageDataset(*pair, (220, 236), (36, 52))[0][0])
 
 
+@pytest.mark.parametrize("format", ["png", "jpg"])
+@pytest.mark.parametrize(("mask_size", "border"), [((128, 128), "mirror"), ((100, 100), "stretch")])
+def test_the_second_view_has_the_detail_of_the_photo(tmp_path, format, mask_size, border):
+    """Of twice the window's size: the first comes as without a second, and the second has no less detail."""
+    noise = np.random.default_rng(0).integers(256, size=(256, 256), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a_01.{format}", quality=99)
+    one, both = (
+        ToPredict([tmp_path / f"a_01.{format}"], (128, 128), mask_size, border, tta)[0][0] for tta in (False, True)
+    )
+    assert both.shape == (2, 3, 128, 128)
+    assert torch.equal(both[0], one)
+    assert both[1].float().std() > 0.7 * one.float().std()  # of a photo no larger than the mask: half
+
+
 def augmented(drawn, epoch, workers, seed=0):
     """The photos of an epoch, after a loader's workers have lived through another epoch."""
     X, y, *_ = DatasetFetcher(drawn).get_train_files()

@@ -184,7 +184,8 @@ def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tm
 def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
     """The same probabilities as on main.py's way to a submission."""
     classifier = checkpoint(tmp_path / "best.pt", border, tta, 0.3)
-    path = photo(tmp_path / "a.png", (90, 70))
+    path, texture = tmp_path / "a.png", np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype=np.uint8)
+    Image.fromarray(texture).save(path)
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.threshold == 0.3
     finder.classifier.precision = torch.float32

@@ -75,14 +75,14 @@ def test_grey_edges_of_a_mask_are_kept_and_an_empty_mask_is_empty():
     assert decode_mask(encoded(Image.new("L", (3, 2)), "PNG")).sum() == 0
 
 
-@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("turned", [1, 5, 6])
 @pytest.mark.parametrize(
     ("at_least", "expected"),
-    [((50, 75), (51, 75)), ((20, 20), (51, 75)), ((51, 20), (101, 150)), ((20, 76), (101, 150)), (None, (101, 150))],
+    [((50, 75), (50, 75)), ((20, 20), (50, 75)), ((51, 20), (100, 150)), ((20, 76), (100, 150)), (None, (100, 150))],
 )
 def test_what_is_needed_at_half_the_size_comes_so(at_least, expected, turned):
-    """A picture of 101 x 150, upright: two halves of an odd side are one pixel more than it."""
-    size = (150, 101) if turned == 1 else (101, 150)  # as it lies in the file, for Pillow
+    """A picture of 100 x 150, upright."""
+    size = (150, 100) if turned == 1 else (100, 150)  # as it lies in the file, for Pillow
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = turned
     picture = Image.new("L", size, 255)
@@ -96,16 +96,28 @@ def test_what_is_needed_at_half_the_size_comes_so(at_least, expected, turned):
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_at_half_its_size_a_photo_is_the_same_from_any_file(format):
     """And from its pixels, as predict.py has them: each is the mean of four."""
-    rows, columns = np.mgrid[:61, :80]
+    rows, columns = np.mgrid[:62, :80]
     waves = (127 + 90 * np.sin(rows / 2) * np.cos(columns / 3)).astype(np.uint8)
     file = encoded(Image.fromarray(waves).convert("RGB"), format, quality=99)
     photo, half = decode_photo(file), decode_photo(file, (30, 40))
-    assert photo.shape == (3, 61, 80) and half.shape == (3, 31, 40)
+    assert photo.shape == (3, 62, 80) and half.shape == (3, 31, 40)
     assert (half.float() - halved(photo, (30, 40)).float()).abs().mean() < 1
     assert (half.float() - resize(photo, (31, 40)).float()).abs().mean() > 3  # control: the filter of resize
     assert halved(photo, (30, 41)) is photo
     corner = waves[:2, :2].mean()
     assert abs(half[0, 0, 0] - corner) <= (1 if format == "PNG" else 3)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("turned", [1, 3])
+def test_an_odd_side_is_not_halved(format, turned):
+    """Its last pixel, which may come to lie at any side, would count twice, and move what is beside it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turned
+    for size in ((101, 80), (80, 101)):
+        file = encoded(Image.new("RGB", size), format, exif=exif)
+        assert decode_photo(file, (30, 30)).shape[1:] == size[::-1] == decode_mask(file, (30, 30)).shape[1:]
+    assert halved(torch.zeros(3, 101, 80, dtype=torch.uint8), (30, 30)).shape == (3, 101, 80)
 
 
 def test_photos_of_every_kind_are_rgb():

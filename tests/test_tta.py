@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from img.transformer import resize
+from img.transformer import halved, resize
 from img.tta import one_answer, second_view
 from nn.losses import dice_per_image
 
@@ -65,6 +65,40 @@ def test_two_views_find_an_edge_between_the_pixels():
 
 
 def test_the_last_row_and_column_are_repeated():
-    photo = torch.full((3, 96, 128), 255, dtype=torch.uint8)
-    assert second_view(photo, MASK, MASK).eq(255).all()
-    assert one_answer(torch.ones(2, 2, 5, 7)).eq(1).all() and one_answer(torch.ones(0, 2, 5, 7)).shape == (0, 10, 14)
+    """Of what grows darker to the right and down, neither end shows anything of the other."""
+    dark = torch.linspace(255, 0, 96)[:, None].minimum(torch.linspace(255, 0, 128))
+    photo = dark.round().byte().expand(3, -1, -1)
+    view = second_view(photo, MASK, MASK).flip(-1)[0].float()
+    assert (view[-1] < 4).all() and (view[:, -1] < 4).all() and view[0, 0] > 245
+    probs = dark[::2, ::2].div(255).expand(1, 2, -1, -1)
+    probs = torch.stack([probs[:, 0], probs[:, 1].flip(-1)], dim=1)
+    (answer,) = one_answer(probs)
+    torch.testing.assert_close(answer[0, :3], torch.ones(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(answer[:3, 0], torch.ones(3), atol=0.02, rtol=0)
+    assert one_answer(torch.ones(0, 2, 5, 7)).shape == (0, 10, 14)
+
+
+def test_both_views_count_alike_and_probabilities_stay_probabilities():
+    probs = torch.rand(1, 2, 5, 7, generator=torch.Generator().manual_seed(0)).round()
+    for straight, second in ((0.0, 1.0), (1.0, 0.0)):
+        answer = one_answer(torch.tensor([straight, second])[None, :, None, None].expand(1, 2, 5, 7))
+        torch.testing.assert_close(answer, torch.full((1, 10, 14), 0.5))
+    assert one_answer(probs).min() >= 0 and one_answer(probs).max() <= 1
+
+
+@pytest.mark.parametrize(("window", "size"), [
+    (MASK, (96, 128)), (MASK, (110, 132)), (MASK, (160, 200)), (MASK, (480, 600)),
+    (MASK, (80, 100)), (MASK, (70, 95)),  # less than twice the window, or odd: the photo isn't halved
+    ((60, 80), (110, 140)), ((60, 80), (240, 330)),  # stretched over a window larger than the mask
+])  # fmt: skip
+def test_the_second_view_is_as_sharp_as_the_first(window, size):
+    """Of noise, which shows every filter."""
+    photo = torch.randint(256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    first, second = resize(halved(photo, window), window).float().std(), second_view(photo, MASK, window).float().std()
+    assert 0.95 * first < second < 1.1 * first
+
+
+def test_without_finer_pixels_the_second_view_is_blurred():
+    """The control of the test above."""
+    photo = torch.randint(256, (3, *MASK), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert second_view(photo, MASK, MASK).float().std() < 0.6 * photo.float().std()
