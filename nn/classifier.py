@@ -35,7 +35,7 @@ class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it. Where there are several processes, each one does its share.
 
     net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w); has in_shape, output_size and SIDES as
-        UNetOriginal has.
+        UNetOriginal has, and stands in NETS of nn/unet.py, by whose names checkpoints tell what they are of.
     epochs: how many the whole training has; one call of train() may run fewer of them.
     device, precision: where the net computes, and the torch type of its products there (see helpers).
     threshold: a pixel is car where its probability is above this.
@@ -384,11 +384,11 @@ class CarvanaClassifier:
         return f"Memory ran out on {self.device}, with {images} a step: {ways}."
 
     def _minutes_left(self, train_loader: DataLoader) -> float:
-        """Of the training, if it goes on as in the latest epoch. Images of half the size take a quarter of that."""
+        """Of the training, if it goes on as in the latest epoch. Images of half the size take a third of that."""
         half_size_epochs = getattr(train_loader.dataset, "half_size_epochs", 0)
         left, small = self.epochs - self.epoch, max(half_size_epochs - self.epoch, 0)
         trained = len(train_loader.dataset) / self.metrics[-1]["train_images_per_second"]  # seconds
-        full = trained * (4 if self.epoch <= half_size_epochs else 1)
+        full = trained * (3 if self.epoch <= half_size_epochs else 1)
         others = self.metrics[-1]["seconds"] - trained
         return (small * trained + (left - small) * full + left * others) / 60
 

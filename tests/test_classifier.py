@@ -177,7 +177,7 @@ def test_the_time_left_knows_of_epochs_at_half_the_size():
     for classifier.epoch, half in ((4, 0), (4, 4), (4, 6), (10, 6)):
         loader.dataset.half_size_epochs = half
         minutes.append(classifier._minutes_left(loader))
-    assert minutes == pytest.approx([6 * 1.1, 6 * 4.1, 2 * 1.1 + 4 * 4.1, 0])
+    assert minutes == pytest.approx([6 * 1.1, 6 * 3.1, 2 * 1.1 + 4 * 3.1, 0])
 
 
 def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
