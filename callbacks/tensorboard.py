@@ -72,7 +72,7 @@ class Log:
                 self.writer.add_histogram(tag, values.numpy(), epoch, bins=np.linspace(0, 1, 101))
 
     def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
-        """A row of the page HPARAMS, with the latest points of these curves of this log; not what is off, or a path."""
+        """A row of the page HPARAMS, with the latest points of these curves of this log; no path, 0, False or None."""
         told = {name: value for name, value in values.items() if value and not isinstance(value, Path)}
         values = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
         with self._naming():
@@ -156,7 +156,7 @@ class TensorboardLoggerCallback(Callback):
     def log_score(self, classifier: CarvanaClassifier, score: float) -> None:
         """Add the score of the best epoch's weights, once training has ended, as a point at that epoch.
 
-        Another one may follow, of another threshold or with flip averaging; one that is there is not added again.
+        Another one may follow, of another threshold or with two views; one that is there is not added again.
         """
         epoch, path = classifier.best["epoch"], self.path / "valid"
         there = points(path, up_to=epoch).get((path.name, CURVES["score"], epoch))
