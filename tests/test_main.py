@@ -506,7 +506,7 @@ def test_make_demo_does_what_the_readme_says(tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
     make = ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}"]
-    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "drawn cars, not Kaggle's" in done.stdout.splitlines()[0]
     dice = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
