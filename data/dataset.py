@@ -170,5 +170,9 @@ class TestImageDataset(Dataset):
         return read(path, self._to_net), path.name
 
     def _to_net(self, encoded: bytes) -> Tensor:
-        whole = transformer.decode_photo(encoded) if self.tta else None
-        return to_net(transformer.decode_photo(encoded, self.photo_size), *self.sizes, whole)
+        if not self.tta:
+            return to_net(transformer.decode_photo(encoded, self.photo_size), *self.sizes)
+        whole = photo = transformer.decode_photo(encoded)
+        if transformer.step_to_cover(whole.shape[1:], self.photo_size) != 1:
+            photo = transformer.decode_photo(encoded, self.photo_size)
+        return to_net(photo, *self.sizes, whole)

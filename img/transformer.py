@@ -54,7 +54,11 @@ def halved(photo: Tensor, at_least: tuple[int, int]) -> Tensor:
 
     (Of a JPEG, that gives nearly the same: a photo of Kaggle's, to a grey level in the mean.)
     """
-    step = step_to_cover(photo.shape[1:], at_least)
+    return reduced(photo, step_to_cover(photo.shape[1:], at_least))
+
+
+def reduced(photo: Tensor, step: int) -> Tensor:
+    """photo (3, H, W) uint8 -> each step x step of its pixels become their mean; with a step of 1 it is the photo."""
     return photo if step == 1 else from_pillow(to_pillow(photo).reduce(step))
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.transformer import from_pillow, step_to_cover, to_pillow
+from img.transformer import from_pillow, reduced, step_to_cover
 
 
 def second_view(photo: Tensor, mask_size: tuple[int, int], window: tuple[int, int]) -> Tensor:
@@ -26,9 +26,7 @@ def second_view(photo: Tensor, mask_size: tuple[int, int], window: tuple[int, in
     height, width = photo.shape[1:]
     down, right = height / mask_size[0] / 2, width / mask_size[1] / 2
     step, top, left = step_to_cover((height, width), window), int(down), int(right)
-    moved = photo[:, top:, left:]
-    if step != 1:
-        moved = from_pillow(to_pillow(moved).reduce(step))
+    moved = reduced(photo[:, top:, left:], step)
     box = [length / step for length in (right - left, down - top, right - left + width, down - top + height)]
     behind = (0, ceil(box[3]) - moved.shape[1]), (0, ceil(box[2]) - moved.shape[2]), (0, 0)
     image = Image.fromarray(np.pad(moved.permute(1, 2, 0).numpy(), behind, mode="edge"))
