@@ -26,6 +26,18 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
 
 
+def _open_whole(encoded: bytes) -> Image.Image:
+    """open_image of a file's bytes. Raises ValueError where a PNG's sums are wrong, which Pillow decodes as it can."""
+    image = open_image(io.BytesIO(encoded))
+    if image.format == "PNG":
+        try:
+            image.verify()  # after which it can't decode
+        except SyntaxError as error:
+            raise ValueError(f"it was damaged: {error}") from None
+        image = open_image(io.BytesIO(encoded))
+    return image
+
+
 def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
     """The bytes of a photo -> (3, H, W) uint8 RGB, turned upright as its EXIF data say.
 
@@ -33,7 +45,7 @@ def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tenso
     third faster. Raises an exception of the decoder's where the bytes are broken or end early, or hold more pixels than
     a photo has.
     """
-    image = open_image(io.BytesIO(encoded))
+    image = _open_whole(encoded)
     if image.format in ("JPEG", "MPO"):
         width, height = (length // _step(image, at_least) for length in image.size)
         # strict: damage is an error, not a grey stripe
@@ -79,7 +91,7 @@ def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor
     Kaggle's palette GIFs, a grey of 255 or of 65535, or a colour. As with decode_photo, it comes at half its size where
     that still covers `at_least`. Raises an exception of the decoder's where the bytes are broken.
     """
-    image = open_image(io.BytesIO(encoded))
+    image = _open_whole(encoded)
     step, turned = _step(image, at_least), orientation(image)
     if "transparency" in image.info:  # one colour of a palette, or of what has no palette either
         image = image.convert("RGBA")

@@ -177,3 +177,17 @@ def test_what_is_not_asked_for_is_not_done():
         flips += torch.equal(moved[0], photo.flip(-1)) and torch.equal(moved[1], mask.flip(-1))
         assert torch.equal(moved[0], photo) or torch.equal(moved[0], photo.flip(-1))
     assert 10 < flips < 30
+
+
+def test_light_is_the_same_to_the_bit_by_any_count_of_threads():
+    """Processes that read have one, main.py without them all."""
+    photo = torch.randint(0, 256, (3, 300, 451), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    threads, lit = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            lit.append(torch.stack([relight(photo, colour=0.3, grey=0.2) for _ in range(20)]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(lit[0], lit[1]) and torch.equal(lit[0], lit[2])

@@ -191,7 +191,7 @@ def test_photos_and_masks_are_turned_upright(orientation, format):
 def test_a_damaged_png_is_an_error_and_no_end_of_the_process():
     data = bytearray(encoded(noise(), "PNG"))
     data[len(data) // 2] ^= 255
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="it was damaged"):
         decode_photo(bytes(data))
 
 
@@ -232,3 +232,17 @@ def test_a_photo_whose_white_is_not_known_is_refused(mode):
 def test_an_orientation_that_is_no_number_turns_nothing(monkeypatch):
     monkeypatch.setattr(Image.Image, "getexif", lambda image: {ExifTags.Base.Orientation: "6"})
     assert decode_photo(encoded(Image.new("RGB", (8, 4)), "JPEG")).shape == (3, 4, 8)
+
+
+@pytest.mark.parametrize("decode", [decode_photo, decode_mask])
+def test_a_png_with_a_bit_that_flipped_is_an_error(decode):
+    """Pillow alone decodes many of them, to other pixels."""
+    rows, columns = np.mgrid[:60, :80]
+    file = encoded(Image.fromarray((((rows - 30) ** 2 + (columns - 40) ** 2 < 400) * 255).astype(np.uint8)), "PNG")
+    decode(file)  # control
+    start = file.index(b"IDAT") + 4
+    for place in range(start, len(file) - 16, 7):
+        damaged = bytearray(file)
+        damaged[place] ^= 4
+        with pytest.raises((OSError, ValueError)):
+            decode(bytes(damaged))
