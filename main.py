@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from torch.utils.data import DataLoader
@@ -39,7 +40,7 @@ class Hyperparameters:
     """Train a U-Net to find the car in a photo, then write its masks for Kaggle."""
 
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or the deeper one for large images
-    input_img_resize: tuple[int, int] = (572, 572)  # height and width that photos are squeezed to for the net
+    input_img_resize: tuple[int, int] = (572, 572)  # height and width of the images that enter the net
     output_img_resize: tuple[int, int] = (388, 388)  # height and width of the masks that leave it
     border: Literal["mirror", "stretch"] = "mirror"  # where masks are smaller than images: mirror or stretch photos
     labels: Literal["soft", "cut"] = "soft"  # edge pixels to train on: their share of car, or 0 or 1
@@ -146,7 +147,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     print(f"the data    {ds_fetcher.describe(len(X_test))}\n"
           f"the net     {hp.net}, {parameters:,} parameters, from {size_text(hp.input_img_resize)} pixels to "
           f"{size_text(net.output_size)}\nthe machine {reasons}\n"
-          f"the folder  {folder}\nwatch it    tensorboard --logdir={hp.logs_dir}\n")
+          f"the folder  {folder}\nwatch it    tensorboard --logdir={quote(str(hp.logs_dir))}\n")
 
     # 5. Train
     sizes = hp.input_img_resize, hp.output_img_resize
@@ -183,7 +184,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
     best, size = classifier.best, size_text(net.output_size)
     print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
           f"the model   {model_saver_cb.best}\nthe curves  {tb_logs_cb.path}\n            {tb_viz_cb.path}\n"
-          f"watch them  tensorboard --logdir={hp.logs_dir}")
+          f"watch them  tensorboard --logdir={quote(str(hp.logs_dir))}")
 
     # 6. Score the best epoch's weights: validation photos go the way of a submission, and Dice is taken as Kaggle does
     classifier.restore_model(model_saver_cb.best)
@@ -206,7 +207,8 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
             check_submission(pred_saver_cb.to_file, [path.name for path in X_test], origin_img_size)
             print(f"the masks   {pred_saver_cb.to_file}\n{ds_fetcher.next_step(pred_saver_cb.to_file)}")
     elif hp.dataset == "own" and processes.FIRST:
-        print(ds_fetcher.next_step(model_saver_cb.best, scorer_cb.table()["image"].iloc[0]))
+        as_scored = ["--threshold", str(hp.threshold), "--tta", str(hp.tta)] if hp.resume else []
+        print(ds_fetcher.next_step(model_saver_cb.best, scorer_cb.table()["image"].iloc[0], *as_scored))
 
 
 if __name__ == "__main__":

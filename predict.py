@@ -12,6 +12,7 @@ from glob import escape
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 import tyro
 from PIL import Image, ImageColor, ImageOps
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 import helpers
 from data.dataset import check_pair, photo_size, read, to_net
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of, tell_left_aside
 from img.transformer import decode_mask, decode_photo, halved, to_pillow
 from nn.classifier import CarvanaClassifier
 from nn.losses import dice_per_image
@@ -39,18 +40,20 @@ class Options:
     output_dir: Path = Path("cutouts")  # gets NAME_mask.png and NAME_cutout.png
     background: str | None = None  # a colour (white, "#ff8800"), or a photo, behind the car; None is transparent
     threshold: float | None = None  # a pixel is car where its probability is above this; None is the model's own
+    tta: bool | None = None  # predict each photo twice, as main.py's --tta; None is as the model was trained for
     device: str | None = None  # cpu, cuda, mps, ...; None takes the accelerator that is there
 
 
 class CarFinder:
     """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
 
-    model: a checkpoint, such as best.pt. It knows its net, sizes, border, threshold, and whether it sees photos twice.
+    model: a checkpoint, such as best.pt, or the folder of a run. It knows its net, sizes, border and threshold, and
+        whether it sees photos twice.
     device: see helpers.choose_device. Raises UserError where it is no checkpoint.
     """
 
     def __init__(self, model: str | Path, device: str | None = None):
-        checkpoint = helpers.load_checkpoint(model)
+        checkpoint = helpers.load_checkpoint(find_model(Path(model)))
         try:
             net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
             net.load_state_dict(checkpoint["net"])
@@ -65,6 +68,10 @@ class CarFinder:
         self.classifier = CarvanaClassifier(net, 1, device, precision)
 
     def __call__(self, photo: Tensor) -> Tensor:
+        helpers.require(
+            getattr(photo, "dtype", None) == torch.uint8 and photo.ndim == 3 and len(photo) == 3,
+            "A photo must be a tensor (3, height, width) of uint8, as img.transformer.decode_photo makes it of bytes.",
+        )
         net, photo = self.classifier.net, photo.cpu()
         sizes = net.in_shape[1:], net.output_size, self.border
         images = to_net(halved(photo, photo_size(*sizes)), *sizes, photo if self.tta else None)
@@ -91,7 +98,12 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
         helpers.require(path.exists(), f"{path} is not there.")
         found = [path]
         if path.is_dir():
-            found = [file for file in path.iterdir() if is_image(file) and not file.stem.endswith("_cutout")]
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            others = [file.name for file in files if not is_image(file)]
+            if others:
+                more = f" and {len(others) - 3} more" * (len(others) > 3)
+                tell_left_aside(path, "photos", f"{', '.join(others[:3])}{more}")
+            found = [file for file in files if is_image(file) and not file.stem.endswith("_cutout")]
             found = [file for file in found if not is_called_mask(file)]
         helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
         for file in found:
@@ -161,6 +173,8 @@ def main(options: Options) -> None:
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
     threshold = finder.threshold if options.threshold is None else options.threshold
+    if options.tta is not None:
+        finder.tta = options.tta
     helpers.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     broken, scores = [], []
@@ -168,13 +182,18 @@ def main(options: Options) -> None:
         found = find_mask(path)
         try:
             photo = read(path, decode_photo)
-            truth = None if found is None else read(found, decode_mask) > 127  # (1, H, W)
-            if truth is not None:
-                check_pair(path, photo.shape[1:], found, truth.shape[1:])
         except helpers.UserError as error:
             broken.append(path)
             tqdm.write(str(error))
             continue
+        truth = None
+        try:
+            if found is not None:
+                truth = read(found, decode_mask) > 127  # (1, H, W)
+                check_pair(path, photo.shape[1:], found, truth.shape[1:])
+        except helpers.UserError as error:  # it can be cut out all the same
+            truth = None
+            tqdm.write(f"No Dice: {error}")
         probs = finder(photo)
         mask = probs > threshold
         save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")

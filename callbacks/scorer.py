@@ -82,7 +82,10 @@ class ScorerCallback(Callback):
     def report(self) -> str:
         """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
         table, interval = self.table(), self.interval()
-        groups = counted(table["car"].nunique(), "car" if self.groups is None else "group")
+        cars = table["car"].nunique()
+        of_groups = f" of {counted(cars, 'car' if self.groups is None else 'group')}"
+        if self.groups is not None and cars == len(table):  # each photo is alone
+            of_groups = ""
         between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
         worst = [f"{row.image} {row.dice:.4f}" for row in table.head(5).itertuples()]
         by_view = ""
@@ -93,7 +96,7 @@ class ScorerCallback(Callback):
         cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
-            f"            {counted(len(table), 'validation photo')} of {groups}{between}\n"
+            f"            {counted(len(table), 'validation photo')}{of_groups}{between}\n"
             f"the worst   {_in_lines(worst, 2)}\n"
             f"{by_view}threshold   {_in_lines(cuts, 4)}"
         )

@@ -15,12 +15,12 @@ from img import transformer
 def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     """Print what is strange in the data set. Raises UserError that lists all that is wrong in it.
 
-    workers: how many processes read; None takes one a core.
+    workers: how many processes read; None takes one a core, and 32 at most.
     """
     faults, pairs, tests = ds_fetcher.find_faults()
     files = _Files([*pairs.items(), *((photo, None) for photo in tests)])
     oddities, sizes = [], {}
-    loader = DataLoader(files, batch_size=None, num_workers=count_cores() if workers is None else workers)
+    loader = DataLoader(files, batch_size=None, num_workers=min(count_cores(), 32) if workers is None else workers)
     for path, size, wrong, odd in Progress(loader, "checking", unit="photo"):
         sizes[path] = size
         faults += wrong
@@ -77,4 +77,8 @@ class _Files(Dataset):
                 odd.append(f"{mask_path} is grey, neither car nor background, in {100 * between:.0f} % of its pixels.")
             elif mask.min() == mask.max():
                 odd.append(f"{mask_path} {'is all car' if mask.max() else 'holds no car'}.")
+            elif (share := (mask > 127).float().mean().item()) > 0.9:
+                odd.append(f"{mask_path} is car in {100 * share:.0f} % of its pixels.")
+            elif set(mask.unique().tolist()) == {0, 1, 255}:
+                odd.append(f"{mask_path} holds 0, 1 and 255, of which 255 is car. If 1 is, make the others 0.")
         return photo_path, None if photo is None else tuple(photo.shape[1:]), faults, odd

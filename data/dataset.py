@@ -43,7 +43,7 @@ def check_pair(photo_path: Path, size: Sequence[int], mask_path: Path, mask_size
     require(
         tuple(size) == tuple(mask_size),
         f"{mask_path} is {size_text(mask_size)} pixels, but its photo {photo_path} is {size_text(size)}; they must be "
-        "of one size.",
+        f"of one size{', both upright: EXIF data may turn a photo' * (tuple(size) == tuple(mask_size)[::-1])}.",
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from data.dataset import check_pair, reading, size_text
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
-from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of
+from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of, tell_left_aside
 from data.sample import draw_sample
 from helpers import Progress, UserError, counted, lock, make_writable, require
 from img import transformer
@@ -21,6 +22,7 @@ from img import transformer
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
 MASK = re.compile(r"(?P<photo>.+_\d\d)_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, bytes that are no text, and ends of lines
 NAMES = {"photos": (PHOTO, "<car>_<01..16>.jpg"), "masks": (MASK, "<car>_<01..16>_mask.gif")}  # at Kaggle
 
 
@@ -132,8 +134,10 @@ class DatasetFetcher:
         wanted = ("train", "train_masks", "test")[: 2 + test_photos]
         missing = [self._names(name) for name in wanted if not self._is_here(name)]
         without = "; say --no-predict to train only" * (missing == [self._names("test")])
+        bundle = self.input_dir / f"{SLUG}.zip"
+        inside = f"Unpack {bundle} there: what is wanted are the zips inside it.\n" * bundle.exists()
         return (
-            f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. Three ways on:\n"
+            f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. {inside}Three ways on:\n"
             f"  1. Have it fetched: accept the rules at {COMPETITION}/rules, make a token\n"
             f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md knows other keys).\n"
             f"  2. Have it already? Copy it to {self.input_dir}/, as zips of {COMPETITION}/data\n"
@@ -180,6 +184,11 @@ class DatasetFetcher:
             f"{counted(len(gone), 'car' if self.unit == 'car' else 'photo')} that the run was trained or validated on "
             f"can't be found in {self._folder('train')}: {self._some(gone)}. Put them back, or start another run.",
         )
+        others = sorted(photos.keys() - {stem for _, stem, _ in rows})
+        if split is not None and sample_size is None and others:
+            came = f"{counted(len(others), 'photo')} in {self._folder('train')} came after the run began"
+            some = self._some(photos[stem].name for stem in others)
+            print(f"{came}, and stay out of it: {some}. Start another run to train on them.")
         self._check_sizes([photos[stem] for _, stem, _ in rows], masks)
 
         columns = ["car", "image", "part"]
@@ -273,10 +282,14 @@ class DatasetFetcher:
             f"            {f'{to_predict:,} to predict, ' if to_predict else ''}in {self.input_dir}"
         )
 
-    def next_step(self, made: Path, photo: str = "") -> str:
-        """The line that tells what to do with the submission; of own photos, how to cut out that one with the model."""
+    def next_step(self, made: Path, photo: str = "", *options: str) -> str:
+        """The line that tells what to do with the submission; of own photos, how to cut out that one with the model.
+
+        options: of predict.py, where the model's own aren't meant.
+        """
         if self.dataset == "own":
-            command = shlex.join(["python", "predict.py", str(self._folder("train") / photo), "--model", str(made)])
+            photo = str(self._folder("train") / photo)
+            command = shlex.join(["python", "predict.py", photo, "--model", str(made), *options])
             return f"cut it out  {command}\n            (the worst photo; name others, or folders of them)"
         if self.dataset == "sample":
             return f"the cars    {self.input_dir}, drawn; README.md says how to train on Kaggle's photos"
@@ -370,13 +383,14 @@ class DatasetFetcher:
         without = [photo.name for photo in photos if photo.stem not in masks]
         alone = [masks[stem][0].name for stem in sorted(set(masks) - stems)]
         twice = [f"{a.name} and {b.name}" for a, b, *_ in (found for found in masks.values() if len(found) > 1)]
+        naming = " The mask of NAME.jpg is NAME.png or NAME_mask.png." * (self.dataset == "own")
         for names, noun, fault, where, remedy in (
             (without, "photo", "without a mask in", folder, "Add the masks, or take the photos out"),
             (alone, "mask", "without a photo in", self._folder("train"), "Add the photos, or take the masks out"),
             (twice, "photo", "with two masks in", folder, "Keep one of the two"),
         ):
             if names:
-                self._fault(f"{counted(len(names), noun)} {fault} {where}: {self._some(names)}. {remedy}.")
+                self._fault(f"{counted(len(names), noun)} {fault} {where}: {self._some(names)}. {remedy}.{naming}")
         return {photo: masks[photo.stem][0] for photo in photos if photo.stem in masks}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
@@ -412,13 +426,13 @@ class DatasetFetcher:
         if together:
             found = [path for path in found if is_called_mask(path) == (what == "masks")]
         if not found:
-            self._fault(f"There are no {what} in {folder}. {LAYOUT}.")
+            self._fault(f"There are no {what} in {folder}. {LAYOUT}; not in folders inside these.")
         return found
 
     def _named(self, folder: Path) -> list[Path]:
         """What lies in `folder`, but for names that are no text, which are a fault."""
         paths = _visible(folder)
-        no_text = [path for path in paths if not path.name.isprintable()]
+        no_text = [path for path in paths if any(unicodedata.category(each) in NO_TEXT for each in path.name)]
         if no_text:
             files, names = counted(len(no_text), "file"), self._some(ascii(path.name) for path in no_text)
             self._fault(f"{files} in {folder} with a name that can't be written: {names}. Rename them.")
@@ -426,7 +440,7 @@ class DatasetFetcher:
 
     def _leave_aside(self, folder: Path, what: str, names: list[str]) -> None:
         if names:
-            print(f"left aside in {folder}, being no {what}: {self._some(names)}")
+            tell_left_aside(folder, what, self._some(names))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -23,6 +23,13 @@ def is_image(path: Path) -> bool:
     return kind in FORMATS and not path.name.startswith(".") and path.is_file()
 
 
+def tell_left_aside(folder: Path, what: str, names: str) -> None:
+    """names: of the files in `folder` that aren't what is looked for there, in one text."""
+    unknown = re.search(r"\.(heic|heif|avif)\b", names, re.IGNORECASE)
+    remedy = f" ({unknown[1].upper()} can't be read: save it as JPEG)" if unknown else ""
+    print(f"left aside in {folder}, being no {what}: {names}{remedy}")
+
+
 def find_folders(input_dir: Path) -> tuple[Path, Path]:
     """-> the folder of the photos, and that of the masks, which is the same where there is no folder of masks.
 

@@ -147,3 +147,27 @@ def test_own_photos_are_checked_too_and_none_to_predict_are_missed(own, main_her
     ]
     for pattern in expected:
         assert len([fault for fault in faults if re.search(pattern, fault)]) == 1, (pattern, faults)
+
+
+def test_a_mask_that_is_hardly_a_mask_is_strange(own, capsys):
+    masks = own / "masks"
+    for number, value in enumerate((1, 255, 5)):
+        name, image = f"cat {number}-jpg.png", Image.new("L", (120, 80), value)
+        image.paste(255, (0, 0, 30, 80))
+        image.paste(0, (0, 0, 9, 9))
+        save(image, masks / name)
+    check_data(DatasetFetcher(own, "own"), workers=0)
+    first, second, end = capsys.readouterr().out.splitlines()
+    told = "holds 0, 1 and 255, of which 255 is car. If 1 is, make the others 0."
+    assert first == f"Strange, but no fault: {masks}/cat 0-jpg.png {told}"
+    assert second == f"Strange, but no fault: {masks}/cat 1-jpg.png is car in 99 % of its pixels."
+    assert end == "8 photos, 8 masks, all read: no fault."
+
+
+def test_a_mask_that_lies_on_its_side_is_told_why(own):
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    Image.open(own / "images/cat 0-jpg.jpg").save(own / "images/cat 0-jpg.jpg", exif=lying)
+    told = "cat 0-jpg.png is 120x80 pixels, but its photo .* is 80x120; they must be of one size, both upright: EXIF"
+    with pytest.raises(UserError, match=told):
+        check_data(DatasetFetcher(own, "own"), workers=0)

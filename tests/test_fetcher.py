@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import ExifTags, Image
 
-from data.download import COUNTS
+from data.download import COUNTS, SLUG
 from data.fetcher import DatasetFetcher
 from helpers import UserError
 from img.transformer import decode_photo
@@ -383,7 +383,8 @@ def spoil(own, fault):
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("no mask", r"1 photo without a mask in OWN/masks: cat 0-jpg.jpg. Add the masks, or take the photos out."),
+        ("no mask", r"1 photo without a mask in OWN/masks: cat 0-jpg.jpg. Add the masks, or take the photos out. The "
+         "mask of NAME.jpg is NAME.png or NAME_mask.png."),
         ("no photo", "1 mask without a photo in OWN/images: cat 0-jpg.png. Add the photos, or take the masks out."),
         ("two masks", "1 photo with two masks in OWN/masks: cat 0-jpg.png and cat 0-jpg_mask.gif. Keep one of the"),
         ("twice", "OWN/images holds a photo twice, with two endings: cat 0-jpg.jpeg, cat 0-jpg.jpg. Keep one of the"),
@@ -435,7 +436,7 @@ def test_photos_that_are_not_kaggles_lead_to_a_data_set_of_ones_own(own, folder)
     assert len(DatasetFetcher(folder, "own", group=r"(.+)_\d\d").get_train_files()[0]) in (47, 48)
 
 
-def test_a_run_on_own_photos_goes_on_with_those_that_it_began_with(own):
+def test_a_run_on_own_photos_goes_on_with_those_that_it_began_with(own, capsys):
     """A group may have got a photo more since; one that is gone is named."""
     fetcher = DatasetFetcher(own, "own", group="(.+)-")
     before = fetcher.get_train_files(seed=3)
@@ -443,7 +444,12 @@ def test_a_run_on_own_photos_goes_on_with_those_that_it_began_with(own):
     shutil.copy(own / "images/cat 0-jpg.jpg", own / "images/cat 0-new.jpg")
     shutil.copy(own / "masks/cat 0-jpg.png", own / "masks/cat 0-new.png")
     again = DatasetFetcher(own, "own", group="(.+)-")
+    capsys.readouterr()
     assert again.get_train_files(seed=4, split=split) == before
+    told = f"1 photo in {own}/images came after the run began, and stay out of it: cat 0-new.jpg. Start another run"
+    assert capsys.readouterr().out.startswith(told)
+    again.get_train_files(0.9, seed=4, split=split)
+    assert capsys.readouterr().out == ""  # of a sample, it isn't known
     pd.testing.assert_frame_equal(again.split, fetcher.split)
     assert sum(map(len, DatasetFetcher(own, "own", group="(.+)-").get_train_files())) == 18  # control
     spoil(own, "no mask")
@@ -451,3 +457,28 @@ def test_a_run_on_own_photos_goes_on_with_those_that_it_began_with(own):
     told = "^1 photo that the run was trained or validated on can't be found in"
     with pytest.raises(UserError, match=rf"{told} .*images: cat 0-jpg\. Put them back"):
         DatasetFetcher(own, "own", group="(.+)-").get_train_files(split=split)
+
+
+def test_kaggles_zip_of_zips_is_not_overlooked(tmp_path):
+    (tmp_path / f"{SLUG}.zip").touch()
+    told = f"Unpack {tmp_path}/{SLUG}.zip there: what is wanted are the zips inside it.\nThree ways on:"
+    assert told in refusal(tmp_path)
+
+
+def test_a_name_in_any_language_is_a_name(own):
+    """And one with the narrow space that macOS writes into those of screenshots."""
+    for name in ("Screenshot 1.00.00\u202fPM", "\u0645\u06cc\u200c\u0634"):
+        shutil.copy(own / "images/cat 0-jpg.jpg", own / f"images/{name}.jpg")
+        shutil.copy(own / "masks/cat 0-jpg.png", own / f"masks/{name}.png")
+    assert sum(map(len, DatasetFetcher(own, "own").get_train_files())) == 20
+    for name in ("a\nb", "a\x1bb", "a\udcffb"):  # control
+        (own / f"images/{name}.jpg").touch()
+        with pytest.raises(UserError, match=r"1 file in .*images with a name that can't be written"):
+            DatasetFetcher(own, "own").get_train_files()
+        (own / f"images/{name}.jpg").unlink()
+
+
+def test_the_command_that_cuts_out_has_the_options_it_is_given(own):
+    fetcher = DatasetFetcher(own, "own")
+    line = fetcher.next_step(own / "best.pt", "a b.jpg", "--threshold", "0.4").splitlines()[0]
+    assert line == f"cut it out  python predict.py '{own}/images/a b.jpg' --model {own}/best.pt --threshold 0.4"

@@ -1,5 +1,6 @@
 """predict.py: photos of any kind become masks and cut-outs."""
 
+import re
 import runpy
 import sys
 
@@ -80,6 +81,7 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     photo(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
     code, printed = predict_here("train")
     assert code == 0 and "4 photos cut out, in cutouts" in printed
+    assert "left aside in train, being no photos: a_mask.json, notes.txt\n" in printed
     assert "train/a.png: 25.0% of it cut out, Dice 0.4000 with a_mask.png" in printed
     assert "train/b.png: 25.0% of it cut out, Dice 1.0000 with b_mask.gif" in printed
     assert "train/d.png: Look at this: nothing was found" in printed and "mean Dice of 2 0.700000" in printed
@@ -146,15 +148,18 @@ def test_what_is_behind_the_car_is_a_colour_or_a_photo(predict_here, tmp_path):
 
 
 def test_a_broken_photo_is_told_and_the_others_are_cut_out(predict_here, tmp_path):
+    """And one with a mask of another size, of which there is no Dice."""
     photo(tmp_path / "some/a.png")
     photo(tmp_path / "some/c.png")
     (tmp_path / "some/b.jpg").write_bytes(b"no photo")
     photo(tmp_path / "some/c_mask.png", (10, 10))
     code, printed = predict_here("some")
-    assert code == "predict.py: 2 of 3 could not be: some/b.jpg, some/c.png"
+    assert code == "predict.py: 1 of 3 could not be: some/b.jpg" and "Dice 0" not in printed
     assert "some/b.jpg can't be read as an image" in printed
-    assert "c_mask.png is 10x10 pixels, but its photo some/c.png is 60x40; they must be of one size." in printed
-    assert {path.name for path in (tmp_path / "cutouts").iterdir()} == {"a_mask.png", "a_cutout.png"}
+    fault = "some/c_mask.png is 10x10 pixels, but its photo some/c.png is 60x40; they must be of one size."
+    assert f"No Dice: {tmp_path}/{fault}" in printed
+    made = {path.name for path in (tmp_path / "cutouts").iterdir()}
+    assert made == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
 
 
 def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tmp_path):
@@ -241,3 +246,51 @@ def test_a_mask_is_one_however_its_name_is_written(tmp_path):
     assert [path.name for path in predict.find_photos((tmp_path,))] == ["a.JPG", "ab.png"]
     assert predict.find_mask(tmp_path / "a.JPG") == tmp_path / "a_MASK.PNG"
     assert predict.find_mask(tmp_path / "ab.png") is None
+
+
+def test_a_photo_that_can_not_be_read_here_is_named_with_what_to_do(predict_here, tmp_path):
+    photo(tmp_path / "phone/a.png")
+    for name in ("b.HEIC", "c.txt", "d.txt", "e.txt"):
+        (tmp_path / "phone" / name).touch()
+    told = "being no photos: b.HEIC, c.txt, d.txt and 1 more (HEIC can't be read: save it as JPEG)\n"
+    assert told in predict_here("phone")[1]
+
+
+@pytest.mark.parametrize("trained_for", [True, False])
+def test_one_view_or_two_is_as_the_model_was_trained_unless_said(tmp_path, monkeypatch, trained_for):
+    checkpoint(tmp_path / "best.pt", tta=trained_for)
+    photo(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    views, predict_probs = [], CarvanaClassifier.predict_probs
+
+    def seen(self, images):
+        views.append(images.ndim - 3)
+        return predict_probs(self, images)
+
+    monkeypatch.setattr(CarvanaClassifier, "predict_probs", seen)
+    for said, count in (([], 1 + trained_for), (["--tta", "True"], 2), (["--tta", "False"], 1)):
+        predict.main(predict.tyro.cli(predict.Options, args=["a.png", "--model", ".", *said]))
+        assert views.pop() == count
+
+
+@pytest.mark.parametrize(
+    "no_photo", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), np.zeros((3, 9, 9), np.uint8), "a.png"]
+)
+def test_what_is_no_photo_is_refused_from_python(tmp_path, no_photo):
+    checkpoint(tmp_path / "best.pt")
+    finder = predict.CarFinder(tmp_path, "cpu")
+    assert finder(torch.zeros(3, 9, 9, dtype=torch.uint8)).shape == (9, 9)  # control
+    with pytest.raises(UserError, match=r"^A photo must be a tensor \(3, height, width\) of uint8"):
+        finder(no_photo)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    run = tmp_path / re.search(r'CarFinder\("(.*?)"\)', code)[1]
+    run.mkdir(parents=True)
+    checkpoint(run / "best.pt")
+    photo(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["photo"].shape == (3, 40, 60) and names["probs"].shape == (40, 60)

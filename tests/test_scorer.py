@@ -88,7 +88,7 @@ def test_the_score_of_own_photos_is_by_group_and_has_no_views():
     assert "view" not in own.report() and "by view     01 0.9110, 02 0.9120\n" in cars.report()  # control
     alone = ScorerCallback({}, 0.5, {name: name for name in cars.swept})
     alone.swept = cars.swept
-    assert alone.interval() != own.interval() and "6 validation photos of 6 groups" in alone.report()
+    assert alone.interval() != own.interval() and "6 validation photos; 95 %" in alone.report()
 
 
 def test_the_worst_photos_come_first_and_are_named(masks):
@@ -142,3 +142,5 @@ def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(draw
     ]  # fmt: skip
     assert [each.step for each in events(tmp_path / "tb/valid").Scalars("masks/dice")] == [1, 2, 3]
     assert (saver.last.read_bytes(), saver.best.read_bytes()) == (before, weights)  # nothing to go on from has changed
+    saver.on_epoch_end(classifier, 3, {})  # a training that goes on keeps the score of before
+    pd.testing.assert_frame_equal(pd.read_csv(saver.path / "metrics.csv"), metrics)
