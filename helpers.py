@@ -1,6 +1,7 @@
 """What any part may need: errors, signals, progress, machine, seeds, whole files. Knows nothing of the rest."""
 
 import ctypes
+import errno
 import io
 import os
 import pickle
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
+NO_MORE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # processes, or open files
 _last_words: list[tuple[str, Path]] = []
 
 
@@ -93,6 +95,10 @@ def errors_in_one_sentence() -> Iterator[None]:
             sys.exit(" ".join([f"{program}: Memory ran out ({reason:.200}): free some.", *last_words]))
         if isinstance(error, OSError) and error.filename:
             sys.exit(" ".join([f"{program}: {error.filename} can't be used ({error.strerror}).", *last_words]))
+        if isinstance(error, OSError) and error.errno in NO_MORE:
+            remedy = "say a smaller --workers, or raise its limit (ulimit -a shows them)"
+            told = f"The system gives this program no more processes or files ({error.strerror}): {remedy}."
+            sys.exit(" ".join([f"{program}: {told}", *last_words]))
         if isinstance(error, OSError):  # those of files have a name: this is what it prints
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python complains once more when it ends
             sys.exit(" ".join([f"{program}: what it prints can't be written ({error}), so it stopped.", *last_words]))
@@ -160,6 +166,37 @@ def validate(values: object, **ranges: str) -> None:
         if high != "inf":
             limits.append(f"{'at most' if ']' in written else 'below'} {high}")
         require(fits, f"--{name.replace('_', '-')} {value} can't be: it must be {' and '.join(limits)}.")
+
+
+def validate_defaults(kind: type) -> None:
+    """Require that the defaults of a dataclass are of the types that stand beside them; name the one that isn't."""
+    for name, its in get_type_hints(kind).items():
+        value = getattr(kind, name)
+        require(_is_of(value, its), f"{name} = {value!r} can't be: it must be {_in_words(its)}.")
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, as it is written: a class, a Literal, a tuple of a certain length, or a choice."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in parts
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
+    if parts:
+        return any(_is_of(value, part) for part in parts)
+    if kind in (bool, int):
+        return type(value) is kind  # True would be an int too
+    return isinstance(value, kind) or (kind is float and type(value) is int)
+
+
+def _in_words(kind: Any) -> str:
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: 'a Path("...")'}
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, parts))
+    if get_origin(kind) is tuple:
+        return f"({', '.join(map(_in_words, parts))})"
+    return " or ".join(map(_in_words, parts)) if parts else words.get(kind, "None")
 
 
 def choose_device(name: str | None, process: int = 0, processes: int = 1) -> tuple[torch.device, str]:
@@ -356,13 +393,21 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
         with naming(path):
             os.replace(part, path)
             if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too, before anything goes on
-                folder = os.open(path.parent, os.O_DIRECTORY)
-                os.fsync(folder)
-                os.close(folder)
+                _sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it written to the disk, where its file system can (some of networks can't)."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def load_checkpoint(path: str | Path) -> dict:

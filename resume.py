@@ -1,5 +1,6 @@
 """Finds the run to go on with, and the hyperparameters that it began with."""
 
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import tyro
 
 import processes
-from helpers import load_checkpoint, require
+from helpers import load_checkpoint, require, validate_defaults
 
 # With other values of these, a training that goes on is still the same training.
 MAY_CHANGE = set(
@@ -21,8 +22,9 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
 
     With --resume, what the command line leaves out is as the run began, resume is the path of its folder, and the
     columns of its split take the place of None. Raises UserError where there is no such run, and where a value would
-    make another training of it.
+    make another training of it, or a default of `kind` is none of its type.
     """
+    validate_defaults(kind)
     hp = tyro.cli(kind)
     resume = processes.from_first(lambda: find_run_of(processes.agents(), hp.output_dir)) or hp.resume
     if resume is None:
@@ -40,6 +42,7 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     same = saved.keys() == known.keys()
     require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
     made = {name: type(known[name]) for name in known if isinstance(known[name], tuple | Path)}  # not of JSON
+    saved |= {"resume": str(run)}  # or fewer epochs than it began with would be refused, of a run that has had them
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
     before, now = images_of_step(began, checkpoint["processes"]), images_of_step(hp, processes.COUNT)
@@ -47,6 +50,11 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
         began_with = f"{checkpoint['processes']} process{'es' * (checkpoint['processes'] > 1)}"
         print(f"It began with {began_with}, of {before} images a step, and goes on with {processes.COUNT}, of {now}.")
     done = len(checkpoint["metrics"] or ())
+    others = [other for other in saved_runs(hp.output_dir, holding="metrics.csv") if other.name < run.name]
+    before_it = ""
+    if resume == "last" and not done and others:
+        before_it = f" One that has began before it: --resume {shlex.quote(str(others[-1]))}"
+        print(f"{run} has not been trained for a whole epoch.{before_it}")
     ending = f"say --epochs {done} to end where it is, or " if done > began.half_size_epochs else ""
     trains = hp.epochs > done and not hp.score_only
     may_change = MAY_CHANGE | (set() if trains else {"threshold"})  # which judges the epochs to come
@@ -65,7 +73,8 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     )
     require(
         not hp.score_only or bool(checkpoint["metrics"]),
-        f"{run} can't be scored yet: it has not been trained for a whole epoch. Go on with it, without --score-only.",
+        f"{run} can't be scored yet: it has not been trained for a whole epoch. Go on with it, without --score-only."
+        f"{before_it}",
     )
     return replace(hp, resume=str(run)), split
 

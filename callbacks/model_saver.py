@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,8 +118,14 @@ class ModelSaverCallback(Callback):
         self._save_metrics(metrics, classifier)
 
     def _save_metrics(self, table: pd.DataFrame, classifier: CarvanaClassifier) -> None:
+        """The scores that stand there, of epochs that were the best, stay."""
+        table = table[[name for name in table if name not in classifier.TIMES]].set_index("epoch")
+        with suppress(OSError, ValueError, KeyError):  # there is none, or without scores
+            there = pd.read_csv(self.path / "metrics.csv", index_col="epoch")
+            scores = table.get("score", pd.Series(dtype=float)).combine_first(there["score"])
+            table = table.assign(score=scores.reindex(table.index))
         with save_atomically(self.path / "metrics.csv") as file:
-            table[[name for name in table if name not in classifier.TIMES]].to_csv(file, index=False)
+            table.to_csv(file)
 
     def _save(self, path: Path, state: dict) -> None:
         state = state | {"hyperparameters": self.hyperparameters, "split": self.split.to_dict(orient="list")}

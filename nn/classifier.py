@@ -386,7 +386,8 @@ class CarvanaClassifier:
     def _minutes_left(self, train_loader: DataLoader) -> float:
         """Of the training, if it goes on as in the latest epoch. Images of half the size take a third of that."""
         half_size_epochs = getattr(train_loader.dataset, "half_size_epochs", 0)
-        left, small = self.epochs - self.epoch, max(half_size_epochs - self.epoch, 0)
+        left = self.epochs - self.epoch
+        small = min(left, max(half_size_epochs - self.epoch, 0))
         trained = len(train_loader.dataset) / self.metrics[-1]["train_images_per_second"]  # seconds
         full = trained * (3 if self.epoch <= half_size_epochs else 1)
         others = self.metrics[-1]["seconds"] - trained

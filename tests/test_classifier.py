@@ -175,10 +175,10 @@ def test_the_time_left_knows_of_epochs_at_half_the_size():
     classifier, loader = CarvanaClassifier(Tiny(), 10), DataLoader(random_pairs(6))
     classifier.metrics.append({"train_images_per_second": 6 / 60, "seconds": 66})
     minutes = []
-    for classifier.epoch, half in ((4, 0), (4, 4), (4, 6), (10, 6)):
+    for classifier.epoch, half in ((4, 0), (4, 4), (4, 6), (10, 6), (9, 12)):
         loader.dataset.half_size_epochs = half
         minutes.append(classifier._minutes_left(loader))
-    assert minutes == pytest.approx([6 * 1.1, 6 * 3.1, 2 * 1.1 + 4 * 3.1, 0])
+    assert minutes == pytest.approx([6 * 1.1, 6 * 3.1, 2 * 1.1 + 4 * 3.1, 0, 1.1])
 
 
 def test_averaged_weights_validate_predict_and_are_saved(tmp_path):

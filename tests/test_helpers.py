@@ -1,10 +1,14 @@
+import errno
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -261,3 +265,67 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     pages = 10 * 2**26 // resource.getpagesize()
     assert int(done.stdout) < pages / 10 if kept else int(done.stdout) > pages / 2
+
+
+def test_a_disk_that_can_not_sync_a_folder_is_no_fault(tmp_path, monkeypatch):
+    def fsync(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with save_atomically(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EAGAIN, "The system gives this program no more processes or files (Resource temporarily unavailable)"),
+        (errno.EMFILE, "The system gives this program no more processes or files (Too many open files): say a smaller"),
+        (errno.EPIPE, "what it prints can't be written ([Errno 32] Broken pipe), so it stopped."),
+    ],
+)
+def test_an_error_of_the_system_is_called_what_it_is(number, told, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the last one replaces
+    with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
+        raise OSError(number, os.strerror(number))
+    assert told in ended.value.code
+
+
+@dataclass
+class Defaults:
+    """As at the top of main.py."""
+
+    border: Literal["mirror", "stretch"] = "mirror"
+    precision: Literal["float32"] | None = None
+    size: tuple[int, int] = (572, 572)
+    count: int = 3
+    rate: float = 1
+    flip: bool = True
+    folder: Path = Path("input")
+    device: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("border", "mirrored", "border = 'mirrored' can't be: it must be mirror or stretch."),
+        ("precision", "float", "precision = 'float' can't be: it must be float32 or None."),
+        ("size", 572, "size = 572 can't be: it must be (a whole number, a whole number)."),
+        ("size", (572, 5.0), "size = (572, 5.0) can't be: it must be (a whole number, a whole number)."),
+        ("size", (1, 2, 3), "size = (1, 2, 3) can't be: it must be (a whole number, a whole number)."),
+        ("count", 2.5, "count = 2.5 can't be: it must be a whole number."),
+        ("count", True, "count = True can't be: it must be a whole number."),
+        ("rate", "0.1", "rate = '0.1' can't be: it must be a number."),
+        ("flip", "no", "flip = 'no' can't be: it must be True or False."),
+        ("folder", "input", "folder = 'input' can't be: it must be a Path(\"...\")."),
+        ("device", 0, "device = 0 can't be: it must be text or None."),
+    ],
+)
+def test_a_default_that_is_not_of_its_type_is_named(name, value, expected, monkeypatch):
+    helpers.validate_defaults(Defaults)
+    monkeypatch.setattr(Defaults, name, value)
+    with pytest.raises(UserError) as error:
+        helpers.validate_defaults(Defaults)
+    assert str(error.value) == expected

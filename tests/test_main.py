@@ -540,3 +540,25 @@ def test_the_fault_table_quotes_the_code_and_names_tests_that_are_there():
     for sentence in quoted:
         assert any(re.fullmatch(pattern, sentence) for pattern in patterns), sentence
     assert not any(re.fullmatch(pattern, "Something that the code never says.") for pattern in patterns)  # control
+
+
+def test_a_run_that_was_ended_within_its_small_epochs_goes_on(saved_run, main_here, request):
+    """With fewer epochs than a new run may have of small ones and of its warm-up."""
+    state = torch.load(saved_run / "last.pt", weights_only=True)
+    state["hyperparameters"] |= {"epochs": 3, "warm_up": 5.0}
+    torch.save(state, saved_run / "last.pt")
+    request.getfixturevalue("seen")
+    for epochs in (3, 9):
+        assert main_here("--resume", "last", "--epochs", str(epochs))[0].startswith("main.py: seen")
+
+
+def test_a_run_that_began_in_error_does_not_hide_the_one_before(saved_run, main_here, tmp_path):
+    before = saved_run.parent / "model_2020-01-01_00h00m00s"
+    shutil.copytree(saved_run, before)
+    code, printed = main_here("--resume", "last", "--score-only")
+    assert "One that has" not in code + printed  # it has trained for no epoch either
+    (before / "metrics.csv").write_text("epoch\n1\n")
+    code, printed = main_here("--resume", "last", "--score-only")
+    told = f" One that has began before it: --resume {before}"
+    assert f"{saved_run} has not been trained for a whole epoch.{told}\n" in printed and str(code).endswith(told)
+    assert "One that has" not in "".join(map(str, main_here("--resume", str(saved_run), "--score-only")))  # it is meant
