@@ -113,7 +113,8 @@ def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     (told,) = re.findall(r"^cut it out  (python predict\.py .*)$", again.stdout, re.MULTILINE)
     _, script, photo, *options = shlex.split(told)
     worst = pd.read_csv(run / "score.csv")["image"][0]
-    assert photo == str(own / "images" / worst) and options == ["--model", str(run / "best.pt")]
+    as_scored = ["--threshold", "0.5", "--tta", "False"]  # which a resume may change, and the model would not know
+    assert photo == str(own / "images" / worst) and options == ["--model", str(run / "best.pt"), *as_scored]
     command = [sys.executable, ROOT / script, photo, *options]
     cut = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert cut.returncode == 0, cut.stderr
