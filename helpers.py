@@ -156,6 +156,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def some(names: Iterable[str], count: int | None = 3) -> str:
+    """The first `count` names, and how many more there are; None is all."""
+    names = list(names)
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if count is not None and len(names) > count else shown
+
+
 def validate(values: object, **ranges: str) -> None:
     """Require that each attribute, if not None, lies in its range, such as "(0, 1]"; name the option that doesn't."""
     for name, written in ranges.items():

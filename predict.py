@@ -101,8 +101,7 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
             files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
             others = [file.name for file in files if not is_image(file)]
             if others:
-                more = f" and {len(others) - 3} more" * (len(others) > 3)
-                tell_left_aside(path, "photos", f"{', '.join(others[:3])}{more}")
+                tell_left_aside(path, "photos", others)
             found = [file for file in files if is_image(file) and not file.stem.endswith("_cutout")]
             found = [file for file in found if not is_called_mask(file)]
         helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")

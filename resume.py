@@ -50,10 +50,10 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
         began_with = f"{checkpoint['processes']} process{'es' * (checkpoint['processes'] > 1)}"
         print(f"It began with {began_with}, of {before} images a step, and goes on with {processes.COUNT}, of {now}.")
     done = len(checkpoint["metrics"] or ())
-    others = [other for other in saved_runs(hp.output_dir, holding="metrics.csv") if other.name < run.name]
+    trained = saved_runs(hp.output_dir, holding="metrics.csv") if resume == "last" and not done else []
     before_it = ""
-    if resume == "last" and not done and others:
-        before_it = f" One that has began before it: --resume {shlex.quote(str(others[-1]))}"
+    if trained:
+        before_it = f" One that has began before it: --resume {shlex.quote(str(trained[-1]))}"
         print(f"{run} has not been trained for a whole epoch.{before_it}")
     ending = f"say --epochs {done} to end where it is, or " if done > began.half_size_epochs else ""
     trains = hp.epochs > done and not hp.score_only

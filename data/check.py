@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import check_pair, read
@@ -72,13 +73,15 @@ class _Files(Dataset):
         if photo is not None and mask is not None:
             _attempt(faults, check_pair, photo_path, photo.shape[1:], mask_path, mask.shape[1:])
         if mask is not None:
-            between = ((mask > 25) & (mask < 230)).float().mean().item()
+            counts = torch.bincount(mask.flatten(), minlength=256)  # of the pixels, by their value
+            values = counts.nonzero().flatten().tolist()
+            between, car = (counts[a:b].sum().item() / mask.numel() for a, b in ((26, 230), (128, 256)))
             if between > 0.05:
                 odd.append(f"{mask_path} is grey, neither car nor background, in {100 * between:.0f} % of its pixels.")
-            elif mask.min() == mask.max():
-                odd.append(f"{mask_path} {'is all car' if mask.max() else 'holds no car'}.")
-            elif (share := (mask > 127).float().mean().item()) > 0.9:
-                odd.append(f"{mask_path} is car in {100 * share:.0f} % of its pixels.")
-            elif set(mask.unique().tolist()) == {0, 1, 255}:
+            elif len(values) == 1:
+                odd.append(f"{mask_path} {'is all car' if values[0] else 'holds no car'}.")
+            elif car > 0.9:
+                odd.append(f"{mask_path} is car in {100 * car:.0f} % of its pixels.")
+            elif values == [0, 1, 255]:
                 odd.append(f"{mask_path} holds 0, 1 and 255, of which 255 is car. If 1 is, make the others 0.")
         return photo_path, None if photo is None else tuple(photo.shape[1:]), faults, odd

@@ -16,7 +16,7 @@ from data.dataset import check_pair, reading, size_text
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
 from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of, tell_left_aside
 from data.sample import draw_sample
-from helpers import Progress, UserError, counted, lock, make_writable, require
+from helpers import Progress, UserError, counted, lock, make_writable, require, some
 from img import transformer
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
@@ -187,8 +187,8 @@ class DatasetFetcher:
         others = sorted(photos.keys() - {stem for _, stem, _ in rows})
         if split is not None and sample_size is None and others:
             came = f"{counted(len(others), 'photo')} in {self._folder('train')} came after the run began"
-            some = self._some(photos[stem].name for stem in others)
-            print(f"{came}, and stay out of it: {some}. Start another run to train on them.")
+            names = self._some(photos[stem].name for stem in others)
+            print(f"{came}, and stay out of it: {names}. Start another run to train on them.")
         self._check_sizes([photos[stem] for _, stem, _ in rows], masks)
 
         columns = ["car", "image", "part"]
@@ -315,12 +315,13 @@ class DatasetFetcher:
             raise UserError(sentence)
         self._faults.append(sentence)
 
-    def _some(self, names: Iterable[str], count: int = 3) -> str:
-        """The first few names, and how many more there are; all of them for find_faults."""
-        names = list(names)
-        if self._faults is not None:
-            count = len(names)
-        return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    @property
+    def _shown(self) -> int | None:
+        """How many names a sentence has: the first few, and for find_faults all of them."""
+        return 3 if self._faults is None else None
+
+    def _some(self, names: Iterable[str]) -> str:
+        return some(names, self._shown)
 
     def _pairs(self) -> tuple[dict[str, Path], dict[Path, Path], dict[str, list[Path]]]:
         """-> the photos to train on by their name without ending, the mask of each, and the photos of each car."""
@@ -440,7 +441,7 @@ class DatasetFetcher:
 
     def _leave_aside(self, folder: Path, what: str, names: list[str]) -> None:
         if names:
-            tell_left_aside(folder, what, self._some(names))
+            tell_left_aside(folder, what, names, self._shown)
 
 
 def _visible(folder: Path) -> list[Path]:

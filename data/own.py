@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers import UserError
+from helpers import UserError, some
 from img.transformer import FORMATS
 
 PHOTO_FOLDERS = ("train_hq", "train", "images", "imgs")
@@ -23,11 +23,11 @@ def is_image(path: Path) -> bool:
     return kind in FORMATS and not path.name.startswith(".") and path.is_file()
 
 
-def tell_left_aside(folder: Path, what: str, names: str) -> None:
-    """names: of the files in `folder` that aren't what is looked for there, in one text."""
-    unknown = re.search(r"\.(heic|heif|avif)\b", names, re.IGNORECASE)
-    remedy = f" ({unknown[1].upper()} can't be read: save it as JPEG)" if unknown else ""
-    print(f"left aside in {folder}, being no {what}: {names}{remedy}")
+def tell_left_aside(folder: Path, what: str, names: list[str], count: int | None = 3) -> None:
+    """Name the first `count` of the files in `folder` that aren't what is looked for there; None is all."""
+    unknown = sorted({Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"})
+    remedy = f" ({unknown[0]} can't be read: save it as JPEG)" if unknown else ""
+    print(f"left aside in {folder}, being no {what}: {some(names, count)}{remedy}")
 
 
 def find_folders(input_dir: Path) -> tuple[Path, Path]:
