@@ -111,6 +111,15 @@ def errors_in_one_sentence() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def hand_over_quietly(_worker: int) -> None:
+    """A DataLoader's worker_init_fn: no traceback where the training ends while it takes a batch from this process.
+
+    The thread that hands batches over would print one. Errors of reading don't come here: they travel with the batches.
+    """
+    told = sys.excepthook
+    sys.excepthook = lambda kind, *error: None if issubclass(kind, EOFError | ConnectionError) else told(kind, *error)
+
+
 class Progress(tqdm):
     """tqdm's bar. Where no terminal shows it, as in a log, a line every EVERY seconds, without control characters."""
 

@@ -157,7 +157,7 @@ def main(hp: Hyperparameters, split: dict[str, list[str]] | None) -> None:  # th
                                  threshold=0.5 if hp.labels == "cut" else None, half_size_epochs=hp.half_size_epochs)
     valid_ds = TrainImageDataset(X_valid, y_valid, *sizes, border=hp.border)
     loading = dict(batch_size=hp.batch_size, num_workers=workers, persistent_workers=workers > 0,
-                   pin_memory=device.type == "cuda")
+                   pin_memory=device.type == "cuda", worker_init_fn=helpers.hand_over_quietly)
     classifier = CarvanaClassifier(net, hp.epochs, device, precision, hp.threshold, hp.seed, hp.accumulate_steps,
                                   hp.clip_norm, hp.ema_decay)
     if hp.compile_model:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Client
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Literal
 
@@ -180,6 +182,22 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
     finally:
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("quietly", [True, False])
+def test_a_batch_that_nobody_takes_any_more_is_no_traceback(quietly, monkeypatch, capfd):
+    """As when the training is stopped in the middle of taking it. Control: what Python prints of its own accord."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    if quietly:
+        helpers.hand_over_quietly(0)
+    with open(os.devnull) as file:
+        handed_over = DupFd(file.fileno())
+        with Client(handed_over._id[0], authkey=None) as taking:
+            taking.recv_bytes()  # the first of its questions; the answer never comes
+        os.close(handed_over.detach())  # who comes next is served all the same
+    assert ("Traceback" in capfd.readouterr().err) is not quietly
+    sys.excepthook(ValueError, ValueError("another error"), None)
+    assert "another error" in capfd.readouterr().err
 
 
 def test_a_signal_that_is_to_be_ignored_stays_ignored():
