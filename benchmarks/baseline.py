@@ -110,8 +110,9 @@ def dice(probs: Tensor, targets: Tensor) -> float:
 def train_epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
     """-> the mean loss and Dice over the steps."""
     net.train()
-    losses, dices = [], []
+    losses, dices, device = [], [], next(net.parameters()).device
     for images, targets in loader:
+        images, targets = images.to(device), targets.to(device)
         optimizer.zero_grad()
         logits = net(images)
         loss = criterion(logits, targets)

@@ -114,11 +114,20 @@ def _serve(pipe: "multiprocessing.connection.Connection", warm_up: bool, build: 
 
 
 def peak_memory() -> float:
-    """The most memory that this process ever had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    """The most memory that this process ever had, in MiB; that of the tensors on an accelerator, where it has some."""
+    tensors = torch.accelerator.max_memory_allocated() if torch.accelerator.is_available() else 0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return tensors / 2**20 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def matrix_product(precision: torch.dtype) -> Callable[[], torch.Tensor]:
-    """A product as large as it takes to reach the machine's rate: PRODUCT operations."""
-    a, b = (torch.randn(4096, 4096).to(precision) for _ in range(2))
-    return lambda: a @ b
+def matrix_product(precision: torch.dtype, times: int = 1, device: str = "cpu") -> Callable[[], None]:
+    """So many products as large as it takes to reach the machine's rate: PRODUCT operations each."""
+    a, b = (torch.randn(4096, 4096, device=device).to(precision) for _ in range(2))
+
+    def work() -> None:
+        for _ in range(times):
+            a @ b
+        if a.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return work

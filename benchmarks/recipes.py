@@ -3,12 +3,12 @@
     python benchmarks/recipes.py parts --input-dir FOLDER
     python benchmarks/recipes.py "an hour" --input-dir FOLDER --held-out
 
-A training of "parts" takes from three minutes on two cores to twenty on one, one of "an hour" some hour on one.
-docs/score.md has what they printed.
+A training of "parts" takes from three minutes on two cores to twenty on one, one of "an hour" some hour on one; on a
+GPU, half a minute and some minutes. docs/score.md has what they printed.
 """
 
-import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zlib
@@ -33,6 +33,8 @@ FLIPS = "--shift 0 --scale 0 --rotation 0"
 FOURS = f"{STEP} --batch-size 4 {FLIPS}"
 TWOS = f"{STEP} --batch-size 2 {FLIPS}"
 RECIPE = f"{TWOS} --colour 0.2 --grey 0.15"
+LONG = "--epochs 18 --half-size-epochs 8"
+SHORT = "--epochs 6 --half-size-epochs 4"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
 PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
@@ -65,17 +67,28 @@ TABLES = {
     },
     "an hour": {
         "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 17",
-        "the recipe": f"{LARGE} {RECIPE} --epochs 18 --half-size-epochs 8 --tta",
-        "the recipe, in one view": f"{LARGE} {RECIPE} --epochs 18 --half-size-epochs 8",
-        "sixteen epochs, in one view": f"{LARGE} {RECIPE} --epochs 16 --half-size-epochs 8",
-        "sixteen, without colours": f"{LARGE} {TWOS} --epochs 16 --half-size-epochs 8",
-        "eighteen, without colours, batches of 4": f"{LARGE} {FOURS} --epochs 18 --half-size-epochs 8",
-        "seven epochs": f"{LARGE} {RECIPE} --epochs 7 --half-size-epochs 4 --tta",
-        "seven, on cut labels": f"{LARGE} {RECIPE} --epochs 7 --half-size-epochs 4 --tta --labels cut",
+        "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
+        "the recipe, in one view": f"{LARGE} {RECIPE} {LONG}",
+    },
+    "changed": {
+        "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
+        "on cut labels": f"{LARGE} {RECIPE} {LONG} --labels cut --tta",
+        "without colours": f"{LARGE} {RECIPE} {LONG} --colour 0 --grey 0 --tta",
+        "with small moves": f"{LARGE} {RECIPE} {LONG} --shift 0.01 --scale 0.02 --rotation 1 --tta",
+        "in batches of 4": f"{LARGE} {RECIPE} {LONG} --batch-size 4 --tta",
+        "in batches of 8": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --tta",
+        "512x512": f"{LARGE} {RECIPE} {LONG} --input-img-resize 512 512 --output-img-resize 512 512 --tta",
+    },
+    "ten minutes": {
+        "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 5",
+        "the recipe": f"{LARGE} {RECIPE} {SHORT} --tta",
+        "the recipe, in one view": f"{LARGE} {RECIPE} {SHORT}",
+        "on cut labels": f"{LARGE} {RECIPE} {SHORT} --labels cut --tta",
     },
     "the paper's net": {
         "mirrored": f"{PAPERS} {FOURS} --epochs 8",
         "stretched": f"{PAPERS} {FOURS} --epochs 8 --border stretch",
+        "mirrored, in two views": f"{PAPERS} {FOURS} --epochs 8 --tta",
     },
 }
 
@@ -91,32 +104,44 @@ class Benchmark:
 
     table: Annotated[Literal[tuple(TABLES)], tyro.conf.Positional]  # which rows
     input_dir: Path = Path("input")  # as main.py's
-    output_dir: Path = Path("output/recipes")  # gets a folder for each run
+    output_dir: Path = Path("output/recipes")  # gets a folder for each training
     seeds: tuple[int, ...] = (0, 1)  # of the split, the weights, the order and the augmentation
     rows: tuple[str, ...] = ()  # only these, and the first one, which they are compared with
     held_out: bool = False  # score test/ by test_masks/ (Kaggle gives none), not the validation photos
 
 
-def run(options: str, folder: Path, benchmark: Benchmark, seed: int) -> Path:
-    """Train with these options in `folder`, or go on there, or do nothing where all is done -> the run's own folder."""
-    started = sorted(folder.glob("models/model_*/last.pt"))
-    command = ["--resume", started[-1].parent] if started else [*shlex.split(options), "--seed", seed]
-    places = ["--input-dir", benchmark.input_dir, "--output-dir", folder, "--logs-dir", folder / "logs"]
-    command = [*map(str, command + places), "--predict" if benchmark.held_out else "--no-predict"]
-    if not list(folder.glob("submit.csv.gz" if benchmark.held_out else "models/model_*/score.csv")):
+def run(options: str, benchmark: Benchmark, seed: int) -> Path:
+    """Train with these options, or go on, or do nothing where all is done -> the folder with the score, or submission.
+
+    Rows that differ in nothing but their views are one training.
+    """
+    trained_with = options.removesuffix(" --tta")
+    told = f"{benchmark.input_dir} {trained_with} {seed}"
+    training = benchmark.output_dir / f"seed-{seed}-{zlib.crc32(told.encode()):08x}"
+    views = "--no-tta" if options == trained_with else "--tta"
+    scored = training / {"--tta": "two-views", "--no-tta": "one-view"}[views]
+    if not (scored / ("submit.csv.gz" if benchmark.held_out else "score.csv")).exists():
+        started = sorted(training.glob("models/model_*/last.pt"))
+        command = ["--resume", started[-1].parent] if started else [*shlex.split(trained_with), "--seed", seed]
+        command += ["--input-dir", benchmark.input_dir, "--output-dir", training, "--logs-dir", training / "logs"]
+        command = [*map(str, command), "--predict" if benchmark.held_out else "--no-predict", views]
         print(f"python main.py {shlex.join(command)}", file=sys.stderr)
         done = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], stdout=sys.stderr)
         if done.returncode:
             sys.exit(done.returncode)  # it has told why
-    return next(folder.glob("models/model_*/score.csv")).parent
+        scored.mkdir(exist_ok=True)
+        shutil.copy(max(training.glob("models/model_*/score.csv")), scored)
+        if benchmark.held_out:
+            (training / "submit.csv.gz").replace(scored / "submit.csv.gz")
+    return scored
 
 
-def dice_of_cars(folder: Path, run: Path, benchmark: Benchmark) -> pd.Series:
+def dice_of_cars(scored: Path, benchmark: Benchmark) -> pd.Series:
     """The mean Dice of each car's photos at their own size, by car: of the validation's, or of those held out."""
     if not benchmark.held_out:
-        return pd.read_csv(run / "score.csv").groupby("car")["dice"].mean()
+        return pd.read_csv(scored / "score.csv").groupby("car")["dice"].mean()
     scores = []
-    for name, runs in pd.read_csv(folder / "submit.csv.gz", keep_default_na=False).itertuples(index=False):
+    for name, runs in pd.read_csv(scored / "submit.csv.gz", keep_default_na=False).itertuples(index=False):
         truth = decode_mask((benchmark.input_dir / "test_masks" / f"{Path(name).stem}_mask.gif").read_bytes()) > 127
         mask = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
         scores.append((name.rsplit("_", 1)[0], dice_per_image(mask, truth).item()))
@@ -134,12 +159,7 @@ def main(benchmark: Benchmark) -> None:
     print("| --- " * (len(seeds) + 6) + "|", flush=True)
     base = None
     for name in [first, *(row for row in others if row in benchmark.rows or not benchmark.rows)]:
-        cars = {}
-        for seed in seeds:
-            told = f"{benchmark.input_dir} {table[name]} {seed}"
-            words = re.sub(r"\W+", "-", name)
-            folder = benchmark.output_dir / f"{words}-{seed}-{zlib.crc32(told.encode()):08x}"
-            cars[seed] = dice_of_cars(folder, run(table[name], folder, benchmark, seed), benchmark)
+        cars = {seed: dice_of_cars(run(table[name], benchmark, seed), benchmark) for seed in seeds}
         base = cars if base is None else base
         means = [cars[seed].mean() for seed in seeds]
         print(f"| {' | '.join([name, *(f'{mean:.4f}' for mean in (*means, sum(means) / len(means)))])} | ", end="")

@@ -1,6 +1,7 @@
 """The training step: images a second, and the share of what the machine's matrix products reach.
 
     python benchmarks/step.py
+    python benchmarks/step.py --device cuda --steps 20
 """
 
 from collections.abc import Callable, Iterator
@@ -32,37 +33,48 @@ class Benchmark:
 
     Beside ours, its share of the rate of a large matrix product, timed in the same rounds; the operations of a step are
     those that torch counts in its convolutions, with nothing for BatchNorm, ReLU, pooling and the optimizer. Memory is
-    the peak of the whole process, with Python and torch.
+    the peak of the whole process, with Python and torch, or on an accelerator that of the accelerator's tensors.
     """
 
     cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # net and side of its images, at the batch size of README
     batch_size: int | None = None  # images a step, instead of 3, 2 and 8
-    rounds: int = 3  # each side works so often, after a step to warm up
+    steps: int = 1  # of a round: more of them where one is too short to be timed, as on a GPU
+    rounds: int = 3  # each side works so often, after a round to warm up
+    device: str = "cpu"  # or cuda, mps, ...
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None takes what main.py takes
     compile_model: bool = False  # ours through torch.compile
     json: bool = False  # an object for each row
 
 
-def our_step(name: str, side: int, batch: int, precision: torch.dtype, compile_model: bool) -> Callable[[], object]:
-    helpers.choose_machine("cpu", None, None)
+def our_step(
+    name: str,
+    side: int,
+    batch: int,
+    precision: torch.dtype,
+    compile_model: bool,
+    steps: int = 1,
+    device: str = "cpu",
+) -> Callable[[], object]:
+    """A round of ours; it reads the loss at its end, so that nothing is still being computed then."""
+    device = helpers.choose_machine(device, None, None)[0]
     helpers.seed_everything(0)
     net = NETS[name]((3, side, side))
     if compile_model:
         net.compile()
-    classifier = CarvanaClassifier(net, epochs=1, precision=precision)
+    classifier = CarvanaClassifier(net, epochs=1, device=device, precision=precision)
     classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
-    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
-    masks = torch.randint(2, (batch, *net.output_size), dtype=torch.uint8) * 255
-    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch)
+    images = torch.randint(256, (batch * steps, 3, side, side), dtype=torch.uint8)
+    masks = torch.randint(2, (batch * steps, *net.output_size), dtype=torch.uint8) * 255
+    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch, pin_memory=device.type == "cuda")
     return lambda: classifier.run_epoch(loader, "train")
 
 
-def plain_step(name: str, side: int, batch: int) -> Callable[[], object]:
+def plain_step(name: str, side: int, batch: int, steps: int = 1, device: str = "cpu") -> Callable[[], object]:
     torch.manual_seed(0)
-    net, output_size = make_net(name), NETS[name]((3, side, side)).output_size
+    net, output_size = make_net(name).to(device), NETS[name]((3, side, side)).output_size
     optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
-    images = torch.rand(batch, 3, side, side)
-    masks = torch.randint(2, (batch, *output_size)).float()
+    images = torch.rand(batch * steps, 3, side, side)
+    masks = torch.randint(2, (batch * steps, *output_size)).float()
     loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch)
     return lambda: train_epoch(net, loader, optimizer)
 
@@ -76,22 +88,25 @@ def operations(name: str, side: int, batch: int) -> int:
 
 def product_row(benchmark: Benchmark) -> Row:
     """The matrix product in ours and in float32."""
-    products = take_turns(benchmark.rounds, *((matrix_product, each) for each in (precision(benchmark), torch.float32)))
-    rates = ([PRODUCT / 1e9 / s for s in side.seconds] for side in products)
+    where = benchmark.steps, benchmark.device
+    types = precision(benchmark), torch.float32
+    products = take_turns(benchmark.rounds, *((matrix_product, each, *where) for each in types))
+    rates = ([benchmark.steps * PRODUCT / 1e9 / s for s in side.seconds] for side in products)
     return compare(f"matrix product, {str(precision(benchmark))[6:]} / float32", "GFLOP/s", *rates)
 
 
 def step_rows(benchmark: Benchmark) -> Iterator[Row]:
+    where = benchmark.steps, benchmark.device
     for case in benchmark.cases:
         name, side, batch = CASES[case]
         batch = benchmark.batch_size or batch
         ours, plain, product = take_turns(
             benchmark.rounds,
-            (our_step, name, side, batch, precision(benchmark), benchmark.compile_model),
-            (plain_step, name, side, batch),
-            (matrix_product, precision(benchmark)),
+            (our_step, name, side, batch, precision(benchmark), benchmark.compile_model, *where),
+            (plain_step, name, side, batch, *where),
+            (matrix_product, precision(benchmark), *where),
         )
-        rates = ([batch / s for s in each.seconds] for each in (ours, plain))
+        rates = ([benchmark.steps * batch / s for s in each.seconds] for each in (ours, plain))
         title = f"step {name} {side}x{side}, {batch} a step"
         row = compare(title, "images/s", *rates)
         row.matrix_share = operations(name, side, batch) / PRODUCT * median(product.seconds) / median(ours.seconds)
@@ -100,7 +115,7 @@ def step_rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 def precision(benchmark: Benchmark) -> torch.dtype:
-    return helpers.choose_machine("cpu", benchmark.precision, None)[1]
+    return helpers.choose_machine(benchmark.device, benchmark.precision, None)[1]
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:

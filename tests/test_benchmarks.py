@@ -127,10 +127,14 @@ def trained(tmp_path, monkeypatch):
 
     def run(command, stdout):
         assert command[1].endswith("main.py") and ("--epochs" in command) != ("--resume" in command)
-        options = dict(zip(command[2::2], command[3::2], strict=False))
+        values = [word for word in command[2:] if word not in ("--tta", "--no-tta", "--predict", "--no-predict")]
+        options = dict(zip(values[::2], values[1::2], strict=True)) | {"views": command[-1]}
         run = Path(options["--output-dir"]) / "models" / "model_2026"
-        run.mkdir(parents=True)
-        gain = 0.01 * (int(options["--epochs"]) - 1) * (1 + int(options["--seed"]))
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "last.pt").touch()
+        gain = 0.001
+        if "--resume" not in options:
+            gain = 0.01 * (int(options["--epochs"]) - 1) * (1 + int(options["--seed"]))
         rows = [("a", 0.9 + gain), ("a", 0.92 + gain), ("b", 0.8 + 2 * gain)]
         pd.DataFrame(rows, columns=["car", "dice"]).to_csv(run / "score.csv", index=False)
         trainings.append(options)
@@ -156,6 +160,14 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     recipes.TABLES["parts"]["second, better"] = "--epochs 2 --clip-norm 1"
     recipes.main(benchmark)
     assert len(trainings) == 6  # but a row that has changed is
+    capsys.readouterr()
+    recipes.TABLES["parts"]["second, better"] = "--epochs 1 --tta"
+    recipes.main(benchmark)
+    resumed = [Path(options["--resume"]).parents[1] for options in trainings[6:]]
+    assert resumed == [Path(options["--output-dir"]) for options in trainings[:2]]  # and other views train nothing
+    assert [options["views"] for options in trainings] == 6 * ["--no-tta"] + 2 * ["--tta"]
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("| first | 0.8550 |") and second.startswith("| second, better | 0.8565 |")
     with pytest.raises(SystemExit, match="There is no row 'third'; there are: 'first', 'second, better'"):
         recipes.main(replace(benchmark, rows=("third",)))
 
@@ -163,12 +175,13 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
 def test_main_knows_the_options_of_every_row(monkeypatch):
     recipes = importlib.import_module("recipes")
     hyperparameters = runpy.run_path(str(ROOT / "main.py"))["Hyperparameters"]
-    seen = set()
     for table in recipes.TABLES.values():
+        seen = set()
         for options in table.values():
             monkeypatch.setattr("sys.argv", ["main.py", *options.split()])
             seen.add(str(from_command_line(hyperparameters)))
-    assert len(seen) == sum(map(len, recipes.TABLES.values()))  # no two rows are the same
+            assert "--tta" not in options.removesuffix(" --tta")  # where run() looks for it
+        assert len(seen) == len(table)  # no two rows are the same
 
 
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
@@ -181,7 +194,7 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     truths[1:] = 0
     saver.on_predicted(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
     saver.close_saver()
-    cars = recipes.dice_of_cars(folder, folder, replace(benchmark, input_dir=drawn, held_out=True))
+    cars = recipes.dice_of_cars(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
 
 
