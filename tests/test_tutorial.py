@@ -186,3 +186,6 @@ def test_the_figures_quoted_of_real_photos_are_those_of_score_md():
     of_score = ("the tutorial's", "the recipe, in one view", "the recipe")
     for (name, dice), row in zip(tables()["| | Dice |"], of_score, strict=True):
         assert name.startswith(row) and means[row] == dice
+    recipe = (ROOT / "README.md").read_text().partition("## The one to win with\n")[2].partition("\n## ")[0]
+    quoted = re.findall(r"0\.9\d{3}\b", recipe)
+    assert len(quoted) > 6 and all(f"| {figure} |" in score for figure in quoted)
