@@ -69,10 +69,13 @@ def errors_in_one_sentence() -> Iterator[None]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() == process:  # the loaders' processes, forked from this one, wait to be told
-            if hasattr(signal, "SIGCHLD"):  # one of those that ends now is no fault
-                signal.signal(signal.SIGCHLD, lambda *_: None)
+            ignore_ends()
             stopped_by.append(number)
             raise KeyboardInterrupt
+
+    def ignore_ends() -> None:  # a process of a loader that ends now is no fault, or one that is told already
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, lambda *_: None)
 
     for number in before:
         signal.signal(number, stop)
@@ -84,6 +87,7 @@ def errors_in_one_sentence() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        ignore_ends()
         last_words = [sentence for sentence, saved in _last_words if saved.exists()]
         if stopped_by:  # whatever came up meanwhile, as from a loader's process that got the signal too
             print(f"{program}: stopped by {signal.Signals(stopped_by[0]).name}.", *last_words, file=sys.stderr)

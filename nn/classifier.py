@@ -242,7 +242,8 @@ class CarvanaClassifier:
         start = time.perf_counter()
         title = f"{phase} {self.epoch}/{self.epochs}"
         with helpers.Progress(total=len(loader.dataset), desc=title, unit="img") as bar:
-            for batch, (images, masks) in enumerate(self._in_step(loader) if training else loader, start=1):
+            batches = self._in_step(loader) if training else self._batches(loader)
+            for batch, (images, masks) in enumerate(batches, start=1):
                 targets = masks.to(self.device, non_blocking=self._pinned).float() / 255
                 if training:
                     loss, logits = self._learn(images, targets, batch, loader)
@@ -284,10 +285,17 @@ class CarvanaClassifier:
         """The loader's batches, and an empty one where another process still has one: all of them step together."""
         most = math.ceil(len(loader.dataset) / (loader.batch_size * processes.COUNT))  # the first process has them
         images, others = torch.empty(0, *self.net.in_shape), []
-        for images, others in loader:
+        for images, others in self._batches(loader):
             yield images, others
         for _ in range(most - len(loader)):
             yield images[:0], others[:0]
+
+    def _batches(self, loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
+        """The loader's batches. Raises UserError where a process is ended while it hands one over."""
+        try:
+            yield from loader
+        except (EOFError, ConnectionError) as error:  # a moment later, the loader itself would have noticed
+            raise helpers.UserError(self._reader_ended(loader)) from error
 
     def _learn(self, images: Tensor, targets: Tensor, batch: int, loader: DataLoader) -> tuple[Tensor, Tensor]:
         """Add a batch's gradient to those of its step, and make the step behind its last batch. They count from 1."""
@@ -353,19 +361,25 @@ class CarvanaClassifier:
 
     def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
-        text, batch, workers = str(error), loader.batch_size, loader.num_workers
-        fewer = f"--workers to {workers // 2} (now {workers})"
+        text, batch, fewer = str(error), loader.batch_size, self._fewer(loader)
         if "Too many open files" in text or "ancdata" in text:
             return f"Too many files are open: raise the limit (ulimit -n), or lower {fewer}."
         if "shared memory" in text:
             return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
         if "DataLoader worker (pid" in text:  # it was killed, or "exited unexpectedly"
-            return f"A process that reads photos was ended, mostly for want of memory: lower {fewer}."
+            return self._reader_ended(loader)
         if not helpers.ran_out_of_memory(error):
             return None
         if "DataLoader worker process" in text or isinstance(error, OSError):
             return f"A process that reads photos ran out of memory: lower {fewer}."
         return self._smaller_run(batch)
+
+    def _reader_ended(self, loader: DataLoader) -> str:
+        return f"A process that reads photos was ended, mostly for want of memory: lower {self._fewer(loader)}."
+
+    @staticmethod
+    def _fewer(loader: DataLoader) -> str:
+        return f"--workers to {loader.num_workers // 2} (now {loader.num_workers})"
 
     def _smaller_run(self, batch: int) -> str:
         """What takes half of the memory that a run with `batch` images a step took."""

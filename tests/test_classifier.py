@@ -398,6 +398,28 @@ def test_the_photos_named_are_those_of_the_shuffled_step():
     assert order[4:6] != [4, 5]  # control
 
 
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+@pytest.mark.parametrize("phase", ["train", "valid", "predict"])
+def test_a_process_that_ends_while_it_hands_a_batch_over_is_told(error, phase):
+    """The system tells of its end a moment later."""
+
+    class Taking:
+        batch_size, num_workers, sampler = 2, 3, range(4)
+        dataset = range(4)
+
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            raise error
+            yield
+
+    classifier = CarvanaClassifier(Tiny(), 1)
+    classifier.optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.1)
+    with pytest.raises(UserError, match=r"reads photos was ended, mostly .* lower --workers to 1 \(now 3\)"):
+        classifier.predict(Taking()) if phase == "predict" else classifier.run_epoch(Taking(), phase)
+
+
 @pytest.mark.parametrize(
     ("error", "batch_size", "workers", "expected"),
     [
