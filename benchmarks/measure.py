@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import helpers
 
 PRODUCT = 2 * 4096**3  # operations of matrix_product
 HEADER = f"{'':50} {'unit':>10} {'ours':>9} {'base line':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
@@ -122,6 +123,7 @@ def peak_memory() -> float:
 
 def matrix_product(precision: torch.dtype, times: int = 1, device: str = "cpu") -> Callable[[], None]:
     """So many products as large as it takes to reach the machine's rate: PRODUCT operations each."""
+    device = helpers.choose_device(device)[0]
     a, b = (torch.randn(4096, 4096, device=device).to(precision) for _ in range(2))
 
     def work() -> None:

@@ -8,7 +8,6 @@ GPU, half a minute and some minutes. docs/score.md has what they printed.
 """
 
 import shlex
-import shutil
 import subprocess
 import sys
 import zlib
@@ -22,6 +21,7 @@ import torch
 import tyro
 
 from callbacks.scorer import interval_of_mean
+from helpers import save_atomically
 from img import rle
 from img.transformer import decode_mask
 from nn.losses import dice_per_image
@@ -129,8 +129,10 @@ def run(options: str, benchmark: Benchmark, seed: int) -> Path:
         done = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], stdout=sys.stderr)
         if done.returncode:
             sys.exit(done.returncode)  # it has told why
+        trained = max(training.glob("models/model_*/last.pt")).parent
         scored.mkdir(exist_ok=True)
-        shutil.copy(max(training.glob("models/model_*/score.csv")), scored)
+        with save_atomically(scored / "score.csv") as file:
+            file.write((trained / "score.csv").read_bytes())
         if benchmark.held_out:
             (training / "submit.csv.gz").replace(scored / "submit.csv.gz")
     return scored

@@ -45,6 +45,10 @@ class Benchmark:
     compile_model: bool = False  # ours through torch.compile
     json: bool = False  # an object for each row
 
+    def __post_init__(self):
+        helpers.validate(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
+        helpers.choose_device(self.device)  # which refuses one that isn't there
+
 
 def our_step(
     name: str,
@@ -63,19 +67,21 @@ def our_step(
         net.compile()
     classifier = CarvanaClassifier(net, epochs=1, device=device, precision=precision)
     classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
-    images = torch.randint(256, (batch * steps, 3, side, side), dtype=torch.uint8)
-    masks = torch.randint(2, (batch * steps, *net.output_size), dtype=torch.uint8) * 255
-    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch, pin_memory=device.type == "cuda")
+    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
+    masks = torch.randint(2, (batch, *net.output_size), dtype=torch.uint8) * 255
+    pairs = list(zip(images, masks, strict=True)) * steps
+    loader = DataLoader(pairs, batch_size=batch, pin_memory=device.type == "cuda")
     return lambda: classifier.run_epoch(loader, "train")
 
 
 def plain_step(name: str, side: int, batch: int, steps: int = 1, device: str = "cpu") -> Callable[[], object]:
     torch.manual_seed(0)
+    device = helpers.choose_device(device)[0]
     net, output_size = make_net(name).to(device), NETS[name]((3, side, side)).output_size
     optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
-    images = torch.rand(batch * steps, 3, side, side)
-    masks = torch.randint(2, (batch * steps, *output_size)).float()
-    loader = DataLoader(list(zip(images, masks, strict=True)), batch_size=batch)
+    images = torch.rand(batch, 3, side, side)
+    masks = torch.randint(2, (batch, *output_size)).float()
+    loader = DataLoader(list(zip(images, masks, strict=True)) * steps, batch_size=batch)
     return lambda: train_epoch(net, loader, optimizer)
 
 
@@ -124,5 +130,6 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    benchmark = tyro.cli(Benchmark)
-    show(rows(benchmark), benchmark.json)
+    with helpers.errors_in_one_sentence():
+        benchmark = tyro.cli(Benchmark)
+        show(rows(benchmark), benchmark.json)

@@ -20,6 +20,7 @@ from scipy import stats
 
 from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
+from helpers import UserError
 from img import rle
 from img.transformer import decode_mask
 from nn.unet import UNet1024
@@ -132,6 +133,8 @@ def trained(tmp_path, monkeypatch):
         run = Path(options["--output-dir"]) / "models" / "model_2026"
         run.mkdir(parents=True, exist_ok=True)
         (run / "last.pt").touch()
+        if "--predict" in command:
+            (Path(options["--output-dir"]) / "submit.csv.gz").write_text(options["views"])
         gain = 0.001
         if "--resume" not in options:
             gain = 0.01 * (int(options["--epochs"]) - 1) * (1 + int(options["--seed"]))
@@ -170,6 +173,31 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     assert first.startswith("| first | 0.8550 |") and second.startswith("| second, better | 0.8565 |")
     with pytest.raises(SystemExit, match="There is no row 'third'; there are: 'first', 'second, better'"):
         recipes.main(replace(benchmark, rows=("third",)))
+
+
+def test_a_row_has_the_scores_and_the_submission_of_its_views(trained):
+    recipes, trainings, benchmark = trained
+    held_out = replace(benchmark, held_out=True)
+    for views in ("", " --tta"):
+        scored = [recipes.run(f"--epochs 1{views}", asked, 0) for asked in (held_out, held_out, benchmark)]
+        assert len(set(scored)) == 1
+    assert [options["views"] for options in trainings] == ["--no-tta", "--tta"]
+    one, two = (benchmark.output_dir.rglob(f"{views}/submit.csv.gz") for views in ("one-view", "two-views"))
+    assert [next(files).read_text() for files in (one, two)] == ["--no-tta", "--tta"]
+    scores = [pd.read_csv(file)["dice"].tolist() for file in sorted(benchmark.output_dir.rglob("*view*/score.csv"))]
+    assert len(scores) == 2 and scores[0] != scores[1]
+    recipes.run("--epochs 2", benchmark, 0)
+    recipes.run("--epochs 2", held_out, 0)  # which asks for the submission behind the score
+    assert len(trainings) == 4 and "--resume" in trainings[3]
+
+
+@pytest.mark.parametrize(("words", "told"), [("--steps 0", "--steps 0 can't"), ("--device no", "--device no is no")])
+def test_a_step_that_can_not_be_timed_is_refused(words, told, capsys, monkeypatch):
+    step = importlib.import_module("step")
+    monkeypatch.setattr("sys.argv", ["step.py", *words.split()])
+    with pytest.raises(UserError, match=told):
+        tyro.cli(step.Benchmark)
+    assert step.Benchmark(steps=2).steps == 2
 
 
 def test_main_knows_the_options_of_every_row(monkeypatch):

@@ -345,6 +345,8 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert (train_ds.border, valid_ds.border, train_ds.seed) == ("stretch", "stretch", 5)
     assert train_ds[0][0].shape == (3, 188, 204) and valid_ds[0][1].shape == (4, 20)
     assert seen["train_loader"].batch_size == seen["valid_loader"].batch_size == 2
+    of_readers = {seen[loader].worker_init_fn for loader in ("train_loader", "valid_loader")}
+    assert [each.__name__ for each in of_readers] == ["hand_over_quietly"]
     orders = []
     for epoch in (1, 1, 2):
         seen["train_loader"].sampler.set_epoch(epoch)
