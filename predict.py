@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import helpers
-from data.dataset import check_pair, photo_size, read, to_net
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, photo_of, tell_left_aside
-from img.transformer import decode_mask, decode_photo, halved, to_pillow
+from data.dataset import check_pair, preprocess, read, resize_size
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, image_of, is_called_mask, is_image, tell_left_aside
+from img.transformer import decode_image, decode_mask, downsample, to_pillow
 from nn.classifier import CarvanaClassifier
-from nn.losses import dice_per_image
+from nn.metrics import dice_per_image
 from nn.unet import NETS
-from resume import saved_runs
+from runtime import errors, files, machine
+from runtime.run import saved_runs
 
 SOFT = 0.5  # of probability: where a cut-out goes from nothing to all, with the threshold in the middle
 
@@ -38,7 +39,7 @@ class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, and folders of photos
     model: Path | None = None  # best.pt of a run; None takes that of the run in output/models that began last
     output_dir: Path = Path("cutouts")  # gets NAME_mask.png and NAME_cutout.png
-    background: str | None = None  # a colour (white, "#ff8800"), or a photo, behind the car; None is transparent
+    background: str | None = None  # a color (white, "#ff8800"), or a photo, behind the car; None is transparent
     threshold: float | None = None  # a pixel is car where its probability is above this; None is the model's own
     tta: bool | None = None  # predict each photo twice, as main.py's --tta; None is as the model was trained for
     device: str | None = None  # cpu, cuda, mps, ...; None takes the accelerator that is there
@@ -47,34 +48,34 @@ class Options:
 class CarFinder:
     """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
 
-    model: a checkpoint, such as best.pt, or the folder of a run. It knows its net, sizes, border and threshold, and
+    model: a checkpoint, such as best.pt, or the folder of a run. It knows its net, sizes, padding and threshold, and
         whether it sees photos twice.
-    device: see helpers.choose_device. Raises UserError where it is no checkpoint.
+    device: see machine.choose_device. Raises UserError where it is no checkpoint.
     """
 
     def __init__(self, model: str | Path, device: str | None = None):
-        checkpoint = helpers.load_checkpoint(find_model(Path(model)))
+        checkpoint = files.load_checkpoint(find_model(Path(model)))
         try:
             net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
             net.load_state_dict(checkpoint["net"])
             self.trained_with = checkpoint["hyperparameters"]
-            self.border, self.tta = self.trained_with["border"], self.trained_with["tta"]
+            self.padding, self.tta = self.trained_with["padding"], self.trained_with["tta"]
             self.threshold = self.trained_with["threshold"]
-            helpers.validate(self, threshold="(0, 1)")
+            errors.validate(self, threshold="(0, 1)")
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
-            raise helpers.UserError(f"{model} is no model of this program ({reason}).") from error
-        device, precision, *_ = helpers.choose_machine(device, None, 0)
+            raise errors.UserError(f"{model} is no model of this program ({reason}).") from error
+        device, precision, *_ = machine.choose_machine(device, None, 0)
         self.classifier = CarvanaClassifier(net, 1, device, precision)
 
     def __call__(self, photo: Tensor) -> Tensor:
-        helpers.require(
+        errors.require(
             getattr(photo, "dtype", None) == torch.uint8 and photo.ndim == 3 and len(photo) == 3,
-            "A photo must be a tensor (3, height, width) of uint8, as img.transformer.decode_photo makes it of bytes.",
+            "A photo must be a tensor (3, height, width) of uint8, as img.transformer.decode_image makes it of bytes.",
         )
         net, photo = self.classifier.net, photo.cpu()
-        sizes = net.in_shape[1:], net.output_size, self.border
-        images = to_net(halved(photo, photo_size(*sizes)), *sizes, photo if self.tta else None)
+        sizes = net.in_shape[1:], net.output_size, self.padding
+        images = preprocess(downsample(photo, resize_size(*sizes)), *sizes, photo if self.tta else None)
         probs = self.classifier.predict_probs(images[None]).cpu()
         return F.interpolate(probs[None], photo.shape[1:], mode="bilinear", align_corners=False)[0, 0]
 
@@ -92,10 +93,10 @@ def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Im
 
 def find_photos(paths: tuple[Path, ...]) -> list[Path]:
     """The photos among these paths and in these folders, sorted; what a folder holds beside photos is left aside."""
-    helpers.require(len(paths) > 0, "Name the photos, or a folder of them: python predict.py photo.jpg folder/")
+    errors.require(len(paths) > 0, "Name the photos, or a folder of them: python predict.py photo.jpg folder/")
     photos = {}
     for path in paths:
-        helpers.require(path.exists(), f"{path} is not there.")
+        errors.require(path.exists(), f"{path} is not there.")
         found = [path]
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -104,11 +105,11 @@ def find_photos(paths: tuple[Path, ...]) -> list[Path]:
                 tell_left_aside(path, "photos", others)
             found = [file for file in files if is_image(file) and not file.stem.endswith("_cutout")]
             found = [file for file in found if not is_called_mask(file)]
-        helpers.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
+        errors.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
         for file in found:
             other = photos.setdefault(file.stem, file)
             both = f"{other} and {file} would both become {file.stem}_mask.png: predict them one after the other"
-            helpers.require(other.resolve() == file.resolve(), f"{both}, with another --output-dir.")
+            errors.require(other.resolve() == file.resolve(), f"{both}, with another --output-dir.")
     return sorted(photos.values())
 
 
@@ -124,7 +125,7 @@ def find_mask(photo: Path) -> Path | None:
     """NAME_mask.gif (or .png, ...) of a photo NAME.jpg; NAME.gif too, where masks have a folder."""
     for place in places_of_masks(photo):
         found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path)]
-        found = [path for path in found if photo_of(path, {photo.stem}) == photo.stem]
+        found = [path for path in found if image_of(path, {photo.stem}) == photo.stem]
         if place == photo.resolve().parent:
             found = [path for path in found if path.stem != photo.stem]
         if found:
@@ -133,39 +134,39 @@ def find_mask(photo: Path) -> Path | None:
 
 
 def find_background(name: str | None) -> Image.Image | None:
-    """The colour or the photo of that name; what of it is transparent isn't."""
+    """The color or the photo of that name; what of it is transparent isn't."""
     if name is None:
         return None
     if Path(name).is_file():
-        return to_pillow(read(Path(name), decode_photo))
+        return to_pillow(read(Path(name), decode_image))
     try:
-        colour = ImageColor.getrgb(name)
-        helpers.require(len(colour) == 3, f"--background {name} is transparent: leave out its last two digits.")
-        return Image.new("RGB", (1, 1), colour)
+        color = ImageColor.getrgb(name)
+        errors.require(len(color) == 3, f"--background {name} is transparent: leave out its last two digits.")
+        return Image.new("RGB", (1, 1), color)
     except ValueError:
-        raise helpers.UserError(f"--background {name} is neither a photo nor a colour that Pillow knows.") from None
+        raise errors.UserError(f"--background {name} is neither a photo nor a color that Pillow knows.") from None
 
 
 def find_model(model: Path | None) -> Path:
     if model is not None:
         return model / "best.pt" if model.is_dir() else model
     runs = saved_runs(Path("output"), holding="best.pt")
-    helpers.require(len(runs) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
+    errors.require(len(runs) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
     return runs[-1] / "best.pt"
 
 
 def save(image: Image.Image, path: Path) -> None:
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
-    with helpers.save_atomically(path) as file:
+    with files.save_atomically(path) as file:
         file.write(encoded.getvalue())
 
 
 def main(options: Options) -> None:
-    helpers.validate(options, threshold="(0, 1)")
+    errors.validate(options, threshold="(0, 1)")
     photos, background = find_photos(options.photos), find_background(options.background)
     taken = {place for photo in photos for place in places_of_masks(photo)}
-    helpers.require(
+    errors.require(
         options.output_dir.resolve() not in taken,
         f"--output-dir {options.output_dir} can't be: photos or their masks are there. Name another folder.",
     )
@@ -174,14 +175,14 @@ def main(options: Options) -> None:
     threshold = finder.threshold if options.threshold is None else options.threshold
     if options.tta is not None:
         finder.tta = options.tta
-    helpers.make_writable(options.output_dir)
+    files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     broken, scores = [], []
     for path in helpers.Progress(photos, "cut out", unit="img"):
         found = find_mask(path)
         try:
-            photo = read(path, decode_photo)
-        except helpers.UserError as error:
+            photo = read(path, decode_image)
+        except errors.UserError as error:
             broken.append(path)
             tqdm.write(str(error))
             continue
@@ -190,7 +191,7 @@ def main(options: Options) -> None:
             if found is not None:
                 truth = read(found, decode_mask) > 127  # (1, H, W)
                 check_pair(path, photo.shape[1:], found, truth.shape[1:])
-        except helpers.UserError as error:  # it can be cut out all the same
+        except errors.UserError as error:  # it can be cut out all the same
             truth = None
             tqdm.write(f"No Dice: {error}")
         probs = finder(photo)
@@ -204,11 +205,11 @@ def main(options: Options) -> None:
         tqdm.write(f"{path}: {told}")
     done = len(photos) - len(broken)
     mean = f"; mean Dice of {len(scores)} {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{helpers.counted(done, 'photo')} cut out, in {options.output_dir}{mean}")
+    print(f"{helpers.pluralize(done, 'photo')} cut out, in {options.output_dir}{mean}")
     if broken:
         sys.exit(f"predict.py: {len(broken)} of {len(photos)} could not be: {', '.join(map(str, broken[:5]))}")
 
 
 if __name__ == "__main__":
-    with helpers.errors_in_one_sentence():
+    with errors.friendly_errors():
         main(tyro.cli(Options))

@@ -42,7 +42,7 @@ class PlainUNetOriginal(nn.Module):
         for width in (512, 256, 128, 64):
             up = nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2)
             self.ups.append(nn.ModuleList([up, stack(2 * width, width, width)]))
-        self.classify = nn.Conv2d(64, 1, 1)
+        self.head = nn.Conv2d(64, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         traces = []
@@ -56,7 +56,7 @@ class PlainUNetOriginal(nn.Module):
             top, left = (trace.shape[2] - x.shape[2]) // 2, (trace.shape[3] - x.shape[3]) // 2
             trace = trace[:, :, top : top + x.shape[2], left : left + x.shape[3]]
             x = convs(torch.cat([trace, x], dim=1))
-        return self.classify(x).squeeze(1)
+        return self.head(x).squeeze(1)
 
 
 class PlainUNet1024(nn.Module):
@@ -69,7 +69,7 @@ class PlainUNet1024(nn.Module):
         self.center = stack(768, 768, padding=1)
         ups = ((768 + 768, 512), (512 + 512, 256), (256 + 256, 128), (128 + 128, 64), (64 + 64, 24), (24 + 24, 24))
         self.ups = nn.ModuleList(stack(inputs, width, width, width, padding=1) for inputs, width in ups)
-        self.classify = nn.Conv2d(24, 1, 1)
+        self.head = nn.Conv2d(24, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         traces = []
@@ -81,7 +81,7 @@ class PlainUNet1024(nn.Module):
         for up in self.ups:
             x, trace = F.interpolate(x, scale_factor=2, mode="bilinear"), traces.pop()
             x = up(torch.cat([trace, x], dim=1))
-        return self.classify(x).squeeze(1)
+        return self.head(x).squeeze(1)
 
 
 PLAIN = {"UNetOriginal": PlainUNetOriginal, "UNet1024": PlainUNet1024}
@@ -102,7 +102,7 @@ def criterion(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice(probs: Tensor, targets: Tensor) -> float:
-    """Of the images of a batch, averaged."""
+    """Of the images of a batch, ema."""
     predictions, truth = (probs > 0.5).float().flatten(1), (targets > 0.5).float().flatten(1)
     return (2 * (predictions * truth).sum(1) / (predictions.sum(1) + truth.sum(1))).mean().item()
 

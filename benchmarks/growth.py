@@ -13,8 +13,8 @@ from measure import Measured, Row, compare, show, take_turns
 from prediction import our_prediction, plain_prediction
 from step import our_step, plain_step
 
-import helpers
 from data.sample import draw_sample
+from runtime import machine
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Benchmark:
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
-    _, precision, _, _ = helpers.choose_machine("cpu", None, None)
+    _, precision, _, _ = machine.choose_machine("cpu", None, None)
     steps = [(side, 2) for side in benchmark.sides] + [(256, batch) for batch in benchmark.batch_sizes]
     for side, batch in dict.fromkeys(steps):
         both = take_turns(

@@ -23,6 +23,7 @@ from data.sample import draw_sample
 from img.augmentation import augment_img
 from nn.classifier import CarvanaClassifier
 from nn.unet import UNet1024
+from runtime import machine
 
 SIZE = (128, 128)  # of photos and masks
 EPOCHS = 60  # after which it gives up
@@ -43,7 +44,7 @@ class Benchmark:
 
 
 def our_training(root: Path, batch: int, dice: float) -> Callable[[], None]:
-    _, precision, workers, _ = helpers.choose_machine("cpu", None, None)
+    _, precision, workers, _ = machine.choose_machine("cpu", None, None)
     X_train, y_train, X_valid, y_valid = DatasetFetcher(root).get_train_files()
     loading = dict(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
     valid_loader = DataLoader(TrainImageDataset(X_valid, y_valid, SIZE, SIZE), **loading)

@@ -17,10 +17,10 @@ import tyro
 from baseline import PlainTestDataset, PlainTrainDataset
 from measure import Row, compare, show, take_turns
 
-import helpers
 from data.dataset import TestImageDataset, TrainImageDataset
 from data.sample import draw_sample
 from img.augmentation import augment_img
+from runtime import machine
 
 CASES = {  # input_img_resize and output_img_resize
     "572x572": ((572, 572), (572, 572)),
@@ -53,7 +53,7 @@ def one_core() -> None:
 def reading(kind: type, *arguments: object, **options: object) -> Callable[[], None]:
     one_core()
     if kind in (TrainImageDataset, TestImageDataset):
-        helpers.keep_freed_memory()
+        machine.keep_freed_memory()
     np.random.seed(0)
     dataset = kind(*arguments, **options)
 

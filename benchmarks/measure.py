@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import helpers
+from runtime import machine
 
 PRODUCT = 2 * 4096**3  # operations of matrix_product
 HEADER = f"{'':50} {'unit':>10} {'ours':>9} {'base line':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
@@ -123,7 +123,7 @@ def peak_memory() -> float:
 
 def matrix_product(precision: torch.dtype, times: int = 1, device: str = "cpu") -> Callable[[], None]:
     """So many products as large as it takes to reach the machine's rate: PRODUCT operations each."""
-    device = helpers.choose_device(device)[0]
+    device = machine.choose_device(device)[0]
     a, b = (torch.randn(4096, 4096, device=device).to(precision) for _ in range(2))
 
     def work() -> None:

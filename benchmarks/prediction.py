@@ -20,13 +20,13 @@ from measure import Row, compare, show, take_turns
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import helpers
 from callbacks.predictions_saver import PredictionsSaverCallback
 from data.dataset import TestImageDataset
 from data.sample import draw_sample
 from img.transformer import decode_mask, resize
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
+from runtime import machine
 
 CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, images a batch
 ORIGIN = (1280, 1918)
@@ -59,9 +59,9 @@ class DrawnMask(nn.Module):
 
 def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
     """Of the photos in root/train; one of root/train_masks is what the net hands out."""
-    _, precision, workers, _ = helpers.choose_machine("cpu", None, None)
+    _, precision, workers, _ = machine.choose_machine("cpu", None, None)
     net = NETS[name]((3, side, side))
-    net.classify = DrawnMask(resize(mask_of(root), net.output_size))
+    net.head = DrawnMask(resize(mask_of(root), net.output_size))
     classifier = CarvanaClassifier(net, epochs=1, precision=precision)
     photos = TestImageDataset(sorted((root / "train").iterdir()), (side, side), net.output_size)
 
@@ -75,7 +75,7 @@ def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[],
 
 def plain_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
     net = baseline.make_net(name)
-    net.classify = DrawnMask(resize(mask_of(root), NETS[name]((3, side, side)).output_size))
+    net.head = DrawnMask(resize(mask_of(root), NETS[name]((3, side, side)).output_size))
     photos = baseline.PlainTestDataset(sorted((root / "train").iterdir()), (side, side))
     return lambda: baseline.predict(net, DataLoader(photos, batch), root / "plain.csv.gz", ORIGIN)
 
@@ -90,10 +90,10 @@ def drawn_probs(root: Path, size: Sequence[int]) -> Tensor:
 
 
 def our_saver(root: Path, size: Sequence[int]) -> Callable[[], None]:
-    helpers.keep_freed_memory()
+    machine.keep_freed_memory()
     probs, saver = drawn_probs(root, size), PredictionsSaverCallback(root / "saver.csv.gz", ORIGIN, threshold=0.5)
     names = [f"{index}.jpg" for index in range(len(probs))]
-    return lambda: saver.on_predicted(saver.on_predict_batch(names, probs))
+    return lambda: saver.on_batch_gathered(saver.on_predict_batch(names, probs))
 
 
 def plain_saver(root: Path, size: Sequence[int]) -> Callable[[], None]:

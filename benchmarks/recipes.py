@@ -20,19 +20,19 @@ import pandas as pd
 import torch
 import tyro
 
-from callbacks.scorer import interval_of_mean
-from helpers import save_atomically
+from callbacks.scorer import confidence_interval
 from img import rle
 from img.transformer import decode_mask
-from nn.losses import dice_per_image
+from nn.metrics import dice_per_image
+from runtime.files import save_atomically
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = "--optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --labels cut"
+TUTORIALS = "--optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --no-soft-labels"
 STEP = "--optimizer AdamW --learning-rate 0.001 --weight-decay 0.01 --batch-size 8 --schedule one_cycle"
 FLIPS = "--shift 0 --scale 0 --rotation 0"
 FOURS = f"{STEP} --batch-size 4 {FLIPS}"
 TWOS = f"{STEP} --batch-size 2 {FLIPS}"
-RECIPE = f"{TWOS} --colour 0.2 --grey 0.15"
+RECIPE = f"{TWOS} --color-jitter 0.2 --grayscale 0.15"
 LONG = "--epochs 18 --half-size-epochs 8"
 SHORT = "--epochs 6 --half-size-epochs 4"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
@@ -44,20 +44,20 @@ TABLES = {
     "parts": {
         "AdamW, one cycle": f"{SMALL} {STEP} --epochs 3",
         "the tutorial's": f"{SMALL} {TUTORIALS} --epochs 3",
-        "labels cut": f"{SMALL} {STEP} --epochs 3 --labels cut",
+        "labels cut": f"{SMALL} {STEP} --epochs 3 --no-soft-labels",
         "learning rate 0.002": f"{SMALL} {STEP} --epochs 3 --learning-rate 0.002",
-        "a short climb, then a cosine": f"{SMALL} {STEP} --epochs 3 --schedule cosine --warm-up 0.2",
+        "a short climb, then a cosine": f"{SMALL} {STEP} --epochs 3 --schedule cosine --warmup-epochs 0.2",
         "batches of 4": f"{SMALL} {STEP} --epochs 3 --batch-size 4",
-        "averaged weights": f"{SMALL} {STEP} --epochs 3 --ema-decay 0.98",
-        "clipped gradients": f"{SMALL} {STEP} --epochs 3 --clip-norm 1",
+        "ema weights": f"{SMALL} {STEP} --epochs 3 --ema-decay 0.98",
+        "clipped gradients": f"{SMALL} {STEP} --epochs 3 --grad-clip 1",
         "flips alone": f"{SMALL} {STEP} --epochs 3 {FLIPS}",
         "flips alone, batches of 4": f"{SMALL} {FOURS} --epochs 3",
         "flips alone, batches of 2": f"{SMALL} {TWOS} --epochs 3",
         "turns up to 45 degrees": f"{SMALL} {STEP} --epochs 3 --rotation 45",
         "no turns": f"{SMALL} {STEP} --epochs 3 --rotation 0",
         "scale by up to 0.25": f"{SMALL} {STEP} --epochs 3 --scale 0.25",
-        "colours": f"{SMALL} {STEP} --epochs 3 --colour 0.2",
-        "some in grey": f"{SMALL} {STEP} --epochs 3 --grey 0.15",
+        "colors": f"{SMALL} {STEP} --epochs 3 --color-jitter 0.2",
+        "some in gray": f"{SMALL} {STEP} --epochs 3 --grayscale 0.15",
         "half of them blurred": f"{SMALL} {STEP} --epochs 3 --blur 1",
         "two views": f"{SMALL} {STEP} --epochs 3 --tta",
     },
@@ -72,8 +72,8 @@ TABLES = {
     },
     "changed": {
         "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
-        "on cut labels": f"{LARGE} {RECIPE} {LONG} --labels cut --tta",
-        "without colours": f"{LARGE} {RECIPE} {LONG} --colour 0 --grey 0 --tta",
+        "on cut labels": f"{LARGE} {RECIPE} {LONG} --no-soft-labels --tta",
+        "without colors": f"{LARGE} {RECIPE} {LONG} --color-jitter 0 --grayscale 0 --tta",
         "with small moves": f"{LARGE} {RECIPE} {LONG} --shift 0.01 --scale 0.02 --rotation 1 --tta",
         "in batches of 4": f"{LARGE} {RECIPE} {LONG} --batch-size 4 --tta",
         "in batches of 8": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --tta",
@@ -83,11 +83,11 @@ TABLES = {
         "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 5",
         "the recipe": f"{LARGE} {RECIPE} {SHORT} --tta",
         "the recipe, in one view": f"{LARGE} {RECIPE} {SHORT}",
-        "on cut labels": f"{LARGE} {RECIPE} {SHORT} --labels cut --tta",
+        "on cut labels": f"{LARGE} {RECIPE} {SHORT} --no-soft-labels --tta",
     },
     "the paper's net": {
         "mirrored": f"{PAPERS} {FOURS} --epochs 8",
-        "stretched": f"{PAPERS} {FOURS} --epochs 8 --border stretch",
+        "stretched": f"{PAPERS} {FOURS} --epochs 8 --padding stretch",
         "mirrored, in two views": f"{PAPERS} {FOURS} --epochs 8 --tta",
     },
 }
@@ -172,7 +172,7 @@ def brought(cars: dict[int, pd.Series], base: dict[int, pd.Series]) -> str:
     """The cars' mean difference from the base, both by seed and car; its interval; that of each seed."""
     by_seed = {seed: (cars[seed] - base[seed]) for seed in cars}
     change = pd.concat(by_seed).groupby(level=1).mean()  # a car that several seeds validate on counts once
-    figures = change.mean(), *interval_of_mean(change)
+    figures = change.mean(), *confidence_interval(change)
     return " | ".join([*(f"{each:+.4f}" for each in figures), " ".join(f"{by_seed[s].mean():+.4f}" for s in by_seed)])
 
 

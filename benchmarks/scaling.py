@@ -18,11 +18,10 @@ from epoch_time import gradient_bytes
 from measure import Row, compare, show
 from torch.utils.data import DataLoader
 
-import helpers
-import processes
-from data.sampler import TrainSampler
+from data.sampler import ShardedRandomSampler
 from nn.classifier import CarvanaClassifier
 from nn.unet import UNet1024
+from runtime import distributed, machine
 
 
 @dataclass
@@ -43,14 +42,14 @@ class Benchmark:
 
 def share(side: int, batch_size: int, steps: int) -> None:
     """What each process does. The first one prints seconds and bytes of all the steps."""
-    with processes.joined():
-        _, precision, *_ = helpers.choose_machine("cpu", None, 0)
+    with distributed.init_distributed():
+        _, precision, *_ = machine.choose_machine("cpu", None, 0)
         torch.set_num_threads(1)
         classifier = CarvanaClassifier(UNet1024((3, side, side)), epochs=1, precision=precision)
         classifier.optimizer = torch.optim.RMSprop(classifier.net.parameters(), lr=0.0002)
-        images = torch.randint(256, (batch_size * processes.COUNT, 3, side, side), dtype=torch.uint8)
+        images = torch.randint(256, (batch_size * distributed.WORLD_SIZE, 3, side, side), dtype=torch.uint8)
         pairs = [(image, image[0] // 128 * 255) for image in images] * steps
-        loader = DataLoader(pairs, batch_size, sampler=TrainSampler(len(pairs)))
+        loader = DataLoader(pairs, batch_size, sampler=ShardedRandomSampler(len(pairs)))
         classifier.run_epoch(loader, "train")
         start, before = time.perf_counter(), bytes_sent()
         classifier.run_epoch(loader, "train")

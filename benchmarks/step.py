@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import helpers
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
+from runtime import errors, machine
 
 CASES = {  # name of the net, side of its images, images a step
     "UNetOriginal-572": ("UNetOriginal", 572, 3),
@@ -42,12 +43,12 @@ class Benchmark:
     rounds: int = 3  # each side works so often, after a round to warm up
     device: str = "cpu"  # or cuda, mps, ...
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None takes what main.py takes
-    compile_model: bool = False  # ours through torch.compile
+    compile: bool = False  # ours through torch.compile
     json: bool = False  # an object for each row
 
     def __post_init__(self):
-        helpers.validate(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
-        helpers.choose_device(self.device)  # which refuses one that isn't there
+        errors.validate(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
+        machine.choose_device(self.device)  # which refuses one that isn't there
 
 
 def our_step(
@@ -55,15 +56,15 @@ def our_step(
     side: int,
     batch: int,
     precision: torch.dtype,
-    compile_model: bool,
+    compile: bool,
     steps: int = 1,
     device: str = "cpu",
 ) -> Callable[[], object]:
     """A round of ours; it reads the loss at its end, so that nothing is still being computed then."""
-    device = helpers.choose_machine(device, None, None)[0]
+    device = machine.choose_machine(device, None, None)[0]
     helpers.seed_everything(0)
     net = NETS[name]((3, side, side))
-    if compile_model:
+    if compile:
         net.compile()
     classifier = CarvanaClassifier(net, epochs=1, device=device, precision=precision)
     classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
@@ -76,7 +77,7 @@ def our_step(
 
 def plain_step(name: str, side: int, batch: int, steps: int = 1, device: str = "cpu") -> Callable[[], object]:
     torch.manual_seed(0)
-    device = helpers.choose_device(device)[0]
+    device = machine.choose_device(device)[0]
     net, output_size = make_net(name).to(device), NETS[name]((3, side, side)).output_size
     optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
     images = torch.rand(batch, 3, side, side)
@@ -108,7 +109,7 @@ def step_rows(benchmark: Benchmark) -> Iterator[Row]:
         batch = benchmark.batch_size or batch
         ours, plain, product = take_turns(
             benchmark.rounds,
-            (our_step, name, side, batch, precision(benchmark), benchmark.compile_model, *where),
+            (our_step, name, side, batch, precision(benchmark), benchmark.compile, *where),
             (plain_step, name, side, batch, *where),
             (matrix_product, precision(benchmark), *where),
         )
@@ -121,7 +122,7 @@ def step_rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 def precision(benchmark: Benchmark) -> torch.dtype:
-    return helpers.choose_machine(benchmark.device, benchmark.precision, None)[1]
+    return machine.choose_machine(benchmark.device, benchmark.precision, None)[1]
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
@@ -130,6 +131,6 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    with helpers.errors_in_one_sentence():
+    with errors.friendly_errors():
         benchmark = tyro.cli(Benchmark)
         show(rows(benchmark), benchmark.json)

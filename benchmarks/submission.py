@@ -57,7 +57,7 @@ def main(benchmark: Benchmark) -> None:
         while done < len(names):
             probs = next(batches)
             batch = names[done : min(done + len(probs), next(row for row in benchmark.rows if row > done))]
-            saver.on_predicted(saver.on_predict_batch(batch, probs[: len(batch)]))
+            saver.on_batch_gathered(saver.on_predict_batch(batch, probs[: len(batch)]))
             done += len(batch)
             if done in benchmark.rows or done == len(names):
                 rate = done / (time.perf_counter() - start)

@@ -15,9 +15,11 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-import processes
-from callbacks.callback import Callback
-from helpers import UserError, counted, load_checkpoint, lock, naming, require, save_atomically, say_if_stopped
+from helpers import pluralize
+from nn.callback import Callback
+from runtime import distributed
+from runtime.errors import UserError, require, set_exit_hint
+from runtime.files import load_checkpoint, lock, save_atomically, write_errors
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
@@ -53,10 +55,10 @@ class ModelSaverCallback(Callback):
     def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer) -> None:
         """Give both the state of last.pt, in all processes; where training begins, it is said where it goes on."""
         self._resumed = True
-        if processes.FIRST:
+        if distributed.is_main_process():
             self._lock = lock(self.path)
         classifier.restore_model(self.last, optimizer)
-        if not processes.FIRST:
+        if not distributed.is_main_process():
             return
         if classifier.metrics:
             best, mended = classifier.best["epoch"], "put it back, or start another run"
@@ -73,7 +75,7 @@ class ModelSaverCallback(Callback):
         self._make_known(classifier)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        with naming(self.path):
+        with write_errors(self.path):
             try:
                 self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0 or self._resumed)
             except FileExistsError as error:
@@ -83,7 +85,7 @@ class ModelSaverCallback(Callback):
         if self._resumed and classifier.epoch < classifier.epochs:
             print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
         elif self._resumed:
-            epochs = counted(classifier.epoch, "epoch")
+            epochs = pluralize(classifier.epoch, "epoch")
             falls = self.hyperparameters.get("schedule", "constant") != "constant"  # and is at its end
             more = f"for more of them {'start another run with' if falls else 'say'} --epochs {2 * classifier.epoch}"
             print(f"{self.path} has been trained for its {epochs}; {more}.")
@@ -92,9 +94,9 @@ class ModelSaverCallback(Callback):
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:
             self.split.to_csv(file, index=False)
-        if processes.agents():
+        if distributed.agents():
             with save_atomically(self.path / "torchrun.txt") as file:
-                file.write("".join(f"{agent}\n" for agent in processes.agents()).encode())
+                file.write("".join(f"{agent}\n" for agent in distributed.agents()).encode())
         self._save(self.last, classifier.state_dict())
         self._make_known(classifier)
 
@@ -107,7 +109,7 @@ class ModelSaverCallback(Callback):
 
     def _save_best(self, classifier: CarvanaClassifier) -> None:
         state = classifier.state_dict()
-        self._save(self.best, {name: state[name] for name in state if name not in classifier.TO_GO_ON})
+        self._save(self.best, {name: state[name] for name in state if name not in classifier.RESUME_KEYS})
 
     def save_score(self, classifier: CarvanaClassifier, table: pd.DataFrame, score: float) -> None:
         """table, a row a validation photo, goes to score.csv; the score to the best epoch's row of metrics.csv."""
@@ -119,7 +121,7 @@ class ModelSaverCallback(Callback):
 
     def _save_metrics(self, table: pd.DataFrame, classifier: CarvanaClassifier) -> None:
         """The scores that stand there, of epochs that were the best, stay."""
-        table = table[[name for name in table if name not in classifier.TIMES]].set_index("epoch")
+        table = table[[name for name in table if name not in classifier.TIMING_METRICS]].set_index("epoch")
         with suppress(OSError, ValueError, KeyError):  # there is none, or without scores
             there = pd.read_csv(self.path / "metrics.csv", index_col="epoch")
             scores = table.get("score", pd.Series(dtype=float)).combine_first(there["score"])
@@ -129,7 +131,7 @@ class ModelSaverCallback(Callback):
 
     def _save(self, path: Path, state: dict) -> None:
         state = state | {"hyperparameters": self.hyperparameters, "split": self.split.to_dict(orient="list")}
-        state["processes"] = processes.COUNT
+        state["processes"] = distributed.WORLD_SIZE
         with save_atomically(path) as file:
             try:
                 torch.save(state, file)
@@ -143,8 +145,8 @@ class ModelSaverCallback(Callback):
             python = python.relative_to(Path.cwd())
         command = [str(python), sys.argv[0], "--resume", str(self.path)]
         where = ""
-        if processes.COUNT > 1:
-            command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={processes.LOCAL_COUNT}"]
-        if processes.COUNT > processes.LOCAL_COUNT:
+        if distributed.WORLD_SIZE > 1:
+            command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.LOCAL_WORLD_SIZE}"]
+        if distributed.WORLD_SIZE > distributed.LOCAL_WORLD_SIZE:
             command, where = command[-3:], ", on each box and behind the same torchrun"
-        say_if_stopped(f"{saved} is saved; go on with{where}: {shlex.join(command)}", self.last)
+        set_exit_hint(f"{saved} is saved; go on with{where}: {shlex.join(command)}", self.last)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from callbacks.callback import Callback
-from helpers import Progress, UserError, lock, save_atomically
+from helpers import Progress
 from img import rle
+from nn.callback import Callback
+from runtime.errors import UserError
+from runtime.files import lock, save_atomically
 
 
 class PredictionsSaverCallback(Callback):
@@ -34,9 +36,9 @@ class PredictionsSaverCallback(Callback):
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> list[tuple[str, str]]:
         """Rows of the submission."""
         masks = zip(names, probs.cpu().numpy(), strict=True)
-        return [(name, rle.encode_enlarged(prob, self.origin_img_size, self.threshold)) for name, prob in masks]
+        return [(name, rle.encode_probs(prob, self.origin_img_size, self.threshold)) for name, prob in masks]
 
-    def on_predicted(self, made: list[tuple[str, str]]) -> None:
+    def on_batch_gathered(self, made: list[tuple[str, str]]) -> None:
         if self._csv is None:
             self._open()
         height, width = self.origin_img_size
@@ -55,7 +57,7 @@ class PredictionsSaverCallback(Callback):
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             print(f"Look at these: {len(names)} of the masks {'is' if len(names) == 1 else 'are'} {what} ({some}).")
 
-    def on_stop(self) -> None:
+    def on_exception(self) -> None:
         with suppress(UserError):
             self._open_files.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # save_atomically leaves nothing
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from callbacks.callback import Callback
 from data.dataset import read
-from helpers import counted
+from helpers import pluralize
 from img import rle
 from img.transformer import decode_mask
-from nn.losses import dice_per_image
+from nn.callback import Callback
+from nn.metrics import dice_per_image
 
 SWEEP = [round(0.3 + 0.05 * step, 2) for step in range(9)]  # thresholds to compare with the one that is set
 
@@ -42,13 +42,13 @@ class ScorerCallback(Callback):
         made = {}
         for name, prob in zip(names, probs.cpu().numpy(), strict=True):
             truth = read(self.masks[name], decode_mask) > 127  # (1, H, W)
-            swept = swept_dice(torch.from_numpy(prob), truth[0], self.thresholds)
-            runs = rle.encode_enlarged(prob, truth.shape[1:], self.threshold)
+            swept = dice_at_thresholds(torch.from_numpy(prob), truth[0], self.thresholds)
+            runs = rle.encode_probs(prob, truth.shape[1:], self.threshold)
             prediction = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
             made[name] = swept | {self.threshold: dice_per_image(prediction, truth).item()}
         return made
 
-    def on_predicted(self, made: dict[str, dict[float, float]]) -> None:
+    def on_batch_gathered(self, made: dict[str, dict[float, float]]) -> None:
         self.swept |= made
 
     @property
@@ -76,14 +76,14 @@ class ScorerCallback(Callback):
         cars = self.table().groupby("car")["dice"].mean()
         if len(cars) < 2:
             return None
-        low, high = interval_of_mean(cars)
+        low, high = confidence_interval(cars)
         return max(0.0, low), min(1.0, high)
 
     def report(self) -> str:
         """The score; the five worst photos; the mean of each view (all cars from one angle), and of each threshold."""
         table, interval = self.table(), self.interval()
         cars = table["car"].nunique()
-        of_groups = f" of {counted(cars, 'car' if self.groups is None else 'group')}"
+        of_groups = f" of {pluralize(cars, 'car' if self.groups is None else 'group')}"
         if self.groups is not None and cars == len(table):  # each photo is alone
             of_groups = ""
         between = "" if interval is None else "; 95 % interval {:.4f} to {:.4f}".format(*interval)
@@ -96,19 +96,19 @@ class ScorerCallback(Callback):
         cuts = [f"{cut:g} {mean:.4f}{' (yours)' * (cut == self.threshold)}" for cut, mean in means.items()]
         return (
             f"score       {self.score:.6f}, as Kaggle counts: the mean Dice, at their own size, of\n"
-            f"            {counted(len(table), 'validation photo')}{of_groups}{between}\n"
+            f"            {pluralize(len(table), 'validation photo')}{of_groups}{between}\n"
             f"the worst   {_in_lines(worst, 2)}\n"
             f"{by_view}threshold   {_in_lines(cuts, 4)}"
         )
 
 
-def interval_of_mean(values: pd.Series) -> tuple[float, float]:
+def confidence_interval(values: pd.Series) -> tuple[float, float]:
     """Where the mean of more such values would lie, at 95 %, by Student's t."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
     return values.mean() - half, values.mean() + half
 
 
-def swept_dice(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
+def dice_at_thresholds(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
     """Dice of prob (h, w), enlarged and cut at each of the ascending thresholds, and of truth (H, W) of bool."""
     large = F.interpolate(prob[None, None], truth.shape, mode="bilinear", align_corners=False)[0, 0]
     passed = torch.bucketize(large, torch.tensor(thresholds))  # (H, W): how many of them a pixel is above

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
 
-from callbacks.callback import Callback
-from helpers import UserError
 from img.transformer import get_image_size, resize
-from nn.losses import dice_per_image
+from nn.callback import Callback
+from nn.metrics import dice_per_image
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
 
-HIT, MISS, FALSE_ALARM = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
+TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
 LINE = 36  # height of the line below a panel, in pixels: TensorBoard shows a panel at a third of its size
-CURVES = {  # the tag of each metric: what stands before the / is a heading in TensorBoard
+TAGS = {  # the tag of each metric: what stands before the / is a heading in TensorBoard
     "loss": "masks/loss",
     "dice": "masks/dice",
     "pixel_accuracy": "masks/pixel_accuracy",
@@ -46,7 +46,7 @@ class Log:
     SummaryWriter itself hands each event to a thread, which a full disk ends; ten events later add_scalar waits for
     ever. Without that thread a fault is an error here, and what flush() has seen survives a kill.
 
-    path: the folder. first: the first epoch to come; TensorBoard is told to forget what the log has of it and later.
+    path: the folder. first: the first epoch to come; TensorBoard is told to discard_partial what the log has of it and later.
     Each method raises UserError where the folder can't be written to.
     """
 
@@ -61,9 +61,9 @@ class Log:
             self.events.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add_curve(self, name: str, value: float, epoch: int) -> None:
-        """A point of one of the CURVES."""
+        """A point of one of the TAGS."""
         with self._naming():
-            self.writer.add_scalar(CURVES[name], value, epoch)
+            self.writer.add_scalar(TAGS[name], value, epoch)
 
     def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
         """values: between 0 and 1."""
@@ -76,7 +76,7 @@ class Log:
         told = {name: value for name, value in values.items() if value and not isinstance(value, Path)}
         values = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
         with self._naming():
-            for summary in hparams(values, {CURVES[name]: 0 for name in curves})[:2]:
+            for summary in hparams(values, {TAGS[name]: 0 for name in curves})[:2]:
                 self.writer.file_writer.add_summary(summary, 0)
 
     def add_image(self, tag: str, image: Tensor, epoch: int) -> None:
@@ -145,7 +145,7 @@ class TensorboardLoggerCallback(Callback):
             elif epoch == classifier.epoch and (phase, self.DICES, epoch) not in self.there:
                 log.add_histogram(self.DICES, classifier.valid_dice, epoch)
             for name, value in curves.items():
-                if (phase, CURVES[name], epoch) not in self.there:
+                if (phase, TAGS[name], epoch) not in self.there:
                     log.add_curve(name, value, epoch)
             log.flush()
 
@@ -159,13 +159,13 @@ class TensorboardLoggerCallback(Callback):
         Another one may follow, of another threshold or with two views; one that is there is not added again.
         """
         epoch, path = classifier.best["epoch"], self.path / "valid"
-        there = points(path, up_to=epoch).get((path.name, CURVES["score"], epoch))
+        there = points(path, up_to=epoch).get((path.name, TAGS["score"], epoch))
         if there is None or not math.isclose(there, score, rel_tol=1e-6):  # TensorBoard keeps float32
             log = Log(path, classifier.epoch + 1)
             log.add_curve("score", score, epoch)
             log.close()
 
-    def on_stop(self) -> None:
+    def on_exception(self) -> None:
         for log in self.logs.values():
             with suppress(UserError):
                 log.close()
@@ -202,7 +202,7 @@ class TensorboardVisualizerCallback(Callback):
     def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
         image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
         prediction = (classifier.predict_probs(image[None]).cpu() > classifier.threshold)[0]
-        photo = center_crop(image, mask.shape) if self.dataset.border == "mirror" else resize(image, mask.shape)
+        photo = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
         height, width = get_image_size(self.dataset.X[index])
         size = min(max(1, round(self.width * height / width)), 2 * self.width), self.width
         return panel(photo, prediction, mask > 127, size, self._name(index))
@@ -210,14 +210,14 @@ class TensorboardVisualizerCallback(Callback):
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         self.log.close()
 
-    def on_stop(self) -> None:
+    def on_exception(self) -> None:
         if self.log is not None:
             with suppress(UserError):
                 self.log.close()
 
 
 def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
-    """side_by_side of these, each at `size`, above a line with the title, the Dice, and what the colours mean.
+    """side_by_side of these, each at `size`, above a line with the title, the Dice, and what the colors mean.
 
     photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, size[0] + the line, 3 * size[1]) uint8.
     """
@@ -227,21 +227,21 @@ def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int]
     dice = dice_per_image(prediction[None], mask[None]).item()
     draw.text((4, LINE / 2), f"{title[:34]}  Dice {dice:.4f}", "black", font, "lm")
     right = strip.shape[2]
-    for colour, meaning in ((FALSE_ALARM, "false alarm"), (MISS, "miss"), (HIT, "hit")):
+    for color, meaning in ((FALSE_POSITIVE, "false alarm"), (FALSE_NEGATIVE, "miss"), (TRUE_POSITIVE, "hit")):
         left = right - draw.textlength(meaning, font) - LINE
         draw.rectangle((left, 0, right, LINE), "white")  # over a title of wide letters
-        draw.rectangle((left + LINE / 4, LINE / 4, left + 3 * LINE / 4, 3 * LINE / 4), colour)
+        draw.rectangle((left + LINE / 4, LINE / 4, left + 3 * LINE / 4, 3 * LINE / 4), color)
         draw.text((right - 4, LINE / 2), meaning, "black", font, "rm")
         right = left
     return torch.cat([strip, torch.from_numpy(np.array(line)).permute(2, 0, 1)], dim=1)
 
 
 def side_by_side(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-    """photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, h, 3 w) uint8: photo, verdict, cut-out."""
-    verdict = torch.zeros_like(photo)
-    for where, colour in ((prediction & mask, HIT), (~prediction & mask, MISS), (prediction & ~mask, FALSE_ALARM)):
-        verdict[:, where] = torch.tensor(colour, dtype=torch.uint8)[:, None]
-    return torch.cat([photo, verdict, photo * prediction], dim=2)
+    """photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, h, 3 w) uint8: photo, error_map, cut-out."""
+    error_map = torch.zeros_like(photo)
+    for where, color in ((prediction & mask, TRUE_POSITIVE), (~prediction & mask, FALSE_NEGATIVE), (prediction & ~mask, FALSE_POSITIVE)):
+        error_map[:, where] = torch.tensor(color, dtype=torch.uint8)[:, None]
+    return torch.cat([photo, error_map, photo * prediction], dim=2)
 
 
 def spread(count: int, total: int) -> list[int]:

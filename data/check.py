@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import check_pair, read
 from data.fetcher import DatasetFetcher
-from helpers import Progress, UserError, count_cores, counted
+from helpers import Progress, pluralize
 from img import transformer
+from runtime.errors import UserError
+from runtime.machine import count_cores
 
 
 def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
@@ -35,10 +37,10 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     for sentence in oddities:
         print(f"Strange, but no fault: {sentence}")
     masks = sum(mask is not None for mask in pairs.values())
-    to_predict = "" if ds_fetcher.dataset == "own" else f" and {counted(len(tests), 'photo')} to predict"
-    read_all = f"{counted(len(pairs), 'photo')}, {counted(masks, 'mask')}{to_predict}, all read"
+    to_predict = "" if ds_fetcher.dataset == "own" else f" and {pluralize(len(tests), 'photo')} to predict"
+    read_all = f"{pluralize(len(pairs), 'photo')}, {pluralize(masks, 'mask')}{to_predict}, all read"
     if faults:
-        count = counted(len(faults), "fault")
+        count = pluralize(len(faults), "fault")
         raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))
     print(f"{read_all}: no fault.")
 
@@ -68,7 +70,7 @@ class _Files(Dataset):
         """-> the photo's path, its (height, width) or None if it can't be read, faults, and what is only strange."""
         photo_path, mask_path = self.pairs[index]
         faults, odd = [], []
-        photo = _attempt(faults, read, photo_path, transformer.decode_photo)  # (3, H, W)
+        photo = _attempt(faults, read, photo_path, transformer.decode_image)  # (3, H, W)
         mask = _attempt(faults, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
         if photo is not None and mask is not None:
             _attempt(faults, check_pair, photo_path, photo.shape[1:], mask_path, mask.shape[1:])
@@ -77,7 +79,7 @@ class _Files(Dataset):
             values = counts.nonzero().flatten().tolist()
             between, car = (counts[a:b].sum().item() / mask.numel() for a, b in ((26, 230), (128, 256)))
             if between > 0.05:
-                odd.append(f"{mask_path} is grey, neither car nor background, in {100 * between:.0f} % of its pixels.")
+                odd.append(f"{mask_path} is gray, neither car nor background, in {100 * between:.0f} % of its pixels.")
             elif len(values) == 1:
                 odd.append(f"{mask_path} {'is all car' if values[0] else 'holds no car'}.")
             elif car > 0.9:

@@ -22,8 +22,10 @@ from kagglesdk.kaggle_env import get_env
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from data.unpack import RefusedError, bytes_text, require_space, unpack
-from helpers import File, Progress, UserError, naming, require, save_atomically, say_if_stopped
+from data.unpack import RefusedError, format_bytes, require_space, unpack
+from helpers import Progress
+from runtime.errors import UserError, require, set_exit_hint
+from runtime.files import File, save_atomically, write_errors
 
 COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
 SLUG = COMPETITION.rpartition("/")[2]
@@ -31,9 +33,9 @@ SETTINGS = "https://www.kaggle.com/settings/api"
 COUNTS = {"train": 5088, "train_hq": 5088, "train_masks": 5088, "test": 100_064, "test_hq": 100_064}  # 16 of each car
 GROWTH = {"train_masks": 1.5, "metadata.csv": 12, "sample_submission.csv": 12}  # bytes on the disk for one of the zip
 GROWTH_OF_PHOTOS = 1.25
-CONNECT, SILENCE = 20, 60  # seconds to wait for a connection, and for a server that says nothing
-WAITS = (1, 3, 10, 30, 60)  # seconds before each new try of what failed; one that got further begins anew
-LONGEST_WAIT = 600  # seconds, whatever a server asks for
+CONNECT, READ_TIMEOUT = 20, 60  # seconds to wait for a connection, and for a server that says nothing
+BACKOFF = (1, 3, 10, 30, 60)  # seconds before each new try of what failed; one that got further begins anew
+MAX_BACKOFF = 600  # seconds, whatever a server asks for
 CHUNK = 2**17  # bytes
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
             raise UserError(f"What {place} names or holds can't be read: make a token at {SETTINGS}.") from None
     if token:
         source = "~/.kaggle/access_token" if source == "access_token" else source
-        return source, _legible(source, api_token=token)
+        return source, _clean_secret(source, api_token=token)
 
     user, key = (
         next((name for name in names if os.environ.get(name, "").strip()), None)
@@ -68,21 +70,21 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     other = "KAGGLE_KEY" if user else "KAGGLE_USERNAME"
     require(bool(user) == bool(key), f"{user or key} is set, but {other} isn't: set both, or neither.")
     if user:
-        return f"{user} and {key}", _legible(key, username=os.environ[user], password=os.environ[key])
+        return f"{user} and {key}", _clean_secret(key, username=os.environ[user], password=os.environ[key])
 
     folders = [Path(os.environ.get("KAGGLE_CONFIG_DIR") or home / ".kaggle"), home / ".kaggle", home / ".config/kaggle"]
     file = next((folder / "kaggle.json" for folder in folders if (folder / "kaggle.json").exists()), None)
     if file:
         try:
             held = json.loads(file.read_text(encoding="utf-8-sig"))
-            return str(file), _legible(file, username=held["username"], password=held["key"])
+            return str(file), _clean_secret(file, username=held["username"], password=held["key"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{file} holds no username and key: have it made anew at {SETTINGS}.") from None
     file = home / ".kaggle/credentials.json"
     return (str(file), {}) if file.exists() else None
 
 
-def _legible(source: object, **secrets: str) -> dict[str, str]:
+def _clean_secret(source: object, **secrets: str) -> dict[str, str]:
     """The secrets without the space around them. What can't be sent would come back in an error, so it is not tried."""
     secrets = {name: secret.strip() for name, secret in secrets.items()}
     fits = all(secret and secret.isascii() and secret.isprintable() for secret in secrets.values())
@@ -90,11 +92,11 @@ def _legible(source: object, **secrets: str) -> dict[str, str]:
     return secrets
 
 
-class _Impatient(HTTPAdapter):
+class TimeoutAdapter(HTTPAdapter):
     """Gives up on a server that says nothing. The client sets no limit."""
 
     def send(self, request, stream=False, timeout=None, **options):
-        return super().send(request, stream, timeout or (CONNECT, SILENCE), **options)
+        return super().send(request, stream, timeout or (CONNECT, READ_TIMEOUT), **options)
 
 
 class Kaggle:
@@ -113,7 +115,7 @@ class Kaggle:
                 login = KaggleCredentials.load(self._client)
             except (OSError, ValueError, TypeError, AttributeError):
                 raise UserError(no_login) from None
-            token = login and self.patiently("a token", lambda: _of_kaggle(login.get_access_token))
+            token = login and self.retry("a token", lambda: _of_kaggle(login.get_access_token))
             require(bool(token), no_login)
             self._sign_in(api_token=token)
 
@@ -121,7 +123,7 @@ class Kaggle:
         self._client = KaggleClient(**secrets).__enter__()
         self._session = self._client.http_client()._session  # limits and headers have no other way in
         for scheme in ("https://", "http://"):
-            self._session.mount(scheme, _Impatient())
+            self._session.mount(scheme, TimeoutAdapter())
         self._files = self._client.competitions.competition_api_client
 
     def sizes(self) -> dict[str, int]:
@@ -129,7 +131,7 @@ class Kaggle:
         sizes, request = {}, ApiListDataFilesRequest()
         request.competition_name, request.page_size = SLUG, 200
         while True:
-            listed = self.patiently("the list of its files", lambda: _of_kaggle(self._files.list_data_files, request))
+            listed = self.retry("the list of its files", lambda: _of_kaggle(self._files.list_data_files, request))
             new = {file.name: file.total_bytes or 0 for file in listed.files if file.name not in sizes}
             sizes |= new
             if not new or not listed.next_page_token:
@@ -138,8 +140,8 @@ class Kaggle:
 
     def fetch(self, name: str, part: Path, size: int) -> None:
         """Write the file `name`, of some `size` bytes, to `part`, going on behind what is there of the same version."""
-        say_if_stopped("What has been fetched is kept, and the same command goes on.", part)
-        self.patiently(name, lambda: self._go_on(name, part, size), lambda: part.stat().st_size if part.exists() else 0)
+        set_exit_hint("What has been fetched is kept, and the same command goes on.", part)
+        self.retry(name, lambda: self._go_on(name, part, size), lambda: part.stat().st_size if part.exists() else 0)
 
     def _go_on(self, name: str, part: Path, size: int) -> None:
         known = _read_version(part)
@@ -151,13 +153,13 @@ class Kaggle:
             if behind and response.status_code == 206:
                 asked = re.match(rf"bytes {have}-\d+/{known['size']}$", response.headers.get("Content-Range", ""))
                 if not asked or _version(response) != known["version"]:
-                    forget(part)
+                    discard_partial(part)
                     raise requests.ConnectionError("this is not what it was asked for")
                 _append(response, part, have, known["size"])
             elif response.headers.get("Content-Type", "").startswith("text/html"):  # of a login, as hotels have it
                 raise requests.RequestException("a page in place of the file")
             else:  # from the beginning, as it is new, or has changed meanwhile
-                forget(part)
+                discard_partial(part)
                 size = int(response.headers.get("Content-Length") or size)
                 if _version(response):
                     with save_atomically(_version_file(part)) as file:
@@ -174,15 +176,15 @@ class Kaggle:
             return _of_kaggle(self._files.download_data_file, request)
         except requests.HTTPError as error:
             if error.response.status_code == 416:  # the file has become shorter than what is here
-                forget(part)
+                discard_partial(part)
             raise
         finally:
             for header in headers:
                 del self._session.headers[header]
 
-    def patiently(self, what: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """What attempt() returns. It is tried again after WAITS, where that may help, and says so."""
-        waits, reached = iter(WAITS), progress()
+    def retry(self, what: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """What attempt() returns. It is tried again after BACKOFF, where that may help, and says so."""
+        waits, reached = iter(BACKOFF), progress()
         while True:
             try:
                 return attempt()
@@ -190,7 +192,7 @@ class Kaggle:
                 sentence, may_help = self._explain(error, what)
                 asked = _asked_to_wait(error)
             if progress() > reached:
-                waits, reached = iter(WAITS), progress()
+                waits, reached = iter(BACKOFF), progress()
             wait = next(waits, None)
             require(may_help and wait is not None, sentence)
             wait = max(wait, asked)
@@ -247,7 +249,7 @@ def _of_kaggle(call: Callable[..., T], *arguments: object) -> T:
 def _asked_to_wait(error: Exception) -> float:
     """The seconds that a server asks to be left alone for, in reason."""
     with suppress(Exception):  # no answer, no such header, or no sense in it
-        return min(Retry().get_retry_after(error.response) or 0, LONGEST_WAIT)
+        return min(Retry().get_retry_after(error.response) or 0, MAX_BACKOFF)
     return 0
 
 
@@ -286,10 +288,10 @@ def _read_version(part: Path) -> dict:
     return {}
 
 
-def forget(part: Path) -> None:
+def discard_partial(part: Path) -> None:
     """Remove a part, and before it what would let it pass for the beginning of a file."""
     for path in (_version_file(part), part):
-        with naming(path):
+        with write_errors(path):
             path.unlink(missing_ok=True)
 
 
@@ -323,7 +325,7 @@ def download(folder: Path, names: Sequence[str]) -> None:
     """
     for name in names:
         if is_there(folder / name):  # the process was ended between the last two steps
-            forget(part_of(folder, name))
+            discard_partial(part_of(folder, name))
             shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
     names = [name for name in names if not is_there(folder / name)]
     for name in names:
@@ -342,14 +344,14 @@ def download(folder: Path, names: Sequence[str]) -> None:
             unpack(find_zip(folder, name), folder / name)
             continue
         part = part_of(folder, name)
-        print(f"fetching {name}.zip ({bytes_text(sizes[f'{name}.zip'])}) of {COMPETITION}")
+        print(f"fetching {name}.zip ({format_bytes(sizes[f'{name}.zip'])}) of {COMPETITION}")
         kaggle.fetch(f"{name}.zip", part, sizes[f"{name}.zip"])
         try:
             unpack(part, folder / name, COUNTS.get(name))
         except RefusedError:
-            forget(part)
+            discard_partial(part)
             raise
-        forget(part)
+        discard_partial(part)
 
 
 def _require_space_for_all(folder: Path, sizes: dict[str, int]) -> None:

@@ -12,12 +12,14 @@ import pandas as pd
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from data.dataset import check_pair, reading, size_text
+from data.dataset import check_pair, format_size, reading
 from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, download, find_credentials, find_zip, is_there, leftovers
-from data.own import LAYOUT, compile_group, find_folders, group_of, is_called_mask, is_image, photo_of, tell_left_aside
+from data.own import LAYOUT, compile_group, find_folders, group_of, image_of, is_called_mask, is_image, tell_left_aside
 from data.sample import draw_sample
-from helpers import Progress, UserError, counted, lock, make_writable, require, some
+from helpers import Progress, first_few, pluralize
 from img import transformer
+from runtime.errors import UserError, require
+from runtime.files import lock, make_writable
 
 VIEWS = [f"{view:02d}" for view in range(1, 17)]  # each car was photographed from 16 sides
 PHOTO = re.compile(r"(?P<car>.+)_(?P<view>\d\d)\.(jpe?g|png)", re.IGNORECASE)
@@ -51,7 +53,7 @@ class DatasetFetcher:
         require(dataset != "own" or hq_files is None, "--hq-files is for Kaggle's photos: leave it out.")
         require(
             dataset == "own" or group is None,
-            f"--group {group!r} is for photos of your own: say --dataset own too, or leave it out.",
+            f"--group-regex {group!r} is for photos of your own: say --dataset own too, or leave it out.",
         )
         self.dataset, self.group = dataset, compile_group(group)
         self.unit = "car" if dataset != "own" else "photo" if group is None else "group"  # which the split keeps whole
@@ -61,8 +63,8 @@ class DatasetFetcher:
         self._unlike_kaggle = ""  # why Kaggle won't take a submission of these photos
         self._faults: list[str] | None = None  # gathers them while find_faults looks; else the first ends the program
 
-    def download_dataset(self, test_photos: bool = True) -> None:
-        """Make sure that there is something to train on, and with test_photos something to predict.
+    def download_dataset(self, test_images: bool = True) -> None:
+        """Make sure that there is something to train on, and with test_images something to predict.
 
         What lies in input_dir is taken as it is, zips are unpacked, and the rest is fetched from Kaggle. Raises
         UserError that says the ways to get what is missing.
@@ -85,9 +87,9 @@ class DatasetFetcher:
             for name in ("train", "train_masks"):
                 remedy = "remove that folder to have it drawn."
                 require(self._folder(name) is not None, f"There is no {name}/ in {self.input_dir}/: {remedy}")
-        elif names := self._to_bring(test_photos):
+        elif names := self._missing_files(test_images):
             to_fetch = [name for name in names if not find_zip(folder, name) and not is_there(folder / name)]
-            require(not to_fetch or find_credentials() is not None, self._ways_on(test_photos))
+            require(not to_fetch or find_credentials() is not None, self._help_text(test_images))
             train = self._folder("train")
             count = len(_visible(train)) if train else COUNTS["train"]
             require(
@@ -98,9 +100,9 @@ class DatasetFetcher:
             )
             make_writable(folder)
             with lock(folder, waiting) or nullcontext():
-                download(folder, self._to_bring(test_photos))  # which another process may have done by now
+                download(folder, self._missing_files(test_images))  # which another process may have done by now
 
-    def _to_bring(self, test_photos: bool) -> list[str]:
+    def _missing_files(self, test_images: bool) -> list[str]:
         """What is to be unpacked or fetched, such as train_hq; small ones first, so that a refusal comes early."""
         names, here = [], self.input_dir
         for table, *photos in (("metadata.csv", "train_masks", "train"), ("sample_submission.csv", "test")):
@@ -110,7 +112,7 @@ class DatasetFetcher:
             if to_fetch or by_hand:  # without photos of Kaggle's, its tables aren't needed
                 names.append(table)
             names += folders
-            if not test_photos:
+            if not test_images:
                 break
         return [name for name in names if not is_there(here / name) or leftovers(here, name)]
 
@@ -130,8 +132,8 @@ class DatasetFetcher:
         zips = (find_zip(self.input_dir, name + suffix) for suffix in ("", *self.suffixes))
         return self._folder(name) is not None or any(zips)
 
-    def _ways_on(self, test_photos: bool) -> str:
-        wanted = ("train", "train_masks", "test")[: 2 + test_photos]
+    def _help_text(self, test_images: bool) -> str:
+        wanted = ("train", "train_masks", "test")[: 2 + test_images]
         missing = [self._names(name) for name in wanted if not self._is_here(name)]
         without = "; say --no-predict to train only" * (missing == [self._names("test")])
         bundle = self.input_dir / f"{SLUG}.zip"
@@ -153,7 +155,7 @@ class DatasetFetcher:
         self._faults = faults = []
         photos, masks, cars = self._pairs()
         if len(cars) < 2:
-            self._fault(f"{counted(len(cars), self.unit)} is too few: one must train and another validate.")
+            self._fault(f"{pluralize(len(cars), self.unit)} is too few: one must train and another validate.")
         tests = self._photos("test") if self._folder("test") else {}
         self._faults = None
         return faults, {photo: masks.get(photo) for photo in photos.values()}, sorted(tests.values())
@@ -181,12 +183,12 @@ class DatasetFetcher:
         gone = {car if self.unit == "car" else stem: None for car, stem, _ in rows if stem not in photos}  # each once
         require(
             not gone,
-            f"{counted(len(gone), 'car' if self.unit == 'car' else 'photo')} that the run was trained or validated on "
+            f"{pluralize(len(gone), 'car' if self.unit == 'car' else 'photo')} that the run was trained or validated on "
             f"can't be found in {self._folder('train')}: {self._some(gone)}. Put them back, or start another run.",
         )
         others = sorted(photos.keys() - {stem for _, stem, _ in rows})
         if split is not None and sample_size is None and others:
-            came = f"{counted(len(others), 'photo')} in {self._folder('train')} came after the run began"
+            came = f"{pluralize(len(others), 'photo')} in {self._folder('train')} came after the run began"
             names = self._some(photos[stem].name for stem in others)
             print(f"{came}, and stay out of it: {names}. Start another run to train on them.")
         self._check_sizes([photos[stem] for _, stem, _ in rows], masks)
@@ -205,7 +207,7 @@ class DatasetFetcher:
         chosen = _sample(cars, sample_size, seed)
         require(
             len(chosen) >= 2,
-            f"{len(chosen)} of {counted(len(cars), self.unit)} in {self._folder('train')} is too few: one must train "
+            f"{len(chosen)} of {pluralize(len(cars), self.unit)} in {self._folder('train')} is too few: one must train "
             f"and another validate. Add {self.unit}s, or raise --sample-size if you gave it.",
         )
         count = min(max(1, round(validation_size * len(chosen))), len(chosen) - 1)
@@ -239,7 +241,7 @@ class DatasetFetcher:
             return
         if not table.is_file():
             if len(names) != COUNTS["test"]:
-                many = f"it has the masks of {counted(len(names), 'photo')}, and {COUNTS['test']:,} are wanted"
+                many = f"it has the masks of {pluralize(len(names), 'photo')}, and {COUNTS['test']:,} are wanted"
                 self._unlike_kaggle = f"Kaggle will refuse this submission: {many}."
             return
         try:
@@ -260,7 +262,7 @@ class DatasetFetcher:
         """Raises UserError where a photo to predict is of another size (height, width) than those to train on."""
         require(
             tuple(size) == tuple(wanted),
-            f"{path} is {size_text(size)} pixels, but the masks of a submission are written at {size_text(wanted)}, "
+            f"{path} is {format_size(size)} pixels, but the masks of a submission are written at {format_size(wanted)}, "
             "the size of the training photos; resize it or take it out.",
         )
 
@@ -274,11 +276,11 @@ class DatasetFetcher:
         """How many photos, of how many cars, train, validate, and are predicted, and where they are."""
         sizes = self.split.groupby("part")["car"].agg(["size", "nunique"])
         (train, its_cars), (valid, other_cars) = sizes.loc["train"], sizes.loc["valid"]
-        of_cars, of_others = f" of {counted(its_cars, self.unit)}", f" of {other_cars}"
+        of_cars, of_others = f" of {pluralize(its_cars, self.unit)}", f" of {other_cars}"
         if self.unit == "photo":
             of_cars = of_others = ""
         return (
-            f"{counted(train, 'photo')}{of_cars} to train on, {valid:,}{of_others} to validate,\n"
+            f"{pluralize(train, 'photo')}{of_cars} to train on, {valid:,}{of_others} to validate,\n"
             f"            {f'{to_predict:,} to predict, ' if to_predict else ''}in {self.input_dir}"
         )
 
@@ -321,7 +323,7 @@ class DatasetFetcher:
         return 3 if self._faults is None else None
 
     def _some(self, names: Iterable[str]) -> str:
-        return some(names, self._shown)
+        return first_few(names, self._shown)
 
     def _pairs(self) -> tuple[dict[str, Path], dict[Path, Path], dict[str, list[Path]]]:
         """-> the photos to train on by their name without ending, the mask of each, and the photos of each car."""
@@ -341,7 +343,7 @@ class DatasetFetcher:
             unfit += [path.name] * (group is None)
         if unfit:
             self._fault(
-                f"--group {self.group.pattern!r} fits {len(photos) - len(unfit)} of the {len(photos)} photos in "
+                f"--group-regex {self.group.pattern!r} fits {len(photos) - len(unfit)} of the {len(photos)} photos in "
                 f"{self._folder('train')}, but not {self._some(unfit)}: say one that fits on all names (without their "
                 "ending), or rename or remove these."
             )
@@ -380,18 +382,18 @@ class DatasetFetcher:
         photos, masks = list(photos), defaultdict(list)
         stems = {photo.stem for photo in photos}
         for path in self._own_files("masks") if self.dataset == "own" else self._files(folder, "masks"):
-            masks[photo_of(path, stems)].append(path)
+            masks[image_of(path, stems)].append(path)
         without = [photo.name for photo in photos if photo.stem not in masks]
         alone = [masks[stem][0].name for stem in sorted(set(masks) - stems)]
         twice = [f"{a.name} and {b.name}" for a, b, *_ in (found for found in masks.values() if len(found) > 1)]
-        naming = " The mask of NAME.jpg is NAME.png or NAME_mask.png." * (self.dataset == "own")
+        write_errors = " The mask of NAME.jpg is NAME.png or NAME_mask.png." * (self.dataset == "own")
         for names, noun, fault, where, remedy in (
             (without, "photo", "without a mask in", folder, "Add the masks, or take the photos out"),
             (alone, "mask", "without a photo in", self._folder("train"), "Add the photos, or take the masks out"),
             (twice, "photo", "with two masks in", folder, "Keep one of the two"),
         ):
             if names:
-                self._fault(f"{counted(len(names), noun)} {fault} {where}: {self._some(names)}. {remedy}.{naming}")
+                self._fault(f"{pluralize(len(names), noun)} {fault} {where}: {self._some(names)}. {remedy}.{write_errors}")
         return {photo: masks[photo.stem][0] for photo in photos if photo.stem in masks}
 
     def _check_sizes(self, photos: list[Path], masks: dict[Path, Path]) -> None:
@@ -405,7 +407,7 @@ class DatasetFetcher:
         images = [path.name for path in strays if path.suffix.lower() in Image.registered_extensions()]
         if images:
             self._fault(
-                f"{counted(len(images), 'file')} in {folder} not named like {what}, {example}: {self._some(images)}. "
+                f"{pluralize(len(images), 'file')} in {folder} not named like {what}, {example}: {self._some(images)}. "
                 "Rename them, or move them out; if they aren't Kaggle's, say --dataset own."
             )
         self._leave_aside(folder, what, [path.name for path in strays if path.name not in images])
@@ -435,7 +437,7 @@ class DatasetFetcher:
         paths = _visible(folder)
         no_text = [path for path in paths if any(unicodedata.category(each) in NO_TEXT for each in path.name)]
         if no_text:
-            files, names = counted(len(no_text), "file"), self._some(ascii(path.name) for path in no_text)
+            files, names = pluralize(len(no_text), "file"), self._some(ascii(path.name) for path in no_text)
             self._fault(f"{files} in {folder} with a name that can't be written: {names}. Rename them.")
         return [path for path in paths if path not in no_text]
 

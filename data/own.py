@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers import UserError, some
+from helpers import first_few
 from img.transformer import FORMATS
+from runtime.errors import UserError
 
 PHOTO_FOLDERS = ("train_hq", "train", "images", "imgs")
 MASK_FOLDERS = ("train_masks", "masks")
@@ -27,7 +28,7 @@ def tell_left_aside(folder: Path, what: str, names: list[str], count: int | None
     """Name the first `count` of the files in `folder` that aren't what is looked for there; None is all."""
     unknown = sorted({Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"})
     remedy = f" ({unknown[0]} can't be read: save it as JPEG)" if unknown else ""
-    print(f"left aside in {folder}, being no {what}: {some(names, count)}{remedy}")
+    print(f"left aside in {folder}, being no {what}: {first_few(names, count)}{remedy}")
 
 
 def find_folders(input_dir: Path) -> tuple[Path, Path]:
@@ -48,7 +49,7 @@ def is_called_mask(path: Path) -> bool:
     return path.stem.lower().endswith("_mask")
 
 
-def photo_of(mask: Path, photos: Container[str]) -> str:
+def image_of(mask: Path, photos: Container[str]) -> str:
     """The name, without its ending, of the photo that NAME_mask.png or NAME.png belongs to.
 
     photos: the names there are, without their endings; the one that is returned may be none of them.
@@ -57,12 +58,12 @@ def photo_of(mask: Path, photos: Container[str]) -> str:
 
 
 def compile_group(pattern: str | None) -> re.Pattern | None:
-    """The pattern of --group. Raises UserError where it is none."""
+    """The pattern of --group-regex. Raises UserError where it is none."""
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f"--group {pattern!r} is no regular expression ({error}); one such as '(.+)_' takes what stands before the "
+            f"--group-regex {pattern!r} is no regular expression ({error}); one such as '(.+)_' takes what stands before the "
             "last underscore."
         ) from error
 

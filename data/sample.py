@@ -1,7 +1,7 @@
 """A sample data set in Kaggle's format, drawn from a seed: cars on a turntable in a studio, and their masks.
 
 A car is a smooth surface over a side profile, cut into quads, shaded by their normals and painted from back to front.
-Its axes, in metres: x ahead, y to the left, z up from the floor. Sizes of pictures are (height, width).
+Its axes, in meters: x ahead, y to the left, z up from the floor. Sizes of pictures are (height, width).
 """
 import os
 import shutil
@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch.utils.data import DataLoader
 
-from helpers import Progress, count_cores
+from helpers import Progress
+from runtime.machine import count_cores
 
-# Lengths in metres, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
+# Lengths in meters, places along the side from 0 (front) to 1 (rear). size: length, width; edges: heights of the lower
 # edge and of the side windows'; heights: nose, cowl, roof, deck, tail; places: cowl, roof's front and rear end, deck;
 # panes: where the side windows begin, are parted by pillars, and end; wheel: radius
 Kind = namedtuple("Kind", "size edges heights places panes wheel")
@@ -70,14 +71,14 @@ def surface(kind, girth, level):
     return np.stack([(1 - 2 * place) * (kind.size[0] / 2 - bulge), y, z], -1)
 
 
-def turned(centre, radii, depths, start=0., end=2 * np.pi):
+def turned(center, radii, depths, start=0., end=2 * np.pi):
     """A surface of revolution around y, or a sector of it: radii, depths (m,) -> points (37, m, 3)."""
     angle = np.linspace(start, end, 37)[:, None]
-    return centre + np.stack(np.broadcast_arrays(np.cos(angle) * radii, depths, np.sin(angle) * radii), -1)
+    return center + np.stack(np.broadcast_arrays(np.cos(angle) * radii, depths, np.sin(angle) * radii), -1)
 
 
 def details(kind):
-    """What is painted on the body: (girth from, to, level from, to, colour, gloss), both sides alike."""
+    """What is painted on the body: (girth from, to, level from, to, color, gloss), both sides alike."""
     (first, *pillars, last), (cowl, front, rear, deck), rough = kind.panes, kind.places, kind.edges[0] > .25
     yield from ((-1, 2, .5, 1.3 if rough else .8, BLACK, .03), (-1, -.28, .9, 1.4, BLACK, .05))  # trim, air inlet
     yield from ((-1, -.36, 2.35, 3.2, BLACK, .05), *((-1, -.38, bar, bar + .1, SILVER, .2) for bar in (2.5, 2.7, 2.9)))
@@ -102,13 +103,13 @@ def parts(kind, paint, spokes, eye):
     bed = (girth > kind.places[3] + .03) & (girth < .96) & (kind.places[3] < .7)  # a pickup's, behind its cabin
     sheets = [(girth, level, np.where((bed[:, None] & (level > 5.4))[:-1, :-1, None], BLACK, paint), .07)]
     sheets += [(np.linspace(a, b, 25), np.linspace(c, d, 4), [[rgb]], coat) for a, b, c, d, rgb, coat in details(kind)]
-    for girth, level, colours, gloss in sheets:
+    for girth, level, colors, gloss in sheets:
         for side in (-1, 1):  # read backwards, a sheet faces the other side
-            yield (surface(kind, girth, level) * (1, side, 1))[::side], np.array(colours)[::side], gloss
+            yield (surface(kind, girth, level) * (1, side, 1))[::side], np.array(colors)[::side], gloss
     sectors = [(0, 1.14, BLACK, -.2, np.pi + .2), (.7, 1, BLACK), (.63, .7, SILVER), (0, .63, (46, 47, 49))]
     sectors += [(0, .66, SILVER, angle - .14, angle + .14) for angle in np.arange(spokes) * 2 * np.pi / spokes]
-    yield from ((turned((at[0], at[1] + side * .11, at[2]), (inner * r, outer * r)[::side], 0, *angles), colour, 0)
-                for at, side in wheels for inner, outer, colour, *angles in sectors)
+    yield from ((turned((at[0], at[1] + side * .11, at[2]), (inner * r, outer * r)[::side], 0, *angles), color, 0)
+                for at, side in wheels for inner, outer, color, *angles in sectors)
     yield from (ball for near, *ball in balls if near)
 
 
@@ -116,7 +117,7 @@ def draw_car(kind, paint, spokes, camera, light):
     """The car alone on a transparent picture (RGBA): quads facing the camera, lit from above, mirroring the studio."""
     draw = ImageDraw.Draw(picture := Image.new("RGBA", camera.size[::-1]))
     eye = np.array([-np.sin(camera.turn), -np.cos(camera.turn), 0]) * camera.distance + (0, 0, camera.height)
-    for p, colours, gloss in parts(kind, paint, spokes, eye):
+    for p, colors, gloss in parts(kind, paint, spokes, eye):
         quads = np.stack([p[:-1, :-1], p[1:, :-1], p[1:, 1:], p[:-1, 1:]], 2)  # (n - 1, m - 1, 4, 3)
         normal = np.cross(quads[:, :, 2] - quads[:, :, 0], quads[:, :, 3] - quads[:, :, 1])
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
@@ -126,7 +127,7 @@ def draw_car(kind, paint, spokes, camera, light):
         up = (2 * facing * normal - sight / depth)[..., 2:]  # where the mirrored ray goes: -1 floor, 0 wall, 1 lamps
         studio = 255 * np.interp(up, [-.5, -.12, -.02, .04, .3, .5, .8, 1], [.45, .6, .5, .9, .95, .7, .75, 1])
         shine = gloss + (1 - gloss) * .45 * (1 - facing.clip(0, 1)) ** 4  # Schlick's approximation of Fresnel
-        lit = colours * (.7 + .34 * normal[..., 2:] + .1 * normal @ light[:, None])
+        lit = colors * (.7 + .34 * normal[..., 2:] + .1 * normal @ light[:, None])
         rgb = (lit * (1 - shine) + shine * studio).clip(0, 255).astype(int).reshape(-1, 3)
         seen = np.flatnonzero(facing > 0)
         pixels, rgb, depth = camera.project(quads).reshape(-1, 8)[seen], rgb[seen], depth.ravel()[seen]
@@ -171,7 +172,7 @@ def draw_photo(job):
     mask = Image.frombytes("P", layer.size, layer.getchannel("A").point(lambda alpha: alpha // 255).tobytes())
     mask.putpalette([0, 0, 0, 255, 255, 255])
     mask.save(folder / f"{split}_masks" / f"{name}_mask.gif")
-    # 3. What lamps and camera add: uneven light, exposure, colour cast, vignetting, a slight blur and noise
+    # 3. What lamps and camera add: uneven light, exposure, color cast, vignetting, a slight blur and noise
     light = rng.normal(260, 2, (12, 18)) - 16 * np.hypot(*np.mgrid[-1:1:12j, -1:1:18j])
     light = Image.fromarray((light[..., None] * rng.uniform(.95, .98, 3)).clip(0, 255).astype(np.uint8))
     photo = ImageChops.multiply(photo.filter(ImageFilter.SMOOTH), light.resize(photo.size))

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from processes import COUNT, RANK
+from runtime.distributed import RANK, WORLD_SIZE
 
 
-class TrainSampler(Sampler[int]):
+class ShardedRandomSampler(Sampler[int]):
     """The indices of the photos that this process trains on, in an order that is a function of (seed, epoch) alone.
 
     The order of all `length` photos is dealt out, so `count` processes with batches of B photos see together, batch by
@@ -16,7 +16,7 @@ class TrainSampler(Sampler[int]):
     (torch's DistributedSampler shows some photos twice, so that all processes have as many.)
     """
 
-    def __init__(self, length: int, seed: int = 0, rank: int = RANK, count: int = COUNT):
+    def __init__(self, length: int, seed: int = 0, rank: int = RANK, count: int = WORLD_SIZE):
         self.length, self.seed, self.rank, self.count, self.epoch = length, seed, rank, count, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -30,7 +30,7 @@ class TrainSampler(Sampler[int]):
         return len(range(self.rank, self.length, self.count))
 
 
-def shared_out(length: int, batch_size: int, rank: int = RANK, count: int = COUNT) -> list[int]:
+def shard(length: int, batch_size: int, rank: int = RANK, count: int = WORLD_SIZE) -> list[int]:
     """The indices of the photos that this process predicts: every count-th of the whole batches, in order.
 
     So each batch holds what it holds where one process has them all, and gives the same predictions to the bit.

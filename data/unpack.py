@@ -10,7 +10,9 @@ from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
-from helpers import File, Progress, UserError, naming, ran_out_of_memory, require
+from helpers import Progress
+from runtime.errors import UserError, ran_out_of_memory, require
+from runtime.files import File, write_errors
 
 
 class RefusedError(UserError):
@@ -26,16 +28,16 @@ def unpack(archive: Path, target: Path, count: int | None = None) -> None:
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with naming(part):
+        with write_errors(part):
             part.mkdir()
         _unpack_into(part, archive, target.name, count)
-        with naming(target):
+        with write_errors(target):
             if hasattr(os, "sync"):
                 os.sync()  # what is in it is on the disk before it has its name
             os.replace(part / target.name if target.suffix else part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    with naming(archive):
+    with write_errors(archive):
         archive.unlink()
 
 
@@ -105,10 +107,10 @@ def require_space(folder: Path, needed: int, to_do: str) -> None:
     free = shutil.disk_usage(folder).free
     require(
         needed <= free,
-        f"The disk of {folder} has {bytes_text(free)} left, but it takes {bytes_text(needed)} {to_do}: "
-        f"{bytes_text(needed - free)} are missing. Make room, or name a folder on another disk: --input-dir FOLDER",
+        f"The disk of {folder} has {format_bytes(free)} left, but it takes {format_bytes(needed)} {to_do}: "
+        f"{format_bytes(needed - free)} are missing. Make room, or name a folder on another disk: --input-dir FOLDER",
     )
 
 
-def bytes_text(count: int) -> str:
+def format_bytes(count: int) -> str:
     return tqdm.format_sizeof(count, "B", 1024)

@@ -26,20 +26,20 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import helpers  # noqa: E402
 from callbacks.tensorboard import side_by_side  # noqa: E402
 from data.dataset import TestImageDataset, read  # noqa: E402
 from data.fetcher import DatasetFetcher  # noqa: E402
 from img.augmentation import augment_img  # noqa: E402
-from img.transformer import decode_mask, decode_photo, mirror_border, resize  # noqa: E402
+from img.transformer import decode_image, decode_mask, reflect_pad, resize  # noqa: E402
 from nn.classifier import CarvanaClassifier  # noqa: E402
-from nn.losses import dice_per_image  # noqa: E402
+from nn.metrics import dice_per_image  # noqa: E402
 from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop  # noqa: E402
-from resume import saved_runs  # noqa: E402
+from runtime import errors, files  # noqa: E402
+from runtime.run import saved_runs  # noqa: E402
 
 OUT = ROOT / "docs" / "figures"
-BORDERS = ("mirror", "stretch")
-TRAINING = (  # of both runs, which differ in --border alone
+BORDERS = ("reflect", "stretch")
+TRAINING = (  # of both runs, which differ in --padding alone
     "--dataset sample --input-img-resize 284 284 --output-img-resize 100 100 --batch-size 4 --optimizer AdamW "
     "--learning-rate 0.001 --schedule one_cycle --epochs 5 --no-predict"
 )
@@ -54,7 +54,7 @@ plt.rcParams |= {"font.size": 10, "text.color": DARK, "axes.edgecolor": GREY, "a
 def pair(index: int, size: tuple[int, int] = SMALL) -> tuple[Tensor, Tensor]:
     """A photo to train on and its mask: (3, *size) and (1, *size), uint8."""
     X_train, y_train, _, _ = fetcher().get_train_files()
-    return resize(read(X_train[index], decode_photo), size), resize(read(y_train[index], decode_mask), size)
+    return resize(read(X_train[index], decode_image), size), resize(read(y_train[index], decode_mask), size)
 
 
 def fetcher() -> DatasetFetcher:
@@ -68,7 +68,7 @@ def levels(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:
     """
     steps = [("image", "image", net.in_shape)]
     for name, module in net.named_modules():
-        if isinstance(module, ConvBnRelu | nn.MaxPool2d | nn.ConvTranspose2d) or name == "classify":
+        if isinstance(module, ConvBnRelu | nn.MaxPool2d | nn.ConvTranspose2d) or name == "head":
             module.register_forward_hook(
                 lambda module, _, out, name=name: steps.append((name, type(module).__name__, tuple(out.shape[1:])))
             )
@@ -80,7 +80,7 @@ def run_of(border: str) -> Path:
     """The folder of the run with that border, which main.py trains first, or goes on with, if it isn't there whole."""
     output, logs = (Path(folder, "figures", border) for folder in ("output", "logs"))
     if not saved_runs(ROOT / output, "score.csv"):
-        resume = ["--resume", "last"] if saved_runs(ROOT / output) else [*TRAINING.split(), "--border", border]
+        resume = ["--resume", "last"] if saved_runs(ROOT / output) else [*TRAINING.split(), "--padding", border]
         folders = ["--output-dir", output, "--logs-dir", logs]
         code = subprocess.run([sys.executable, "main.py", *resume, *folders], cwd=ROOT).returncode
         if code:  # it has said why
@@ -145,16 +145,16 @@ def unet_levels() -> None:
             lines = ((last["right"] + 8, y), (x - 8, y), DARK) if last else None
         if lines:
             arrow(axis, *lines)
-        colours = ("#fde0d6", WRONG) if kind == "Conv2d" else ("#dbe9f6", CAR)
+        colors = ("#fde0d6", WRONG) if kind == "Conv2d" else ("#dbe9f6", CAR)
         label = f"{channels}+{channels}" if kind == "ConvTranspose2d" else str(channels)
-        last = box(axis, x, top[level], wide, height, label, *colours, wide if kind == "ConvTranspose2d" else 0)
+        last = box(axis, x, top[level], wide, height, label, *colors, wide if kind == "ConvTranspose2d" else 0)
         traces[level] = last  # until the way down leaves the level
     left = 0.68 * last["right"]
-    for place, (colour, line, meaning) in enumerate((
+    for place, (color, line, meaning) in enumerate((
         (DARK, "-", "3x3 convolution, BatchNorm, ReLU"), (WRONG, "-", "2x2 max pooling"),
-        (VIOLET, "-", "2x2 up-convolution"), (COPY, "--", "its centre, cut out and put beside"),
+        (VIOLET, "-", "2x2 up-convolution"), (COPY, "--", "its center, cut out and put beside"),
     )):
-        arrow(axis, (left, 1740 + 88 * place), (left + 70, 1740 + 88 * place), colour, line)
+        arrow(axis, (left, 1740 + 88 * place), (left + 70, 1740 + 88 * place), color, line)
         axis.text(left + 88, 1740 + 88 * place, meaning, va="center")
     axis.text(left, 1605, "above a box: its channels\nbelow it: its height and width", va="center")
     axis.set(xlim=(-40, last["right"] + 40), ylim=(2085, -85))
@@ -180,7 +180,7 @@ def geometry() -> None:
     edge, gap = (wide - mask_wide) // 2, 110
     photo, mask = pair(1, net.output_size)
     figure, axis = whole((10, 5.4))
-    axis.imshow(whiter(mirror_border(photo, (high, wide)), edge), extent=(0, wide, high, 0))
+    axis.imshow(whiter(reflect_pad(photo, (high, wide)), edge), extent=(0, wide, high, 0))
     axis.imshow(mask[0].numpy(), cmap="gray", extent=(wide + gap, wide + gap + mask_wide, edge + mask_high, edge))
     axis.add_patch(Rectangle((edge, edge), mask_wide, mask_high, fill=False, ec=WRONG, lw=2))
     axis.add_patch(Rectangle((0, 0), wide, high, fill=False, ec=DARK, lw=1))
@@ -206,11 +206,11 @@ def stretch() -> None:
     edge, zoom = (size - mask_size) // 2, size / mask_size
     titles = [f"border stretch: looks at i + {edge}, label at {zoom:.3f} i", f"border mirror: both at i + {edge}"]
     figure, axes = panels(1, 2, 10, ratio=1, titles=titles, below=0.3)
-    for axis, border in zip(axes, ("stretch", "mirror"), strict=True):
-        window = net.output_size if border == "mirror" else net.in_shape[1:]
+    for axis, border in zip(axes, ("stretch", "reflect"), strict=True):
+        window = net.output_size if border == "reflect" else net.in_shape[1:]
         photo, _ = pair(1, window)
         label = pair(1, net.output_size)[1][0]
-        show(axis, mirror_border(photo, net.in_shape[1:]))
+        show(axis, reflect_pad(photo, net.in_shape[1:]))
         places = np.arange(mask_size)
         axis.contour(places + edge, places + edge, label.numpy(), [127], colors=[WRONG], linewidths=2)
         for i in np.linspace(24, mask_size - 24, 5):
@@ -237,34 +237,34 @@ def runs() -> None:
 
     _, _, X_valid, y_valid = fetcher().get_train_files()
     chosen = [4, 15, 22]  # a view from the side, one from the front, and one of the other car
-    photos = [resize(read(X_valid[index], decode_photo), SMALL) for index in chosen]
+    photos = [resize(read(X_valid[index], decode_image), SMALL) for index in chosen]
     masks = [resize(read(y_valid[index], decode_mask), SMALL)[0] > 127 for index in chosen]
     figure = plt.figure(figsize=(10, 3.9))
     grid = figure.add_gridspec(2, 4, width_ratios=[1.2, 1, 1, 1], left=0.045, right=0.995, top=0.93, bottom=0.125,
                                wspace=0.04, hspace=0.04)
     axis = figure.add_subplot(grid[:, 0])
-    for border, colour in (("mirror", CAR), ("stretch", WRONG)):
-        axis.plot(metrics[border]["epoch"], metrics[border]["valid_dice"], color=colour, marker="o", ms=4)
-        axis.plot(metrics[border]["epoch"], metrics[border]["train_dice"], ":", color=colour)
-    axis.set(xlabel="epoch", xticks=metrics["mirror"]["epoch"], ylim=(0.3, 1))
+    for border, color in (("reflect", CAR), ("stretch", WRONG)):
+        axis.plot(metrics[border]["epoch"], metrics[border]["valid_dice"], color=color, marker="o", ms=4)
+        axis.plot(metrics[border]["epoch"], metrics[border]["train_dice"], ":", color=color)
+    axis.set(xlabel="epoch", xticks=metrics["reflect"]["epoch"], ylim=(0.3, 1))
     axis.set_title("Dice", loc="left", fontsize=10)
     axis.grid(axis="y", color="#e5e7ea")
     axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Line2D([], [], color=CAR), plt.Line2D([], [], color=WRONG),
                plt.Line2D([], [], color=DARK, marker="o", ms=4), plt.Line2D([], [], color=DARK, ls=":")]
-    axis.legend(handles, ["mirror", "stretch", "validation", "training"], loc="lower right", fontsize=9, frameon=False)
+    axis.legend(handles, ["reflect", "stretch", "validation", "training"], loc="lower right", fontsize=9, frameon=False)
     for row, border in enumerate(BORDERS):
         probs = probabilities(border, [X_valid[index] for index in chosen])
         for column, (photo, prob, mask) in enumerate(zip(photos, probs, masks, strict=True)):
             axis = figure.add_subplot(grid[row, column + 1])
             axis.set_axis_off()
-            show(axis, verdict(photo, prob > 0.5, mask))
+            show(axis, error_map(photo, prob > 0.5, mask))
             dice = dice_per_image((prob > 0.5)[None], mask[None]).item()
             axis.text(8, 10, f"{border} {dice:.3f}", color="white", va="top", fontsize=9.5)
     save(figure, "runs.png")
 
 
-def verdict(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+def error_map(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
     """The middle of TensorBoard's three pictures: (3, h, w), green hits, red misses, yellow false alarms."""
     height, width = mask.shape
     return side_by_side(photo, prediction, mask)[:, :height, width : 2 * width]
@@ -272,7 +272,7 @@ def verdict(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
 
 def tensorboard() -> None:
     """One photo's picture of TensorBoard after the first and after the last epoch, as the callback wrote it."""
-    images = in_tensorboard("mirror")
+    images = in_tensorboard("reflect")
     tag = min(tag for tag, _ in images if tag.startswith("validation/"))
     epochs = sorted(epoch for each, epoch in images if each == tag)
     height, width, _ = images[tag, epochs[0]].shape
@@ -280,7 +280,7 @@ def tensorboard() -> None:
     figure, axes = panels(2, 1, 10, titles, ratio=height / width)
     for axis, epoch in zip(axes, (epochs[0], epochs[-1]), strict=True):
         axis.imshow(images[tag, epoch], interpolation="nearest")
-    save(figure, "tensorboard.png", colours=None)
+    save(figure, "tensorboard.png", colors=None)
 
 
 def augmentation() -> None:
@@ -290,7 +290,7 @@ def augmentation() -> None:
     figure, axes = panels(2, 4, 10, titles=titles)
     for draw, axis in enumerate(axes):
         torch.manual_seed(min(draw, 6))
-        light = dict(colour=0.2, blur=2.0) if draw == 7 else {}
+        light = dict(color_jitter=0.2, blur=2.0) if draw == 7 else {}
         image, moved = augment_img(photo, mask, **light) if draw else (photo, mask)
         show(axis, image)
         axis.contour(moved[0].numpy(), [127], colors=[WRONG], linewidths=1.2)
@@ -373,8 +373,8 @@ def whiter(image: Tensor, edge: int) -> np.ndarray:
     return pale.permute(1, 2, 0).round().byte().numpy()
 
 
-def arrow(axis, start, end, colour: str, line: str = "-", size: int = 11) -> None:
-    style = dict(arrowstyle="-|>", color=colour, ls=line, lw=1.1, shrinkA=0, shrinkB=0, mutation_scale=size)
+def arrow(axis, start, end, color: str, line: str = "-", size: int = 11) -> None:
+    style = dict(arrowstyle="-|>", color=color, ls=line, lw=1.1, shrinkA=0, shrinkB=0, mutation_scale=size)
     axis.annotate("", end, start, arrowprops=style)
 
 
@@ -387,20 +387,20 @@ def measure(axis, x: float, y: float, length: float, upright: bool) -> None:
               bbox=dict(fc="white", ec="none", pad=1.5))
 
 
-def save(figure: plt.Figure, name: str, colours: int | None = 256) -> None:
-    """Write it with a palette of so many colours, which takes a third of the bytes, or with all of them (None)."""
+def save(figure: plt.Figure, name: str, colors: int | None = 256) -> None:
+    """Write it with a palette of so many colors, which takes a third of the bytes, or with all of them (None)."""
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=100)
         image = Image.open(file).convert("RGB")
-    image = image if colours is None else image.quantize(colours, dither=Image.Dither.NONE)
+    image = image if colors is None else image.quantize(colors, dither=Image.Dither.NONE)
     plt.close(figure)
-    with helpers.save_atomically(OUT / name) as file:
+    with files.save_atomically(OUT / name) as file:
         image.save(file, format="png", optimize=True)
     print(f"{name:24} {image.width}x{image.height}  {(OUT / name).stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def keep_table(table: pd.DataFrame, name: str) -> None:
-    with helpers.save_atomically(OUT / name) as file:
+    with files.save_atomically(OUT / name) as file:
         table.to_csv(file, index=False)
     print(f"\n{name}\n{table.to_string(index=False, na_rep='')}\n", flush=True)
 
@@ -416,5 +416,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with helpers.errors_in_one_sentence():
+    with errors.friendly_errors():
         main()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-LUMA = 0.299, 0.587, 0.114  # the share of red, green and blue in the grey that the eye sees (ITU-R BT.601)
+LUMA = 0.299, 0.587, 0.114  # the share of red, green and blue in the gray that the eye sees (ITU-R BT.601)
 
 
 def augment_img(
@@ -17,8 +17,8 @@ def augment_img(
     shift: float = 0.0625,
     scale: float = 0.1,
     rotation: float = 5.0,
-    colour: float = 0.0,
-    grey: float = 0.0,
+    color_jitter: float = 0.0,
+    grayscale: float = 0.0,
     blur: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """image (3, H, W) uint8, mask (1, H, W) uint8 -> the same shapes. What is drawn depends on torch's generator alone.
@@ -27,10 +27,10 @@ def augment_img(
     shift: share of the height and of the width that a car moves at most.
     scale: a car becomes at most this share larger or smaller.
     rotation: degrees at most, either way.
-    colour, grey, blur: see relight and soften; the mask stays as it is.
+    color_jitter, grayscale, blur: see relight and soften; the mask stays as it is.
     """
     image, mask = move(image, mask, flip, shift, scale, rotation)
-    return soften(relight(image, colour, grey), blur), mask
+    return soften(relight(image, color_jitter, grayscale), blur), mask
 
 
 def move(
@@ -57,16 +57,16 @@ def move(
     return both[:3], both[3:]
 
 
-def relight(image: Tensor, colour: float, grey: float) -> Tensor:
+def relight(image: Tensor, color_jitter: float, grayscale: float) -> Tensor:
     """image (3, H, W) uint8 -> the same shape, in other light and other paint.
 
-    colour: brightness, contrast, saturation, and red, green and blue each by itself, are multiplied by at most this
+    color_jitter: brightness, contrast, saturation, and red, green and blue each by itself, are multiplied by at most this
         share more or less. All of them are one matrix and one offset, the same at each pixel.
-    grey: the share of photos that lose their colours.
+    grayscale: the share of photos that lose their colors.
     """
-    brightness, contrast, saturation, *gains = (1 + colour * (2 * torch.rand(6) - 1)).tolist()
-    turns_grey = bool(torch.rand(()) < grey)
-    if not colour and not turns_grey:
+    brightness, contrast, saturation, *gains = (1 + color_jitter * (2 * torch.rand(6) - 1)).tolist()
+    turns_grey = bool(torch.rand(()) < grayscale)
+    if not color_jitter and not turns_grey:
         return image
     saturation = 0.0 if turns_grey else saturation
     luma = torch.tensor(LUMA)

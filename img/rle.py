@@ -14,7 +14,7 @@ def encode(mask: np.ndarray) -> str:
     return _text(edges[::2], edges[1::2])
 
 
-def encode_enlarged(probs: np.ndarray, size: tuple[int, int], threshold: float) -> str:
+def encode_probs(probs: np.ndarray, size: tuple[int, int], threshold: float) -> str:
     """probs (h, w) float -> the runs of encode(enlarged > threshold), enlarged being probs at `size`, bilinear.
 
     None of the pixels in between is computed: along a row, the interpolated probability is a straight line from one
@@ -24,15 +24,15 @@ def encode_enlarged(probs: np.ndarray, size: tuple[int, int], threshold: float) 
     there = probs > threshold
     if not there.any():
         return ""
-    centre = np.clip((np.arange(height) + 0.5) * h / height - 0.5, 0, h - 1)  # of each row, in rows of probs
-    above = centre.astype(int)
+    center = np.clip((np.arange(height) + 0.5) * h / height - 0.5, 0, h - 1)  # of each row, in rows of probs
+    above = center.astype(int)
     below = np.minimum(above + 1, h - 1)
     some = there.any(axis=1)
     rows = np.flatnonzero(some[above] | some[below])  # all others, and all columns but those, hold nothing
     columns = np.flatnonzero(there.any(axis=0))
     first = max(columns[0] - 1, 0)
     part = probs[:, first : columns[-1] + 2]
-    upper, share = part[above[rows]], (centre - above)[rows, None].astype(np.float32)
+    upper, share = part[above[rows]], (center - above)[rows, None].astype(np.float32)
     level = upper + share * (part[below[rows]] - upper) - np.float32(threshold)  # car where it is above 0
     car = level > 0
 

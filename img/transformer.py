@@ -38,17 +38,17 @@ def _open_whole(encoded: bytes) -> Image.Image:
     return image
 
 
-def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
+def decode_image(encoded: bytes, min_size: tuple[int, int] = FULL_SIZE) -> Tensor:
     """The bytes of a photo -> (3, H, W) uint8 RGB, turned upright as its EXIF data say.
 
-    It comes at half its size where that still covers `at_least`, and no side is odd: a JPEG is decoded so, which is a
+    It comes at half its size where that still covers `min_size`, and no side is odd: a JPEG is decoded so, which is a
     third faster. Raises an exception of the decoder's where the bytes are broken or end early, or hold more pixels than
     a photo has.
     """
     image = _open_whole(encoded)
     if image.format in ("JPEG", "MPO"):
-        width, height = (length // _step(image, at_least) for length in image.size)
-        # strict: damage is an error, not a grey stripe
+        width, height = (length // _step(image, min_size) for length in image.size)
+        # strict: damage is an error, not a gray stripe
         values = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
         photo = torch.from_numpy(values).permute(2, 0, 1)
     elif image.mode in ("I", "F"):
@@ -57,16 +57,16 @@ def decode_photo(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tenso
         whole = image
         if image.mode.startswith("I;16"):
             whole = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        photo = from_pillow(whole.convert("RGB").reduce(_step(image, at_least)))
+        photo = from_pillow(whole.convert("RGB").reduce(_step(image, min_size)))
     return _upright(photo, orientation(image))
 
 
-def halved(photo: Tensor, at_least: tuple[int, int]) -> Tensor:
-    """photo (3, H, W) uint8 -> at half its size, each pixel the mean of four, where decode_photo would halve it too.
+def downsample(photo: Tensor, min_size: tuple[int, int]) -> Tensor:
+    """photo (3, H, W) uint8 -> at half its size, each pixel the mean of four, where decode_image would halve it too.
 
-    (Of a JPEG, that gives nearly the same: a photo of Kaggle's, to a grey level in the mean.)
+    (Of a JPEG, that gives nearly the same: a photo of Kaggle's, to a gray level in the mean.)
     """
-    return reduced(photo, step_to_cover(photo.shape[1:], at_least))
+    return reduced(photo, draft_scale(photo.shape[1:], min_size))
 
 
 def reduced(photo: Tensor, step: int) -> Tensor:
@@ -84,25 +84,25 @@ def from_pillow(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor:
+def decode_mask(encoded: bytes, min_size: tuple[int, int] = FULL_SIZE) -> Tensor:
     """The bytes of a mask of any kind -> (1, H, W) uint8: how much of each pixel is car, 0 (nothing) to 255 (all).
 
     If parts of it are transparent, what is not is the car. Else the brightest value means "car", be it the 1 of
-    Kaggle's palette GIFs, a grey of 255 or of 65535, or a colour. As with decode_photo, it comes at half its size where
-    that still covers `at_least`. Raises an exception of the decoder's where the bytes are broken.
+    Kaggle's palette GIFs, a gray of 255 or of 65535, or a color. As with decode_image, it comes at half its size where
+    that still covers `min_size`. Raises an exception of the decoder's where the bytes are broken.
     """
     image = _open_whole(encoded)
-    step, turned = _step(image, at_least), orientation(image)
-    if "transparency" in image.info:  # one colour of a palette, or of what has no palette either
+    step, turned = _step(image, min_size), orientation(image)
+    if "transparency" in image.info:  # one color of a palette, or of what has no palette either
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")
     elif image.mode == "P":
         image.load()
-        colours = np.zeros((256, 3), dtype=np.uint8)
+        colors = np.zeros((256, 3), dtype=np.uint8)
         palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-        colours[: len(palette)] = palette
-        image = image.point(colours.max(axis=1).tolist(), "L")
+        colors[: len(palette)] = palette
+        image = image.point(colors.max(axis=1).tolist(), "L")
     elif image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
         red, green, blue = image.convert("RGB").split()
         image = ImageChops.lighter(red, ImageChops.lighter(green, blue))
@@ -115,18 +115,18 @@ def decode_mask(encoded: bytes, at_least: tuple[int, int] = FULL_SIZE) -> Tensor
     return _upright(torch.from_numpy(np.array(image.reduce(step)))[None], turned)
 
 
-def step_to_cover(size: Sequence[int], at_least: tuple[int, int]) -> int:
-    """2 if every second pixel of an image of that (height, width) is enough to cover `at_least`, else 1.
+def draft_scale(size: Sequence[int], min_size: tuple[int, int]) -> int:
+    """2 if every second pixel of an image of that (height, width) is enough to cover `min_size`, else 1.
 
     And 1 where a side is odd: the half of its last pixel would count as much as each other one.
     """
     even = size[0] % 2 == size[1] % 2 == 0
-    return 2 if even and size[0] >= 2 * at_least[0] and size[1] >= 2 * at_least[1] else 1
+    return 2 if even and size[0] >= 2 * min_size[0] and size[1] >= 2 * min_size[1] else 1
 
 
-def _step(image: Image.Image, at_least: tuple[int, int]) -> int:
-    """The step to cover `at_least` when an image that Pillow has opened stands upright."""
-    return step_to_cover(image.size if orientation(image) >= 5 else image.size[::-1], at_least)
+def _step(image: Image.Image, min_size: tuple[int, int]) -> int:
+    """The step to cover `min_size` when an image that Pillow has opened stands upright."""
+    return draft_scale(image.size if orientation(image) >= 5 else image.size[::-1], min_size)
 
 
 def orientation(image: Image.Image) -> int:
@@ -160,11 +160,11 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return transforms.resize(image, list(size), antialias=True)
 
 
-def mirror_border(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mirror a (C, H, W) image outwards, as far on either side, until it is (C, *size); no border where it already is.
+def reflect_pad(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mirror a (C, H, W) image outwards, as far on either side, until it is (C, *size); no padding where it already is.
 
     The overlap-tile strategy of the U-Net paper, section 2: "missing input data is extrapolated by mirroring". The
-    outermost pixel is the mirror and stands once; an image smaller than its border is mirrored again and again.
+    outermost pixel is the mirror and stands once; an image smaller than its padding is mirrored again and again.
     """
     for dim, length in ((-2, size[0]), (-1, size[1])):
         n = image.shape[dim]

@@ -20,21 +20,22 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import helpers
-import processes
-from img.tta import one_answer
-from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
-from nn.optimizer import AveragedWeights
+from img.tta import merge_tta
+from nn.losses import SoftDiceLoss, binary_cross_entropy
+from nn.metrics import dice_per_image, pixel_accuracy_per_image
+from nn.optimizer import ModelEma
+from runtime import distributed, errors, files
 
 if TYPE_CHECKING:
-    from callbacks.callback import Callback
+    from nn.callback import Callback
 
-READ_EVERY = 10  # steps between two looks at the loss; in between nothing waits for the device
+LOG_INTERVAL = 10  # steps between two looks at the loss; in between nothing waits for the device
 
 
 class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it. Where there are several processes, each one does its share.
 
-    net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w); has in_shape, output_size and SIDES as
+    net: takes images (N, 3, H, W) of 0..1 and returns logits (N, h, w); has in_shape, output_size and valid_sizes as
         UNetOriginal has, and stands in NETS of nn/unet.py, by whose names checkpoints tell what they are of.
     epochs: how many the whole training has; one call of train() may run fewer of them.
     device, precision: where the net computes, and the torch type of its products there (see helpers).
@@ -42,12 +43,12 @@ class CarvanaClassifier:
     seed: what an epoch draws from torch's generator is a function of (seed, epoch).
     accumulate_steps: so many batches of a training loader make one step, the same as all their images at once (but for
         BatchNorms, which know one batch at a time). The batches of all processes (see processes.py) count as one.
-    clip_norm: a gradient whose norm, over all weights, is longer than this is shortened to it; 0 leaves all.
+    grad_clip: a gradient whose norm, over all weights, is longer than this is shortened to it; 0 leaves all.
     ema_decay: validate, save and predict with the moving average of the weights (see nn.optimizer); 0: with the latest.
     """
 
-    TO_GO_ON = ("trained", "optimizer", "scaler", "valid_dice")  # what predicting needs nothing of in a checkpoint
-    TIMES = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
+    RESUME_KEYS = ("raw_net", "optimizer", "scaler", "valid_dice")  # what predicting needs nothing of in a checkpoint
+    TIMING_METRICS = ("train_images_per_second", "valid_images_per_second", "seconds")  # the metrics that no seed repeats
 
     def __init__(
         self,
@@ -58,20 +59,20 @@ class CarvanaClassifier:
         threshold: float = 0.5,
         seed: int = 0,
         accumulate_steps: int = 1,
-        clip_norm: float = 0.0,
+        grad_clip: float = 0.0,
         ema_decay: float = 0.0,
     ):
         self.device, self.precision, self.threshold, self.seed = torch.device(device), precision, threshold, seed
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self._pinned = self.device.type == "cuda"  # elsewhere a batch could be freed while it is being copied
-        self.model = processes.share_gradients(self.net, self.device)  # what trains; the net is what is saved
+        self.model = distributed.wrap_ddp(self.net, self.device)  # what trains; the net is what is saved
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry an epoch
         self.valid_dice = torch.empty(0)  # of each validation photo in the latest epoch
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: LRScheduler | None = None  # None: the optimizer's own learning rate at each step
-        self.accumulate_steps, self.clip_norm = accumulate_steps, clip_norm
-        self.averaged = AveragedWeights(self.net, ema_decay) if ema_decay else None
+        self.accumulate_steps, self.grad_clip = accumulate_steps, grad_clip
+        self.ema = ModelEma(self.net, ema_decay) if ema_decay else None
         if precision == torch.float16:  # the scaler may leave out the first steps, but the schedule counts them
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
@@ -93,7 +94,7 @@ class CarvanaClassifier:
         Callbacks are called in the first process alone.
         """
         self.optimizer, self.schedule = optimizer, schedule
-        callbacks = callbacks if processes.FIRST else ()
+        callbacks = callbacks if distributed.is_main_process() else ()
         with self._ending_well(train_loader, callbacks):
             for callback in callbacks:
                 callback.on_train_begin(self, valid_loader)
@@ -117,21 +118,21 @@ class CarvanaClassifier:
         them, goes to the first process, whose callbacks get it in the order of the batches.
         """
 
-        def hand_on(names: Sequence[str], probs: Tensor) -> None:
+        def write_batch(names: Sequence[str], probs: Tensor) -> None:
             made = [callback.on_predict_batch(names, probs) for callback in callbacks]
-            for of_process in processes.to_first((len(names), made)):
+            for of_process in distributed.gather((len(names), made)):
                 images, parts = of_process
                 for callback, part in zip(callbacks, parts, strict=True):
-                    callback.on_predicted(part)
+                    callback.on_batch_gathered(part)
                 bar.update(images)
 
         bar = helpers.Progress(total=len(test_loader.dataset), desc=title, unit="img", leave=True)
         with self._ending_well(test_loader, callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
             handed_on = writer.submit(bar.update, 0)
-            for images, names in self._in_step(test_loader):
+            for images, names in self._lockstep(test_loader):
                 probs = self.predict_probs(images).cpu()
                 handed_on.result()  # or the error that it ended with
-                handed_on = writer.submit(hand_on, names, probs)
+                handed_on = writer.submit(write_batch, names, probs)
             handed_on.result()
 
     @torch.inference_mode()
@@ -140,10 +141,10 @@ class CarvanaClassifier:
 
         Of photos and their second views (see img/tta.py), (N, 2, 3, H, W) -> one answer each, (N, 2h, 2w).
         """
-        net = self.predictor.eval()
+        net = self.eval_net.eval()
         if images.ndim == 4:
             return self._logits(images, net).float().sigmoid()
-        return one_answer(torch.stack([self._logits(view, net).float().sigmoid() for view in images.unbind(1)], dim=1))
+        return merge_tta(torch.stack([self._logits(view, net).float().sigmoid() for view in images.unbind(1)], dim=1))
 
     def restore_model(self, path: str | Path, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Predict with the weights of a checkpoint; with a training's optimizer, go on where it was saved.
@@ -152,20 +153,20 @@ class CarvanaClassifier:
 
         Raises UserError where it is no checkpoint, or one of another net.
         """
-        checkpoint = processes.from_first(lambda: helpers.load_checkpoint(path))
+        checkpoint = distributed.broadcast(lambda: files.load_checkpoint(path))
         try:
             name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
             fits = (name, in_shape) == (type(self.net).__name__, self.net.in_shape)
             if fits and optimizer is not None:
-                averages = self.averaged is not None
+                averages = self.ema is not None
                 other = f"{path} was trained with{'out' * averages} an average of the weights (ema_decay); go on so."
-                helpers.require((checkpoint["trained"] is not None) == averages, other)
+                errors.require((checkpoint["raw_net"] is not None) == averages, other)
             if fits:
-                self.predictor.load_state_dict(checkpoint["net"])
+                self.eval_net.load_state_dict(checkpoint["net"])
             if fits and optimizer is not None:
-                if self.averaged is not None:
-                    self.net.load_state_dict(checkpoint["trained"])
-                    self.averaged.updates = checkpoint["updates"]
+                if self.ema is not None:
+                    self.net.load_state_dict(checkpoint["raw_net"])
+                    self.ema.updates = checkpoint["ema_updates"]
                 for saved, group in zip(checkpoint["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
                     if "fused" in group:  # earlier versions fused none
                         saved["fused"] = group["fused"]
@@ -175,19 +176,19 @@ class CarvanaClassifier:
                 self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
                 self.valid_dice = checkpoint.get("valid_dice", self.valid_dice)  # earlier versions kept none
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if helpers.ran_out_of_memory(error):
+            if errors.ran_out_of_memory(error):
                 raise
-            raise helpers.UserError(f"{path} is no checkpoint of this program ({type(error).__name__}).") from error
-        helpers.require(
+            raise errors.UserError(f"{path} is no checkpoint of this program ({type(error).__name__}).") from error
+        errors.require(
             fits,
             f"{path} is a checkpoint of {name} at {in_shape[2]}x{in_shape[1]}, not of {type(self.net).__name__} at "
             f"{self.net.in_shape[2]}x{self.net.in_shape[1]}; choose the net and the size that it was trained with.",
         )
 
     @property
-    def predictor(self) -> nn.Module:
+    def eval_net(self) -> nn.Module:
         """The net that validates and predicts, and whose weights are saved as "net"."""
-        return self.net if self.averaged is None else self.averaged.net
+        return self.net if self.ema is None else self.ema.net
 
     @property
     def best(self) -> dict[str, float]:
@@ -199,9 +200,9 @@ class CarvanaClassifier:
         return {
             "net_name": type(self.net).__name__,
             "in_shape": list(self.net.in_shape),
-            "net": self.predictor.state_dict(),
-            "trained": None if self.averaged is None else self.net.state_dict(),
-            "updates": None if self.averaged is None else self.averaged.updates,
+            "net": self.eval_net.state_dict(),
+            "raw_net": None if self.ema is None else self.net.state_dict(),
+            "ema_updates": None if self.ema is None else self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -228,8 +229,8 @@ class CarvanaClassifier:
         start = time.perf_counter()
         metrics = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         metrics |= self.run_epoch(train_loader, "train")
-        for net in dict.fromkeys((self.net, self.predictor)):  # in the same order in all processes
-            processes.average_buffers(net)
+        for net in dict.fromkeys((self.net, self.eval_net)):  # in the same order in all processes
+            distributed.average_buffers(net)
         metrics |= self.run_epoch(valid_loader, "valid")
         metrics["seconds"] = time.perf_counter() - start
         self.metrics.append(metrics)
@@ -237,16 +238,16 @@ class CarvanaClassifier:
     def run_epoch(self, loader: DataLoader, phase: str) -> dict[str, float]:
         """One pass over the loader, in which the net learns if `phase` is "train" -> means over the images."""
         training = phase == "train"
-        net = self.model.train() if training else self.predictor.eval()
-        totals, dice = _Totals(), []
+        net = self.model.train() if training else self.eval_net.eval()
+        totals, dice = Meter(), []
         start = time.perf_counter()
         title = f"{phase} {self.epoch}/{self.epochs}"
         with helpers.Progress(total=len(loader.dataset), desc=title, unit="img") as bar:
-            batches = self._in_step(loader) if training else self._batches(loader)
+            batches = self._lockstep(loader) if training else self._batches(loader)
             for batch, (images, masks) in enumerate(batches, start=1):
                 targets = masks.to(self.device, non_blocking=self._pinned).float() / 255
                 if training:
-                    loss, logits = self._learn(images, targets, batch, loader)
+                    loss, logits = self._train_step(images, targets, batch, loader)
                 else:
                     with torch.no_grad():
                         logits = self._logits(images, net)
@@ -256,16 +257,16 @@ class CarvanaClassifier:
                     continue
                 of_images = totals.add(loss, logits, targets, self.threshold)
                 dice += [] if training else [of_images]
-                if batch == 1 or batch % READ_EVERY == 0 or batch == len(loader):
+                if batch == 1 or batch % LOG_INTERVAL == 0 or batch == len(loader):
                     bar.set_postfix(self._read(totals, phase, batch, loader), refresh=False)
-        totals.add_up()
+        totals.all_reduce()
         if not training:
-            self.valid_dice = self._of_each(dice, loader)
+            self.valid_dice = self._gather_per_image(dice, loader)
         means = {f"{phase}_{name}": value for name, value in totals.means().items()}
         return means | {f"{phase}_images_per_second": len(loader.dataset) / (time.perf_counter() - start)}
 
     @staticmethod
-    def _of_each(values: list[Tensor], loader: DataLoader) -> Tensor:
+    def _gather_per_image(values: list[Tensor], loader: DataLoader) -> Tensor:
         """The values of each batch of a loader whose order is always the same -> those of all images, in all processes.
 
         They come in the order of the data set, float32 on the CPU.
@@ -273,17 +274,17 @@ class CarvanaClassifier:
         of_each = torch.zeros(len(loader.dataset))
         if values:
             of_each[list(loader.sampler)] = torch.cat(values).float().cpu()
-        processes.add_up(of_each)
+        distributed.all_reduce(of_each)
         return of_each
 
     @staticmethod
     def _images_until(batch: int, loader: DataLoader) -> int:
         """How many all processes have seen at the end of that batch of a pass, which counts from 1."""
-        return min(batch * loader.batch_size * processes.COUNT, len(loader.dataset))
+        return min(batch * loader.batch_size * distributed.WORLD_SIZE, len(loader.dataset))
 
-    def _in_step(self, loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
+    def _lockstep(self, loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
         """The loader's batches, and an empty one where another process still has one: all of them step together."""
-        most = math.ceil(len(loader.dataset) / (loader.batch_size * processes.COUNT))  # the first process has them
+        most = math.ceil(len(loader.dataset) / (loader.batch_size * distributed.WORLD_SIZE))  # the first process has them
         images, others = torch.empty(0, *self.net.in_shape), []
         for images, others in self._batches(loader):
             yield images, others
@@ -295,43 +296,43 @@ class CarvanaClassifier:
         try:
             yield from loader
         except (EOFError, ConnectionError) as error:  # a moment later, the loader itself would have noticed
-            raise helpers.UserError(self._reader_ended(loader)) from error
+            raise errors.UserError(self._reader_ended(loader)) from error
 
-    def _learn(self, images: Tensor, targets: Tensor, batch: int, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    def _train_step(self, images: Tensor, targets: Tensor, batch: int, loader: DataLoader) -> tuple[Tensor, Tensor]:
         """Add a batch's gradient to those of its step, and make the step behind its last batch. They count from 1."""
         before = (batch - 1) // self.accumulate_steps * self.accumulate_steps  # batches of the steps before
         of_step = self._images_until(before + self.accumulate_steps, loader) - self._images_until(before, loader)
         ends = batch - before == self.accumulate_steps or self._images_until(batch, loader) == len(loader.dataset)
         if batch == before + 1:
             self.optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if ends or processes.COUNT == 1 else self.model.no_sync():  # the gradients meet at the end
+        with nullcontext() if ends or distributed.WORLD_SIZE == 1 else self.model.no_sync():  # the gradients meet at the end
             logits = self._logits(images, self.model)
             loss = self._criterion(logits, targets) if len(images) else logits.sum()
             # The gradient is the mean over the step's images in all processes, each of which has the same weight in it
-            self.scaler.scale(loss * (len(images) * processes.COUNT / of_step)).backward()
+            self.scaler.scale(loss * (len(images) * distributed.WORLD_SIZE / of_step)).backward()
         if ends:
             self._step()
         return loss, logits
 
     def _step(self) -> None:
-        if self.clip_norm:
+        if self.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()
-        if self.averaged is not None:
-            self.averaged.update(self.net)
+        if self.ema is not None:
+            self.ema.update(self.net)
 
-    def _read(self, totals: _Totals, phase: str, step: int, loader: DataLoader) -> dict[str, str]:
+    def _read(self, totals: Meter, phase: str, step: int, loader: DataLoader) -> dict[str, str]:
         """What the bar shows of the means so far. Raises UserError if a loss since the last look was not finite."""
         bad = totals.read()
         if bad is not None:
             advice = "As it is it would come to this again: start another run with a lower --learning-rate"
             if self.precision != torch.float32:
                 advice += ", or go on with --precision float32"
-            raise helpers.UserError(
+            raise errors.UserError(
                 f"The loss was not finite at step {step - bad} of epoch {self.epoch} ({phase})"
                 f"{photos_of_step(loader, step - bad)}, so training stopped. {advice}."
             )
@@ -345,10 +346,10 @@ class CarvanaClassifier:
             yield
         except BaseException as error:
             for callback in callbacks:
-                callback.on_stop()
+                callback.on_exception()
             advice = self._advice_on_compiling(error) or self._advice_on_memory(error, loader)
             if advice:
-                raise helpers.UserError(advice) from error
+                raise errors.UserError(advice) from error
             raise
 
     @staticmethod
@@ -357,7 +358,7 @@ class CarvanaClassifier:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
             return None
         reason = " ".join(str(error).split())
-        return f"torch.compile can't compile the net on this machine ({reason:.200}): say --no-compile-model."
+        return f"torch.compile can't compile the net on this machine ({reason:.200}): say --no-compile."
 
     def _advice_on_memory(self, error: BaseException, loader: DataLoader) -> str | None:
         """What to lower, and to what, where memory ran out in this process or in one of the loader's; else None."""
@@ -368,7 +369,7 @@ class CarvanaClassifier:
             return f"The memory that processes share (/dev/shm) is full: make it larger, or lower {fewer}."
         if "DataLoader worker (pid" in text:  # it was killed, or "exited unexpectedly"
             return self._reader_ended(loader)
-        if not helpers.ran_out_of_memory(error):
+        if not errors.ran_out_of_memory(error):
             return None
         if "DataLoader worker process" in text or isinstance(error, OSError):
             return f"A process that reads photos ran out of memory: lower {fewer}."
@@ -383,18 +384,18 @@ class CarvanaClassifier:
 
     def _smaller_run(self, batch: int) -> str:
         """What takes half of the memory that a run with `batch` images a step took."""
-        (height, width), sides = self.net.in_shape[1:], self.net.SIDES
+        (height, width), sides = self.net.in_shape[1:], self.net.valid_sizes
         small = [sides[max(0, (7 * side // 10 - sides.start) // sides.step)] for side in (height, width)]
-        eaten = height - self.net.output_size[0]
+        margin = height - self.net.output_size[0]
         ways, accumulate = "free some", self.accumulate_steps
         if batch > 1:  # as many images a step as before, so the run can go on
             fewer = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
             several = batch * accumulate // fewer
             ways += f", or go on with --batch-size {fewer} --accumulate-steps {several} (now {batch} and {accumulate})"
         if small != [height, width]:
-            sizes = *small, *(side - eaten for side in small)
+            sizes = *small, *(side - margin for side in small)
             ways += ", or start another run with --input-img-resize {} {} --output-img-resize {} {}".format(*sizes)
-        images = f"{helpers.counted(batch, 'image')} of {width}x{height}"
+        images = f"{helpers.pluralize(batch, 'image')} of {width}x{height}"
         return f"Memory ran out on {self.device}, with {images} a step: {ways}."
 
     def _minutes_left(self, train_loader: DataLoader) -> float:
@@ -435,7 +436,7 @@ def photos_of_step(loader: DataLoader, step: int) -> str:
     return f", at the photos {', '.join(Path(loader.dataset.X[index]).name for index in batch)}"
 
 
-class _Totals:
+class Meter:
     """Sums of loss, Dice and pixel accuracy over a pass's images. They stay on the device until read() fetches them."""
 
     NAMES = ("loss", "dice", "pixel_accuracy")
@@ -463,11 +464,11 @@ class _Totals:
         bad = (~steps[:, 0].isfinite()).nonzero()
         return len(steps) - 1 - int(bad[0]) if len(bad) else None
 
-    def add_up(self) -> None:
+    def all_reduce(self) -> None:
         """Add what the other processes have."""
-        counted = torch.tensor([self.images, *self.sums], dtype=torch.float64)
-        processes.add_up(counted)
-        self.images, self.sums = int(counted[0]), counted[1:]
+        pluralize = torch.tensor([self.images, *self.sums], dtype=torch.float64)
+        distributed.all_reduce(pluralize)
+        self.images, self.sums = int(pluralize[0]), pluralize[1:]
 
     def means(self) -> dict[str, float]:
         return dict(zip(self.NAMES, (self.sums / self.images).tolist(), strict=True))

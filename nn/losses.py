@@ -1,4 +1,4 @@
-"""What training minimises and what it is judged by. Everything is computed in float32, whatever the net computes in."""
+"""What training minimizes and what it is judged by. Everything is computed in float32, whatever the net computes in."""
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class SoftDiceLoss(nn.Module):
-    """1 - Dice with probabilities in the place of a cut mask, per image, averaged over the images: in [0, 1].
+    """1 - Dice with probabilities in the place of a cut mask, per image, ema over the images: in [0, 1].
 
         loss = 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth),  p = sigmoid(logits)
 
@@ -32,15 +32,3 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Taken from the logits, so that the gradient of a pixel that is wrong by far does not vanish in the sigmoid.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
-
-
-def dice_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Dice 2 |X & Y| / (|X| + |Y|) of cut masks (N, H, W) of bool -> (N,) in [0, 1]; two empty masks agree: 1."""
-    predictions, targets = predictions.flatten(1), targets.flatten(1)
-    sizes = predictions.sum(1) + targets.sum(1)
-    return ((2 * (predictions & targets).sum(1)) / sizes.clamp(min=1)).masked_fill(sizes == 0, 1.0)
-
-
-def pixel_accuracy_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The share of pixels on which two cut masks (N, H, W) of bool agree -> (N,) in [0, 1]."""
-    return (predictions == targets).flatten(1).float().mean(1)

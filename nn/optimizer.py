@@ -33,7 +33,7 @@ def make_optimizer(
     return {"RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name](groups, lr=learning_rate)
 
 
-def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0, done: int = 0) -> LRScheduler:
+def make_scheduler(optimizer: Optimizer, name: str, steps: int, warmup_steps: int = 0, done: int = 0) -> LRScheduler:
     """The learning rate at each of a training's `steps` steps, as a multiple of the optimizer's own, the peak.
 
     It begins behind the first `done` steps. The rate is a function of the step alone, and needs no checkpoint.
@@ -41,7 +41,7 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0,
     "constant": the peak. "cosine": from the peak down to 0, along half a cosine (https://arxiv.org/abs/1608.03983).
     "one_cycle": from a 25th up to the peak in the first 30 % of the steps, then down to almost 0, both along half a
     cosine (https://arxiv.org/abs/1708.07120); the momentum stays as it is.
-    warm_up: with the first two, so many steps at the start climb to the peak in a straight line.
+    warmup_steps: with the first two, so many steps at the start climb to the peak in a straight line.
     """
     if name == "one_cycle":
         peak = optimizer.defaults["lr"]
@@ -49,15 +49,15 @@ def make_schedule(optimizer: Optimizer, name: str, steps: int, warm_up: int = 0,
         return OneCycleLR(optimizer, **cycle, last_epoch=done - 1)
 
     def multiple(step: int) -> float:  # steps count from 0
-        if step < warm_up:
-            return (step + 1) / (warm_up + 1)
-        down = min((step - warm_up) / max(steps - warm_up, 1), 1) if name == "cosine" else 0
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        down = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1) if name == "cosine" else 0
         return (1 + math.cos(math.pi * down)) / 2
 
     return LambdaLR(optimizer, multiple, last_epoch=done - 1)
 
 
-class AveragedWeights:
+class ModelEma:
     """An exponential moving average of the weights of `net`, and of the statistics of its BatchNorms.
 
     net: the net that has them. updates: how many update()s there were; both are all of its state.

@@ -30,21 +30,21 @@ class UpsampleDecoder(nn.Module):
 class UNet1024(nn.Module):
     """A U-Net of six levels (24, 64, 128, 256, 512, 768 channels) for large images.
 
-    It differs from UNetOriginal in this: convolutions are padded, so the mask has the image's size and needs no border;
+    It differs from UNetOriginal in this: convolutions are padded, so the mask has the image's size and needs no padding;
     there are six levels for the paper's four, with fewer channels where the image is large; the way up is a bilinear
-    enlargement followed by three convolutions, where the paper has an up-convolution and two; the centre is one.
+    enlargement followed by three convolutions, where the paper has an up-convolution and two; the center is one.
 
     in_shape: (channels, height, width) of the images. Height and width are multiples of 64, from 128 up.
     Raises UserError at any other size, and names the two nearest that work.
     """
 
-    SIDES = range(128, 2**16, 64)  # the heights and widths that work
+    valid_sizes = range(128, 2**16, 64)  # the heights and widths that work
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNet1024", size, self.SIDES, eaten=0)  # (height, width)
+        self.output_size = check_size("UNet1024", size, self.valid_sizes, margin=0)  # (height, width)
 
         self.down1 = StackEncoder(channels, 24, padding=1)
         self.down2 = StackEncoder(24, 64, padding=1)
@@ -59,7 +59,7 @@ class UNet1024(nn.Module):
         self.up3 = UpsampleDecoder(128, 128, 64)
         self.up2 = UpsampleDecoder(64, 64, 24)
         self.up1 = UpsampleDecoder(24, 24, 24)
-        self.classify = nn.Conv2d(24, 1, kernel_size=1)
+        self.head = nn.Conv2d(24, 1, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """images (N, C, H, W) -> logits (N, H, W). The sizes behind each line are those of 1024 x 1024."""
@@ -76,7 +76,7 @@ class UNet1024(nn.Module):
         x = self.up3(x, trace3)  # (N, 64, 256, 256)
         x = self.up2(x, trace2)  # (N, 24, 512, 512)
         x = self.up1(x, trace1)  # (N, 24, 1024, 1024)
-        return self.classify(x).squeeze(1)  # (N, 1024, 1024)
+        return self.head(x).squeeze(1)  # (N, 1024, 1024)
 
 
 NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}  # by the name that a checkpoint has

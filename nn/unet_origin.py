@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers import UserError
+from runtime.errors import UserError
 
 
 class ConvBnRelu(nn.Module):
@@ -50,7 +50,7 @@ class StackEncoder(nn.Module):
 
 
 class StackDecoder(nn.Module):
-    """One level up: a 2x2 up-convolution, the centre of the trace beside it, two ConvBnRelu."""
+    """One level up: a 2x2 up-convolution, the center of the trace beside it, two ConvBnRelu."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -73,10 +73,10 @@ def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(x, [-(wide // 2), wide // 2 - wide, -(high // 2), high // 2 - high])
 
 
-def check_size(net: str, size: Sequence[int], sides: range, eaten: int) -> tuple[int, int]:
+def check_size(net: str, size: Sequence[int], sides: range, margin: int) -> tuple[int, int]:
     """The (height, width) of the masks that a net makes of images of this size.
 
-    Heights and widths among `sides` work, and the mask has `eaten` pixels less of each. Raises UserError at any other
+    Heights and widths among `sides` work, and the mask has `margin` pixels less of each. Raises UserError at any other
     size, and names the two nearest that work.
     """
     smallest, step = sides.start, sides.step
@@ -84,12 +84,12 @@ def check_size(net: str, size: Sequence[int], sides: range, eaten: int) -> tuple
     above = [near if near == length else near + step for near, length in zip(below, size, strict=True)]
     if below != list(size):
         options = "--input-img-resize {} {} --output-img-resize {} {}"
-        works = ", and ".join(options.format(h, w, h - eaten, w - eaten) for h, w in (below, above))
+        works = ", and ".join(options.format(h, w, h - margin, w - margin) for h, w in (below, above))
         raise UserError(
             f"{net} can't take images of {size[0]} {size[1]} (height, width), only sides of {smallest}, "
             f"{smallest + step}, {smallest + 2 * step}, ... pixels; the nearest that work are {works}."
         )
-    return size[0] - eaten, size[1] - eaten
+    return size[0] - margin, size[1] - margin
 
 
 class UNetOriginal(nn.Module):
@@ -100,13 +100,13 @@ class UNetOriginal(nn.Module):
     Raises UserError at any other size, and names the two nearest that work.
     """
 
-    SIDES = range(188, 2**16, 16)  # the heights and widths that work
+    valid_sizes = range(188, 2**16, 16)  # the heights and widths that work
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 572, 572)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNetOriginal", size, self.SIDES, eaten=184)  # (height, width)
+        self.output_size = check_size("UNetOriginal", size, self.valid_sizes, margin=184)  # (height, width)
 
         self.down1 = StackEncoder(channels, 64)
         self.down2 = StackEncoder(64, 128)
@@ -117,7 +117,7 @@ class UNetOriginal(nn.Module):
         self.up3 = StackDecoder(512, 256)
         self.up2 = StackDecoder(256, 128)
         self.up1 = StackDecoder(128, 64)
-        self.classify = nn.Conv2d(64, 1, kernel_size=1)
+        self.head = nn.Conv2d(64, 1, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """images (N, C, H, W) -> logits (N, H - 184, W - 184). The sizes behind each line are those of 572 x 572."""
@@ -130,4 +130,4 @@ class UNetOriginal(nn.Module):
         x = self.up3(x, trace3)  # (N, 256, 100, 100)
         x = self.up2(x, trace2)  # (N, 128, 196, 196)
         x = self.up1(x, trace1)  # (N, 64, 388, 388)
-        return self.classify(x).squeeze(1)  # (N, 388, 388)
+        return self.head(x).squeeze(1)  # (N, 388, 388)

@@ -48,8 +48,8 @@ def own(tmp_path) -> Path:
     for cat in range(4):
         for ending, size in (("jpg", (120, 80)), ("PNG", (70, 90 + cat))):
             photo, mask = Image.new("RGB", size, (60, 90, 60 + cat)), Image.new("L", size)
-            for image, colour in ((photo, (230, 200, 40)), (mask, 255)):
-                ImageDraw.Draw(image).ellipse((20, 20, 60, 50 + cat), colour)
+            for image, color in ((photo, (230, 200, 40)), (mask, 255)):
+                ImageDraw.Draw(image).ellipse((20, 20, 60, 50 + cat), color)
             photo.save(folder / f"images/cat {cat}-{ending.lower()}.{ending}")
             mask.save(folder / f"masks/cat {cat}-{ending.lower()}{'_mask' * (ending == 'PNG')}.png")
     return folder

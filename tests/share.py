@@ -1,7 +1,7 @@
 """What one process of several does, started by torchrun: `share.py FOLDER PHOTOS BATCH_SIZE ACCUMULATE LEARNING_RATE`.
 
 Trains an epoch with BatchNorms that stay as they are. Saves how the weights and their average changed (at a rate of 1,
-in one step, that is the gradient), and what it counted while training and validating.
+in one step, that is the gradient), and what it pluralize while training and validating.
 """
 
 import sys
@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
-import processes
-from data.sampler import TrainSampler, shared_out
+from data.sampler import ShardedRandomSampler, shard
 from nn.classifier import CarvanaClassifier
 from nn.unet import UNet1024
+from runtime import distributed
 
 
 class Frozen(UNet1024):
@@ -27,8 +27,8 @@ class Frozen(UNet1024):
 
 folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 torch.set_num_threads(1)
-with processes.joined():
-    torch.manual_seed(processes.RANK)  # all begin with the weights of the first
+with distributed.init_distributed():
+    torch.manual_seed(distributed.RANK)  # all begin with the weights of the first
     net = Frozen((3, 128, 128))
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
@@ -36,20 +36,20 @@ with processes.joined():
             module.running_mean.uniform_(-0.1, 0.1, generator=generator)
     images = torch.randint(0, 256, (count, 3, 128, 128), dtype=torch.uint8, generator=generator)
     photos = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
-    classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, clip_norm=0.5, ema_decay=0.9)
+    classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, grad_clip=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    train_loader = DataLoader(photos, batch_size, sampler=TrainSampler(len(photos)))
-    valid_loader = DataLoader(photos, batch_size, sampler=shared_out(len(photos), batch_size))
+    train_loader = DataLoader(photos, batch_size, sampler=ShardedRandomSampler(len(photos)))
+    valid_loader = DataLoader(photos, batch_size, sampler=shard(len(photos), batch_size))
     classifier.train(train_loader, valid_loader, optimizer, 1)
     changes = [
         old - new.detach()
-        for trained in (net, classifier.predictor)
+        for trained in (net, classifier.eval_net)
         for old, new in zip(before, trained.parameters(), strict=True)
     ]
-    metrics = {name: value for name, value in classifier.metrics[0].items() if name not in classifier.TIMES}
-    net.down1.convs[0].bn.running_mean.fill_(processes.RANK)
-    processes.average_buffers(net)
+    metrics = {name: value for name, value in classifier.metrics[0].items() if name not in classifier.TIMING_METRICS}
+    net.down1.convs[0].bn.running_mean.fill_(distributed.RANK)
+    distributed.average_buffers(net)
     means = [net.down1.convs[0].bn.running_mean, net.up1.convs[0].bn.running_mean]
     saved = {"changes": changes, "metrics": metrics, "means": means}
-    torch.save(saved, f"{folder}/{processes.COUNT}-{processes.RANK}.pt")
+    torch.save(saved, f"{folder}/{distributed.WORLD_SIZE}-{distributed.RANK}.pt")

@@ -61,11 +61,11 @@ def test_each_move_is_made_and_none_goes_beyond_its_limit():
         torch.manual_seed(seed)
         marks, moved = (each[0].double() / 255 for each in augment_img(photo.expand(3, -1, -1), mask))
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        centre = torch.stack([(moved * y).sum() / height, (moved * x).sum() / width]) / moved.sum()
-        shifts.append((centre - torch.tensor([47.5 / height, 71.5 / width])).tolist())
+        center = torch.stack([(moved * y).sum() / height, (moved * x).sum() / width]) / moved.sum()
+        shifts.append((center - torch.tensor([47.5 / height, 71.5 / width])).tolist())
         areas.append((moved.sum() / mask.div(255).sum()).item())
         flips.append(((marks * x).sum() / marks.sum() > (moved * x).sum() / moved.sum()).item())
-    shifts = np.abs(shifts)  # a turn about the centre of the picture does not move its middle
+    shifts = np.abs(shifts)  # a turn about the center of the picture does not move its middle
     for side in (0, 1):
         assert 0.055 < shifts[:, side].max() < 0.0625 + 1 / height
     assert 0.81 - 0.02 < min(areas) < 0.85 and 1.17 < max(areas) < 1.21 + 0.02
@@ -87,19 +87,19 @@ def test_a_turn_is_a_turn():
 
 
 def test_light_is_one_map_of_colours_and_leaves_the_mask():
-    """Two pixels of one colour keep one colour; grey stays between; the geometry is that of the same draw without."""
+    """Two pixels of one color keep one color; gray stays between; the geometry is that of the same draw without."""
     photo = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     photo[:, 20:] = photo[:, :20]
     changed = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        lit = relight(photo, colour=0.4, grey=0)
+        lit = relight(photo, color_jitter=0.4, grayscale=0)
         assert lit.shape == photo.shape and lit.dtype == torch.uint8 and torch.equal(lit[:, 20:], lit[:, :20])
         changed.add(lit.float().mean().round().item())
     assert len(changed) > 20
     photo, mask = car_and_mask()
     plain, lit = [], []
-    for options, results in (({}, plain), (dict(colour=0.4, grey=0.5, blur=2), lit)):
+    for options, results in (({}, plain), (dict(color_jitter=0.4, grayscale=0.5, blur=2), lit)):
         for seed in range(20):
             torch.manual_seed(seed)
             results.append(augment_img(photo, mask, **options))
@@ -112,24 +112,24 @@ def test_brightness_contrast_and_colours_stay_within_their_share():
     ratios = []
     for seed in range(400):
         torch.manual_seed(seed)
-        ratios.append(relight(middle, colour=0.2, grey=0).float().mean((1, 2)) / 100)
+        ratios.append(relight(middle, color_jitter=0.2, grayscale=0).float().mean((1, 2)) / 100)
     ratios = torch.stack(ratios)  # brightness times a gain for each of red, green and blue
     assert 0.6 < ratios.min() < 0.72 and 1.28 < ratios.max() < 1.5
     spread = ratios.max(1).values / ratios.min(1).values
-    assert 1.2 < spread.max() < 1.2 / 0.8 * 1.3  # the colours drift apart
+    assert 1.2 < spread.max() < 1.2 / 0.8 * 1.3  # the colors drift apart
 
 
 def test_contrast_and_saturation_change_within_their_share():
-    grey = torch.full((3, 8, 8), 80, dtype=torch.uint8)
-    grey[:, :, 4:] = 120  # of two levels: brightness scales both, contrast their difference
+    gray = torch.full((3, 8, 8), 80, dtype=torch.uint8)
+    gray[:, :, 4:] = 120  # of two levels: brightness scales both, contrast their difference
     red = torch.tensor([120, 80, 80], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
     contrasts, saturations = [], []
     for seed in range(300):
         torch.manual_seed(seed)
-        lit = relight(grey, colour=0.2, grey=0).double().mean(1)  # (3, 8)
+        lit = relight(gray, color_jitter=0.2, grayscale=0).double().mean(1)  # (3, 8)
         contrasts.append(((lit[:, -1] - lit[:, 0]) / lit.mean(1) * 100 / 40).mean().item())
         torch.manual_seed(seed)
-        reds = relight(red, colour=0.2, grey=0).double().mean((1, 2)) / lit.mean(1)  # the same light
+        reds = relight(red, color_jitter=0.2, grayscale=0).double().mean((1, 2)) / lit.mean(1)  # the same light
         saturations.append(((reds[0] - reds[2]) * 100 / 40).item())
     assert 0.8 - 1 / 20 < min(contrasts) < 0.85 and 1.15 < max(contrasts) < 1.2 + 1 / 20  # of rounding
     assert min(saturations) < 0.87 and max(saturations) > 1.13 and np.std(saturations) > 0.08
@@ -139,13 +139,13 @@ def test_contrast_and_saturation_change_within_their_share():
 def test_a_share_of_the_photos_turns_grey(share, expected):
     """Grey as Pillow's "L" is, which is the same standard."""
     photo = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8)
-    grey = torch.from_numpy(np.array(Image.fromarray(photo.permute(1, 2, 0).numpy()).convert("L"))).int()
+    gray = torch.from_numpy(np.array(Image.fromarray(photo.permute(1, 2, 0).numpy()).convert("L"))).int()
     count = 0
     for seed in range(200):
         torch.manual_seed(seed)
-        lit = relight(photo, colour=0, grey=share).int()
-        count += (lit - grey).abs().max().item() <= 1
-        assert torch.equal(lit, photo.int()) or (lit - grey).abs().max() <= 1
+        lit = relight(photo, color_jitter=0, grayscale=share).int()
+        count += (lit - gray).abs().max().item() <= 1
+        assert torch.equal(lit, photo.int()) or (lit - gray).abs().max() <= 1
     assert count == pytest.approx(expected, abs=25 if 0 < share < 1 else 0)
 
 
@@ -187,7 +187,7 @@ def test_light_is_the_same_to_the_bit_by_any_count_of_threads():
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             torch.manual_seed(0)
-            lit.append(torch.stack([relight(photo, colour=0.3, grey=0.2) for _ in range(20)]))
+            lit.append(torch.stack([relight(photo, color_jitter=0.3, grayscale=0.2) for _ in range(20)]))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(lit[0], lit[1]) and torch.equal(lit[0], lit[2])

@@ -20,12 +20,12 @@ from scipy import stats
 
 from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
-from helpers import UserError
 from img import rle
 from img.transformer import decode_mask
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
-from resume import from_command_line
+from runtime.errors import UserError
+from runtime.run import from_command_line
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import baseline
@@ -43,7 +43,7 @@ def test_our_nets_give_the_logits_of_the_plain_ones(make, side, training, dtype)
     with torch.no_grad():
         logits = ours(images)
         torch.testing.assert_close(logits, plain(images), rtol=1e-5, atol=1e-5)
-        plain.classify.bias += 1  # control
+        plain.head.bias += 1  # control
         assert not torch.allclose(logits, plain(images), atol=0.5)
 
 
@@ -160,7 +160,7 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     assert [options["--epochs"] + options["--seed"] for options in trainings] == ["10", "11", "20", "21"]
     recipes.main(benchmark)
     assert len(trainings) == 4 and capsys.readouterr().out.splitlines()[-1] == second  # nothing is trained twice
-    recipes.TABLES["parts"]["second, better"] = "--epochs 2 --clip-norm 1"
+    recipes.TABLES["parts"]["second, better"] = "--epochs 2 --grad-clip 1"
     recipes.main(benchmark)
     assert len(trainings) == 6  # but a row that has changed is
     capsys.readouterr()
@@ -220,7 +220,7 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     saver = PredictionsSaverCallback(folder / "submit.csv.gz", (80, 120), 0.5)
     truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
     truths[1:] = 0
-    saver.on_predicted(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
+    saver.on_batch_gathered(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
     saver.close_saver()
     cars = recipes.dice_of_cars(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from callbacks.tensorboard import FALSE_ALARM, HIT, MISS, TensorboardLoggerCallback, TensorboardVisualizerCallback
+from callbacks.tensorboard import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    TRUE_POSITIVE,
+    TensorboardLoggerCallback,
+    TensorboardVisualizerCallback,
+)
 from conftest import ROOT
 from test_callbacks import events, train
 
@@ -113,8 +119,8 @@ def test_the_slider_moves_through_all_epochs(page, logs):
         tab.keyboard.press("ArrowRight")
     assert len(written) == EPOCHS and len(set(written)) > 6
     pixels = np.asarray(Image.open(io.BytesIO(written[0])).convert("RGB")).reshape(-1, 3)
-    for colour in (HIT, MISS, FALSE_ALARM):  # the legend has them, whatever was predicted
-        assert (pixels == colour).all(1).any()
+    for color in (TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE):  # the legend has them, whatever was predicted
+        assert (pixels == color).all(1).any()
     assert tab.locator("tf-image-loader", has_text="worst_of_the_epoch/1").count()
 
 

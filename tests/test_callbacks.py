@@ -20,14 +20,13 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
 
-from callbacks.callback import Callback
 from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
 from callbacks.tensorboard import (
-    FALSE_ALARM,
-    HIT,
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
     LINE,
-    MISS,
+    TRUE_POSITIVE,
     TensorboardLoggerCallback,
     TensorboardVisualizerCallback,
     side_by_side,
@@ -36,11 +35,12 @@ from callbacks.tensorboard import (
 from conftest import ROOT
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
-from helpers import UserError
 from img import rle
 from img.transformer import resize
+from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
-from nn.optimizer import make_schedule
+from nn.optimizer import make_scheduler
+from runtime.errors import UserError
 
 
 class Tiny(torch.nn.Module):
@@ -63,12 +63,12 @@ def train(drawn, epochs, callbacks, resume=False, of=None):
     loaders = [
         DataLoader(TrainImageDataset(X, y, (16, 24), (16, 24)), 8) for X, y in ((X_train, y_train), (X_valid, y_valid))
     ]
-    classifier = CarvanaClassifier(Tiny(), epochs, **(dict(clip_norm=0.5, ema_decay=0.9) if of else {}))
+    classifier = CarvanaClassifier(Tiny(), epochs, **(dict(grad_clip=0.5, ema_decay=0.9) if of else {}))
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
     if resume:
         callbacks[0].resume(classifier, optimizer)
     steps = len(loaders[0])
-    schedule = make_schedule(optimizer, "one_cycle", of * steps, done=classifier.epoch * steps) if of else None
+    schedule = make_scheduler(optimizer, "one_cycle", of * steps, done=classifier.epoch * steps) if of else None
     classifier.train(*loaders, optimizer, epochs - classifier.epoch, callbacks, schedule)
     return classifier
 
@@ -168,7 +168,7 @@ def test_tensorboard_shows_the_worst_photos_of_each_epoch(drawn, tmp_path):
 
 
 class Bright(torch.nn.Module):
-    """Finds car where the red of the window is bright, 2 pixels in from each side: a net with a border to crop."""
+    """Finds car where the red of the window is bright, 2 pixels in from each side: a net with a padding to crop."""
 
     in_shape, output_size = (3, 20, 28), (16, 24)
 
@@ -180,10 +180,10 @@ class Bright(torch.nn.Module):
         return (x[:, 0, 2:-2, 2:-2] - 0.5) * self.scale
 
 
-@pytest.mark.parametrize("border", ["mirror", "stretch"])
-def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_path, border):
+@pytest.mark.parametrize("padding", ["reflect", "stretch"])
+def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_path, padding):
     X, y, *_ = DatasetFetcher(drawn).get_train_files()
-    dataset = TrainImageDataset(X[:16], y[:16], (20, 28), (16, 24), border=border)
+    dataset = TrainImageDataset(X[:16], y[:16], (20, 28), (16, 24), padding=padding)
     classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, 1, width=24)
     classifier.run_epoch(DataLoader(dataset), "valid")
     callback.on_train_begin(classifier, DataLoader(dataset))
@@ -193,12 +193,12 @@ def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_pa
     strip = pixels(events(tmp_path).Images(tag)[0])[:-LINE]  # (16, 72, 3)
     index = [path.name for path in dataset.X].index(tag.removeprefix("validation/"))
     image, mask = dataset[index]
-    photo = image[:, 2:-2, 2:-2] if border == "mirror" else resize(image, (16, 24))
+    photo = image[:, 2:-2, 2:-2] if padding == "reflect" else resize(image, (16, 24))
     assert (strip[:, :24] == photo.permute(1, 2, 0).numpy()).all()
     prediction, truth = image[0, 2:-2, 2:-2].numpy() > 127.5, mask.numpy() > 127
-    verdict = {HIT: prediction & truth, MISS: ~prediction & truth, FALSE_ALARM: prediction & ~truth}
-    for colour, where in verdict.items():
-        assert ((strip[:, 24:48] == colour).all(-1) == where).all() and where.any()
+    error_map = {TRUE_POSITIVE: prediction & truth, FALSE_NEGATIVE: ~prediction & truth, FALSE_POSITIVE: prediction & ~truth}
+    for color, where in error_map.items():
+        assert ((strip[:, 24:48] == color).all(-1) == where).all() and where.any()
     assert ((strip[:, 48:] > 0).any(-1) <= prediction).all()
 
 
@@ -214,7 +214,7 @@ def test_a_prediction_is_coloured_by_hit_miss_and_false_alarm():
     prediction, mask = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, False, False]])
     strip = side_by_side(photo, prediction, mask)[:, 0].T.tolist()
     assert strip[:4] == [[99, 99, 99]] * 4
-    assert [tuple(pixel) for pixel in strip[4:8]] == [HIT, MISS, FALSE_ALARM, (0, 0, 0)]
+    assert [tuple(pixel) for pixel in strip[4:8]] == [TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE, (0, 0, 0)]
     assert strip[8:] == [[99, 99, 99], [0, 0, 0], [99, 99, 99], [0, 0, 0]]
 
 
@@ -288,8 +288,8 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(drawn, tmp_path, of):
     assert torch.load(saver.last, weights_only=True)["epoch"] == 2
     classifier = go_on(drawn, saver, 4, of=of)
     assert torch.equal(classifier.net.conv.weight, expected.net.conv.weight)
-    assert torch.equal(classifier.predictor.conv.weight, expected.predictor.conv.weight)
-    assert torch.equal(classifier.predictor.conv.weight, classifier.net.conv.weight) == (of is None)
+    assert torch.equal(classifier.eval_net.conv.weight, expected.eval_net.conv.weight)
+    assert torch.equal(classifier.eval_net.conv.weight, classifier.net.conv.weight) == (of is None)
     assert (saver.path / "metrics.csv").read_bytes() == (straight.path / "metrics.csv").read_bytes()
     fresh = train(drawn, 2, [])  # control: two more epochs from the start are not the same
     assert not torch.equal(fresh.net.conv.weight, expected.net.conv.weight)
@@ -391,9 +391,9 @@ def test_two_processes_do_not_write_in_one_folder(drawn, tmp_path):
     saver = ModelSaverCallback(tmp_path / "run", {}, pd.DataFrame())
     train(drawn, 1, [saver])
     predictions = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
-    predictions.on_predicted(predictions.on_predict_batch(["a"], torch.ones(1, 4, 4)))
+    predictions.on_batch_gathered(predictions.on_predict_batch(["a"], torch.ones(1, 4, 4)))
     for folder, release in ((saver.path, saver._lock.close), (tmp_path, predictions.close_saver)):
-        run = [sys.executable, "-c", f"import helpers; helpers.lock(helpers.Path({str(folder)!r}))"]
+        run = [sys.executable, "-c", f"from pathlib import Path; from runtime import files; files.lock(Path({str(folder)!r}))"]
         refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
         assert f"{folder} is in use by another process. Wait for it, or stop it." in refused.stderr
         release()
@@ -449,7 +449,7 @@ def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
     submission.write_bytes(b"an earlier one")
 
     class Stop(Callback):
-        def on_predicted(self, made):
+        def on_batch_gathered(self, made):
             assert (tmp_path / "submit.csv.gz.part").exists()
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -495,9 +495,9 @@ def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
     probs = torch.zeros(3, 6, 9)
     probs[0, 2:4, 3:6] = 1  # the middle third
     probs[2] = 1
-    saver.on_predicted(saver.on_predict_batch(["a.jpg", "b.jpg"], probs[:2]))
+    saver.on_batch_gathered(saver.on_predict_batch(["a.jpg", "b.jpg"], probs[:2]))
     assert not (tmp_path / "submit.csv.gz").exists()
-    saver.on_predicted(saver.on_predict_batch(["c.jpg"], probs[2:]))
+    saver.on_batch_gathered(saver.on_predict_batch(["c.jpg"], probs[2:]))
     saver.close_saver()
 
     header, *rows = rows_of(tmp_path / "submit.csv.gz")
@@ -509,25 +509,25 @@ def test_a_submission_has_each_mask_at_the_photos_own_size(tmp_path):
 
 
 def test_probabilities_are_enlarged_before_they_are_cut(tmp_path):
-    probs = torch.tensor([[[0.9, 0.0]]])  # 1x2: cut first and enlarged, the border would fall in the middle
+    probs = torch.tensor([[[0.9, 0.0]]])  # 1x2: cut first and enlarged, the padding would fall in the middle
     saver = PredictionsSaverCallback(tmp_path / "a.gz", (1, 200), threshold=0.5)
-    saver.on_predicted(saver.on_predict_batch(["a"], probs))
+    saver.on_batch_gathered(saver.on_predict_batch(["a"], probs))
     saver.close_saver()
-    # between the two centres, at 50 and 150, the probability falls from 0.9 to 0; it passes 0.5 at 50 + 100 * 4/9
+    # between the two centers, at 50 and 150, the probability falls from 0.9 to 0; it passes 0.5 at 50 + 100 * 4/9
     assert rows_of(tmp_path / "a.gz")[1][1] == "1 94"
 
 
 def test_a_pixel_is_car_above_the_threshold_and_not_at_it(tmp_path):
     for threshold, runs in ((0.25, ""), (0.2, "1 16"), (0.5, "")):
         saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), threshold)
-        saver.on_predicted(saver.on_predict_batch(["a"], torch.full((1, 2, 2), 0.25)))
+        saver.on_batch_gathered(saver.on_predict_batch(["a"], torch.full((1, 2, 2), 0.25)))
         saver.close_saver()
         assert rows_of(tmp_path / "a.gz")[1][1] == runs
 
 
 def test_names_with_commas_stay_names(tmp_path):
     saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
-    saver.on_predicted(saver.on_predict_batch(["my,car_01.jpg"], torch.ones(1, 4, 4)))
+    saver.on_batch_gathered(saver.on_predict_batch(["my,car_01.jpg"], torch.ones(1, 4, 4)))
     saver.close_saver()
     assert rows_of(tmp_path / "a.gz")[1] == ["my,car_01.jpg", "1 16"]
 
@@ -537,7 +537,7 @@ def test_an_earlier_submission_stays_until_the_new_one_is_whole(tmp_path):
     path.write_bytes(b"earlier")
     saver = PredictionsSaverCallback(path, (4, 4), 0.5)
     assert path.read_bytes() == b"earlier"
-    saver.on_predicted(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
+    saver.on_batch_gathered(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
     assert path.read_bytes() == b"earlier"
     saver.close_saver()
     assert len(rows_of(path)) == 2
@@ -547,7 +547,7 @@ def test_the_same_masks_make_the_same_bytes(tmp_path):
     for name in ("a.gz", "b.gz"):
         torch.manual_seed(0)
         saver = PredictionsSaverCallback(tmp_path / name, (40, 40), 0.5)
-        saver.on_predicted(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
+        saver.on_batch_gathered(saver.on_predict_batch(["a"], torch.rand(1, 4, 4)))
         saver.close_saver()
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
@@ -557,7 +557,7 @@ def test_masks_that_are_all_or_nothing_are_told_of(tmp_path, capsys):
     probs = torch.zeros(6, 4, 4)
     probs[1, 1:3, 1:3] = 1  # a car
     probs[2] = 1
-    saver.on_predicted(saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs))
+    saver.on_batch_gathered(saver.on_predict_batch([f"{number}.jpg" for number in range(6)], probs))
     saver.close_saver()
     assert capsys.readouterr().out.splitlines() == [
         "Look at these: 4 of the masks are without a car (0.jpg, 3.jpg, 4.jpg, ...).",
@@ -571,7 +571,7 @@ def test_a_submission_is_read_back(tmp_path):
     probs = torch.zeros(3, 6, 9)
     probs[0, 2:4, 3:6] = 1  # b holds no car
     probs[2] = 1
-    saver.on_predicted(saver.on_predict_batch(names, probs))
+    saver.on_batch_gathered(saver.on_predict_batch(names, probs))
     saver.close_saver()
     check_submission(path, names, (60, 90))
     whole, rows = path.read_bytes(), rows_of(path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.check import check_data
 from data.fetcher import DatasetFetcher
-from helpers import UserError
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def test_a_sound_data_set_is_sound_and_all_of_it_was_read(folder, main_here, mon
 
 
 def test_what_is_strange_is_told_and_no_fault(folder, capsys):
-    (_, empty), (_, full), (_, grey), (_, soft), *_ = pairs(folder)
+    (_, empty), (_, full), (_, gray), (_, soft), *_ = pairs(folder)
     save(Image.new("L", (120, 80), 0), empty)
     save(Image.new("L", (120, 80), 255), full)
     levels = np.full((80, 120), 255, np.uint8)
     levels[:40] = 100
-    save(Image.fromarray(levels), grey)
+    save(Image.fromarray(levels), gray)
     levels[:40] = 0
     levels[40:42] = 128  # an edge of two rows is soft, as edges are
     save(Image.fromarray(levels), soft)
@@ -86,7 +86,7 @@ def test_what_is_strange_is_told_and_no_fault(folder, capsys):
         [
             f"Strange, but no fault: {empty} holds no car.",
             f"Strange, but no fault: {full} is all car.",
-            f"Strange, but no fault: {grey} is grey, neither car nor background, in 50 % of its pixels.",
+            f"Strange, but no fault: {gray} is gray, neither car nor background, in 50 % of its pixels.",
         ]
     )
 
@@ -122,7 +122,7 @@ def test_every_name_is_listed_not_the_first_three(folder):
 
 
 def test_own_photos_are_checked_too_and_none_to_predict_are_missed(own, main_here):
-    arguments = ("--input-dir", str(own), "--dataset", "own", "--group", "cat [01]", "--check-data", "--workers", "0")
+    arguments = ("--input-dir", str(own), "--dataset", "own", "--group-regex", "cat [01]", "--check-data", "--workers", "0")
     for path in [*own.glob("*/cat 2*"), *own.glob("*/cat 3*")]:
         path.unlink()
     code, printed = main_here(*arguments)
@@ -143,7 +143,7 @@ def test_own_photos_are_checked_too_and_none_to_predict_are_missed(own, main_her
         rf"{wide} is 121x80 pixels, but its photo .* is 120x80; they must be of one size",
         r"2 photos without a mask in .*masks: cat 0-png\.PNG, dog\.jpg\.",
         r"1 mask without a photo in .*images: other\.png",
-        r"--group 'cat \[01\]' fits 4 of the 5 photos in .*images, but not dog\.jpg",
+        r"--group-regex 'cat \[01\]' fits 4 of the 5 photos in .*images, but not dog\.jpg",
     ]
     for pattern in expected:
         assert len([fault for fault in faults if re.search(pattern, fault)]) == 1, (pattern, faults)

@@ -4,16 +4,17 @@ import torch
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks.callback import Callback
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
-from helpers import UserError, choose_precision
-from img.tta import one_answer
+from img.tta import merge_tta
+from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.losses import SoftDiceLoss, binary_cross_entropy
 from nn.optimizer import make_optimizer
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
+from runtime.errors import UserError
+from runtime.machine import choose_precision
 
 
 class Tiny(torch.nn.Module):
@@ -61,7 +62,7 @@ class Recorder(Callback):
 def test_each_net_learns_one_batch_by_heart(drawn, make, size, mask_size, epochs, precision):
     precision, _ = choose_precision(precision, torch.device("cpu"))
     X, y, *_ = DatasetFetcher(drawn).get_train_files()
-    dataset = TrainImageDataset(X[:4], y[:4], (size, size), (mask_size, mask_size), threshold=0.5)
+    dataset = TrainImageDataset(X[:4], y[:4], (size, size), (mask_size, mask_size), soft_labels=False)
     loader = DataLoader(dataset, batch_size=4)
     torch.manual_seed(0)
     classifier = CarvanaClassifier(make((3, size, size)), epochs, precision=precision)
@@ -148,8 +149,8 @@ def test_batches_that_make_one_step_make_that_of_all_their_images(batch, count, 
 def test_a_gradient_that_is_too_long_is_shortened(precision):
     """SGD's step is learning rate times gradient, so its length tells the gradient's. float16 scales its loss."""
     lengths = []
-    for clip_norm in (0, 0.01, 1000):
-        classifier = CarvanaClassifier(Tiny(), 1, precision=precision, clip_norm=clip_norm)
+    for grad_clip in (0, 0.01, 1000):
+        classifier = CarvanaClassifier(Tiny(), 1, precision=precision, grad_clip=grad_clip)
         before = [param.detach().clone() for param in classifier.net.parameters()]
         loader = DataLoader(random_pairs(4), batch_size=4)
         classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.5), 1)
@@ -198,7 +199,7 @@ def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
     assert torch.equal(probs, CarvanaClassifier(net, 1).predict_probs(pairs.tensors[0]))
     assert not torch.equal(probs, plain.predict_probs(pairs.tensors[0]))  # control
 
-    torch.save({name: value for name, value in classifier.state_dict().items() if name not in classifier.TO_GO_ON},
+    torch.save({name: value for name, value in classifier.state_dict().items() if name not in classifier.RESUME_KEYS},
                tmp_path / "best.pt")
     for settings in ({}, {"ema_decay": 0.9}):  # who predicts need not know how it was trained
         other = CarvanaClassifier(Tiny(), 1, **settings)
@@ -223,9 +224,9 @@ def test_the_average_is_of_the_decay_that_was_asked_for_and_follows_the_step():
         optimizer = torch.optim.SGD(classifier.net.parameters(), lr=5)
         classifier.train(loader, loader, optimizer, 1)
         one = 0.1 * start + 0.9 * classifier.net.conv.weight  # the first decay is (1 + 0) / (10 + 0)
-        torch.testing.assert_close(classifier.predictor.conv.weight, one)
+        torch.testing.assert_close(classifier.eval_net.conv.weight, one)
         classifier.train(loader, loader, optimizer, 29)
-        weights[decay] = classifier.predictor.conv.weight
+        weights[decay] = classifier.eval_net.conv.weight
     assert not torch.allclose(weights[0.5], weights[0.9])
 
 
@@ -235,7 +236,7 @@ def test_both_views_of_a_photo_make_one_answer():
     probs = classifier.predict_probs(images)
     each = torch.stack([classifier.predict_probs(images[:, view]) for view in (0, 1)], dim=1)
     assert not torch.allclose(each[:, 0], each[:, 1])
-    torch.testing.assert_close(probs, one_answer(each))
+    torch.testing.assert_close(probs, merge_tta(each))
     classifier.predict(DataLoader(list(zip(images, "abc", strict=True)), 3), [recorder])
     assert torch.equal(recorder.calls[0][1], probs)
 
@@ -268,7 +269,7 @@ def test_a_net_that_can_not_be_compiled_ends_the_run_in_one_sentence():
     classifier = CarvanaClassifier(Tiny(), 1)
     classifier.net.compile(backend=no_compiler)
     loader = DataLoader(random_pairs(2), batch_size=2)
-    with pytest.raises(UserError, match=r"can't compile .*No working C\+\+ compiler found.*: say --no-compile-model"):
+    with pytest.raises(UserError, match=r"can't compile .*No working C\+\+ compiler found.*: say --no-compile"):
         classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.1), 1)
 
 

@@ -8,15 +8,15 @@ from PIL import Image
 from data.dataset import TestImageDataset as ToPredict  # pytest takes a name in Test for a class of tests
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
-from helpers import UserError
 from img.augmentation import augment_img
-from img.transformer import decode_mask, decode_photo, resize
-from nn.losses import dice_per_image
+from img.transformer import decode_image, decode_mask, resize
+from nn.metrics import dice_per_image
+from runtime.errors import UserError
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """A white ellipse on grey, 90x60, and its mask."""
+    """A white ellipse on gray, 90x60, and its mask."""
     rows, columns = np.mgrid[:60, :90]
     car = ((rows - 30) / 15) ** 2 + ((columns - 40) / 25) ** 2 < 1
     Image.fromarray(np.where(car, 255, 90).astype(np.uint8)).convert("RGB").save(tmp_path / "a_01.png")
@@ -32,7 +32,7 @@ def test_mirror_puts_every_label_where_its_photo_stands(pair):
 
 
 def test_stretch_puts_the_label_on_another_scale(pair):
-    photo, mask = TrainImageDataset(*pair, (220, 236), (36, 52), border="stretch")[0]
+    photo, mask = TrainImageDataset(*pair, (220, 236), (36, 52), padding="stretch")[0]
     assert photo.shape == (3, 220, 236) and mask.shape == (36, 52)
     window = photo[0, 92:-92, 92:-92]
     assert dice_per_image(window[None] > 172, mask[None] > 127).item() < 0.9
@@ -40,7 +40,7 @@ def test_stretch_puts_the_label_on_another_scale(pair):
 
 
 def test_with_equal_sizes_both_borders_are_one(pair):
-    mirror, stretch = (ToPredict(pair[0], (32, 32), (32, 32), border)[0][0] for border in ("mirror", "stretch"))
+    mirror, stretch = (ToPredict(pair[0], (32, 32), (32, 32), padding)[0][0] for padding in ("reflect", "stretch"))
     assert torch.equal(mirror, stretch)
 
 
@@ -52,7 +52,7 @@ def test_a_photo_larger_than_needed_is_the_same_photo(tmp_path, window):
     Image.fromarray(np.where(car, 240, columns).astype(np.uint8)).convert("RGB").save(tmp_path / "a_01.jpg", quality=99)
     Image.fromarray(car.astype(np.uint8) * 255).save(tmp_path / "a_01_mask.gif")
     photo, mask = TrainImageDataset([tmp_path / "a_01.jpg"], [tmp_path / "a_01_mask.gif"], window, window)[0]
-    whole_photo = decode_photo((tmp_path / "a_01.jpg").read_bytes())
+    whole_photo = decode_image((tmp_path / "a_01.jpg").read_bytes())
     whole_mask = decode_mask((tmp_path / "a_01_mask.gif").read_bytes())
     assert whole_photo.shape == (3, 101, 151)
     assert (photo.float() - resize(whole_photo, window).float()).abs().mean() < 2
@@ -62,13 +62,13 @@ def test_a_photo_larger_than_needed_is_the_same_photo(tmp_path, window):
 
 def test_threshold_cuts_the_mask_and_none_keeps_the_share(pair):
     shares = TrainImageDataset(*pair, (32, 32), (32, 32))[0][1]
-    cut = TrainImageDataset(*pair, (32, 32), (32, 32), threshold=0.25)[0][1]
+    cut = TrainImageDataset(*pair, (32, 32), (32, 32), soft_labels=False)[0][1]
     assert len(shares.unique()) > 2
-    assert torch.equal(cut, (shares > 0.25 * 255).to(torch.uint8) * 255)
+    assert torch.equal(cut, (shares > 127).to(torch.uint8) * 255)
 
 
-@pytest.mark.parametrize("border", ["mirror", "stretch"])
-def test_the_transform_sees_photo_and_mask_in_the_photos_proportions(pair, border):
+@pytest.mark.parametrize("padding", ["reflect", "stretch"])
+def test_the_transform_sees_photo_and_mask_in_the_photos_proportions(pair, padding):
     seen = []
 
     def flip(photo, mask):
@@ -76,10 +76,10 @@ def test_the_transform_sees_photo_and_mask_in_the_photos_proportions(pair, borde
         return photo.flip(-1), mask.flip(-1)
 
     sizes = ((220, 220), (36, 36))
-    photo, mask = TrainImageDataset(*pair, *sizes, X_transform=flip, border=border)[0]
-    height = 36 if border == "mirror" else 60  # the photo, 60 high, is never enlarged for it
+    photo, mask = TrainImageDataset(*pair, *sizes, X_transform=flip, padding=padding)[0]
+    height = 36 if padding == "reflect" else 60  # the photo, 60 high, is never enlarged for it
     assert seen == [((3, height, height * 3 // 2), (1, height, height * 3 // 2))]
-    plain_photo, plain_mask = TrainImageDataset(*pair, *sizes, border=border)[0]
+    plain_photo, plain_mask = TrainImageDataset(*pair, *sizes, padding=padding)[0]
     assert (photo.flip(-1).int() - plain_photo.int()).abs().float().mean() < 4
     assert dice_per_image(mask.flip(-1)[None] > 127, plain_mask[None] > 127).item() > 0.97
 
@@ -119,13 +119,13 @@ def test_photos_to_predict_come_with_their_names(pair):
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
-@pytest.mark.parametrize(("mask_size", "border"), [((128, 128), "mirror"), ((100, 100), "stretch")])
-def test_the_second_view_has_the_detail_of_the_photo(tmp_path, format, mask_size, border):
+@pytest.mark.parametrize(("mask_size", "padding"), [((128, 128), "reflect"), ((100, 100), "stretch")])
+def test_the_second_view_has_the_detail_of_the_photo(tmp_path, format, mask_size, padding):
     """Of twice the window's size: the first comes as without a second, and the second has no less detail."""
     noise = np.random.default_rng(0).integers(256, size=(256, 256), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"a_01.{format}", quality=99)
     one, both = (
-        ToPredict([tmp_path / f"a_01.{format}"], (128, 128), mask_size, border, tta)[0][0] for tta in (False, True)
+        ToPredict([tmp_path / f"a_01.{format}"], (128, 128), mask_size, padding, tta)[0][0] for tta in (False, True)
     )
     assert both.shape == (2, 3, 128, 128)
     assert torch.equal(both[0], one)

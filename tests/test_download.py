@@ -25,12 +25,12 @@ from pathlib import Path
 import pytest
 from kagglesdk.kaggle_env import get_endpoint, get_env
 
-import helpers
 from conftest import ROOT
 from data import download, fetcher
 from data.fetcher import DatasetFetcher
 from data.unpack import RefusedError, unpack
-from helpers import UserError
+from runtime import files
+from runtime.errors import UserError
 from test_main import SMALL, rows_of
 
 SECRET = "a-secret-of-the-user"
@@ -177,7 +177,7 @@ def kaggles(drawn):
 def small_competition(monkeypatch):
     for name, count in SMALL_COUNTS.items():
         monkeypatch.setitem(download.COUNTS, name, count)
-    monkeypatch.setattr(download, "WAITS", (0.01, 0.02))
+    monkeypatch.setattr(download, "BACKOFF", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -195,8 +195,8 @@ def server(kaggles, monkeypatch):
     assert not [address for method, address, _ in server.seen if method == "CONNECT"], "no test leaves this machine"
 
 
-def fetch(folder, test_photos=False, **options):
-    DatasetFetcher(folder, **options).download_dataset(test_photos)
+def fetch(folder, test_images=False, **options):
+    DatasetFetcher(folder, **options).download_dataset(test_images)
 
 
 def refusal(*arguments, **options):
@@ -220,15 +220,15 @@ PREDICTION = ("sample_submission.csv", "test")
 
 def test_everything_is_fetched_and_nothing_twice(server, kaggles, tmp_path, capsys):
     folder = tmp_path / "input"
-    fetch(folder, test_photos=True)
+    fetch(folder, test_images=True)
     assert read_tree(folder) == expected_tree(kaggles, *TRAINING, *PREDICTION)
     assert server.sent == {f"{name}.zip": len(kaggles[f"{name}.zip"]) for name in TRAINING + PREDICTION}
     assert len(DatasetFetcher(folder).get_train_files()[0]) == 48
     requests = len(server.seen)
-    fetch(folder, test_photos=True)
+    fetch(folder, test_images=True)
     assert len(server.seen) == requests
     shutil.rmtree(folder / "train_masks")
-    fetch(folder, test_photos=True)
+    fetch(folder, test_images=True)
     assert read_tree(folder) == expected_tree(kaggles, *TRAINING, *PREDICTION)
     assert server.sent["train.zip"] == len(kaggles["train.zip"])
     assert server.sent["train_masks.zip"] == 2 * len(kaggles["train_masks.zip"])
@@ -247,11 +247,11 @@ def test_the_client_is_signed_in_at_kaggle_and_nowhere_else(server, tmp_path):
 def test_photos_to_predict_and_of_high_quality_are_fetched_when_they_are_asked_for(server, kaggles, tmp_path):
     fetch(tmp_path / "a")
     assert read_tree(tmp_path / "a") == expected_tree(kaggles, *TRAINING)
-    fetch(tmp_path / "b", test_photos=True, hq_files=True)
+    fetch(tmp_path / "b", test_images=True, hq_files=True)
     high = ("metadata.csv", "train_masks", "train_hq", "sample_submission.csv", "test_hq")
     assert read_tree(tmp_path / "b") == expected_tree(kaggles, *high)
     shutil.rmtree(tmp_path / "b/test_hq")
-    fetch(tmp_path / "b", test_photos=True)  # of the quality of the photos to train on
+    fetch(tmp_path / "b", test_images=True)  # of the quality of the photos to train on
     assert read_tree(tmp_path / "b") == expected_tree(kaggles, *high)
 
 
@@ -276,7 +276,7 @@ def test_a_hang_up_is_taken_up_where_it_broke(server, kaggles, tmp_path, capsys)
 
 
 def test_a_stalled_connection_is_given_up_and_taken_up(server, kaggles, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "SILENCE", 0.3)
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
     server.cut["train.zip"], server.stalls = 0.4, 1
     fetch(tmp_path)
     assert read_tree(tmp_path) == expected_tree(kaggles, *TRAINING) and ranges(server, "train.zip")[1] > 0
@@ -287,7 +287,7 @@ def test_a_server_that_hangs_up_for_ever_is_left(server, tmp_path):
     server.files["train.zip"] = server.files["train.zip"][:100]  # which are in no chunk when it hangs up
     server.cut = Forever({"train.zip": 0.5})
     assert "The connection to Kaggle broke" in refusal(tmp_path)
-    assert len(ranges(server, "train.zip")) == 1 + len(download.WAITS)
+    assert len(ranges(server, "train.zip")) == 1 + len(download.BACKOFF)
 
 
 class Forever(dict):
@@ -316,7 +316,7 @@ def in_a_process(action, *arguments):
 def run_action(environment, action, *arguments):
     os.environ.update(environment)
     download.COUNTS.update(SMALL_COUNTS)
-    download.WAITS = ()
+    download.BACKOFF = ()
     try:
         action(*arguments)
     except UserError as error:
@@ -389,7 +389,7 @@ def test_a_server_that_wants_to_be_left_alone_is(server, kaggles, tmp_path, monk
     server.answers = [(429, {"Retry-After": "7"}), (429, {"Retry-After": "99999"}), (200, {})]
     server.store_answers = [503, 403]
     fetch(tmp_path)
-    assert slept[:2] == [7, download.LONGEST_WAIT] and slept[2:] == [0.01, 0.02]
+    assert slept[:2] == [7, download.MAX_BACKOFF] and slept[2:] == [0.01, 0.02]
     assert read_tree(tmp_path) == expected_tree(kaggles, *TRAINING)
 
 
@@ -397,7 +397,7 @@ def test_a_server_that_fails_for_ever_is_left(server, tmp_path, capsys):
     server.answers = [(500, {"Retry-After": "soon"})]
     expected = "Kaggle answers 500 when asked for the list of its files; https://status.kaggle.com may tell why."
     assert refusal(tmp_path) == expected
-    assert len(server.seen) == 1 + len(download.WAITS)
+    assert len(server.seen) == 1 + len(download.BACKOFF)
     assert capsys.readouterr().out == f"{expected} Trying again in 0.01 s.\n{expected} Trying again in 0.02 s.\n"
 
 
@@ -578,7 +578,7 @@ def test_what_lies_there_by_hand_is_taken_without_a_key(kaggles, drawn, tmp_path
     (tmp_path / "test.zip").write_bytes(zipped({rf"test\{name}": data for name, data in list(photos.items())[:5]}))
     (tmp_path / "sample_submission.csv.zip").write_bytes(kaggles["sample_submission.csv.zip"])
     (tmp_path / "notes.zip").write_bytes(b"of the user")
-    fetch(tmp_path, test_photos=True)
+    fetch(tmp_path, test_images=True)
     assert {path.name for path in tmp_path.iterdir()} == {
         "train_masks", "train_hq", "test", "sample_submission.csv", "notes.zip", ".lock",
     }  # fmt: skip
@@ -726,7 +726,7 @@ def test_two_processes_at_once_fetch_once(server, kaggles, tmp_path, action):
 
 
 def hold(folder):
-    with helpers.lock(folder):
+    with files.lock(folder):
         (folder / "held").touch()
         time.sleep(0.5)
 
@@ -736,8 +736,8 @@ def test_a_lock_is_waited_for_with_a_word(tmp_path, capsys):
     while not (tmp_path / "held").exists():
         time.sleep(0.005)
     with pytest.raises(UserError, match="in use by another process"):
-        helpers.lock(tmp_path)
-    with helpers.lock(tmp_path, "Another one is at work; waiting."):
+        files.lock(tmp_path)
+    with files.lock(tmp_path, "Another one is at work; waiting."):
         assert ended(process) == 0
     assert capsys.readouterr().out == "Another one is at work; waiting.\n"
 
@@ -746,7 +746,7 @@ MAIN = f"""
 import runpy, sys
 from data import download
 download.COUNTS.update({SMALL_COUNTS})
-download.WAITS = ()
+download.BACKOFF = ()
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
@@ -878,7 +878,7 @@ def test_what_kaggle_auth_login_left_signs_in(server, tmp_path, monkeypatch):
 
 
 def test_without_a_key_and_without_photos_it_says_the_ways_on(tmp_path):
-    sentence = refusal(tmp_path, test_photos=True)
+    sentence = refusal(tmp_path, test_images=True)
     assert "There is no train/ or train_hq/ and no train_masks/ and no test/ or test_hq/ in" in sentence
     assert all(way in sentence for way in ("/rules", "KAGGLE_API_TOKEN", "--input-dir", "--dataset sample"))
     assert list(tmp_path.iterdir()) == []
@@ -890,7 +890,7 @@ def test_photos_of_ones_own_need_no_kaggle(drawn, server, tmp_path):
     for path in (folder, *folder.iterdir()):
         path.chmod(0o555)
     before = read_tree(folder)
-    fetch(folder, test_photos=True)
+    fetch(folder, test_images=True)
     assert not server.seen and read_tree(folder) == before
     for path in (folder, *folder.iterdir()):
         path.chmod(0o755)
@@ -899,8 +899,8 @@ def test_photos_of_ones_own_need_no_kaggle(drawn, server, tmp_path):
     photo = next((folder / "train").iterdir())
     photo.rename(tmp_path / photo.name)
     with pytest.raises(UserError, match=r"input/train holds 63 files, not Kaggle's 64 photos\. Copy photos to predict"):
-        fetch(folder, test_photos=True)
+        fetch(folder, test_images=True)
     assert not server.seen  # control: as many as Kaggle's
     (tmp_path / photo.name).rename(photo)
-    fetch(folder, test_photos=True)
+    fetch(folder, test_images=True)
     assert set(server.sent) == {"test.zip", "sample_submission.csv.zip"}

@@ -7,8 +7,8 @@ from PIL import ExifTags, Image
 
 from data.download import COUNTS, SLUG
 from data.fetcher import DatasetFetcher
-from helpers import UserError
-from img.transformer import decode_photo
+from img.transformer import decode_image
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_size_is_that_of_the_upright_photo(drawn, tmp_path):
     for orientation in range(1, 9):
         exif[ExifTags.Base.Orientation] = orientation
         Image.open(first_photo(drawn)).save(tmp_path / "turned.jpg", exif=exif)
-        size = tuple(decode_photo((tmp_path / "turned.jpg").read_bytes()).shape[1:])
+        size = tuple(decode_image((tmp_path / "turned.jpg").read_bytes()).shape[1:])
         assert DatasetFetcher(drawn).get_image_size(tmp_path / "turned.jpg") == size
     assert size == (120, 80)  # control
 
@@ -263,18 +263,18 @@ def test_another_count_of_photos_than_kaggles_is_not_for_upload(folder, monkeypa
 def test_photos_to_predict_are_of_the_quality_of_those_to_train_on(tmp_path, folder):
     """Be those a zip, or a folder by the time it asks again."""
     (tmp_path / "train_hq.zip").touch()
-    assert {"train_hq", "test_hq"} < set(DatasetFetcher(tmp_path)._to_bring(True))
+    assert {"train_hq", "test_hq"} < set(DatasetFetcher(tmp_path)._missing_files(True))
     (tmp_path / "train_hq.zip").unlink()
     shutil.copytree(folder / "train", tmp_path / "train_hq")
-    assert DatasetFetcher(tmp_path)._to_bring(True)[-1] == "test_hq"
+    assert DatasetFetcher(tmp_path)._missing_files(True)[-1] == "test_hq"
     shutil.rmtree(tmp_path / "train_hq")
-    assert DatasetFetcher(tmp_path)._to_bring(True)[-1] == "test"  # control
+    assert DatasetFetcher(tmp_path)._missing_files(True)[-1] == "test"  # control
 
 
 def test_a_table_that_nothing_reads_is_not_unpacked_for_its_own_sake(folder):
     for name in ("metadata.csv.zip", "sample_submission.csv.zip"):
         (folder / name).write_bytes(b"no zip")
-    assert DatasetFetcher(folder)._to_bring(True) == ["sample_submission.csv"]
+    assert DatasetFetcher(folder)._missing_files(True) == ["sample_submission.csv"]
 
 
 def test_a_zip_that_lies_there_is_not_called_missing(tmp_path):
@@ -307,7 +307,7 @@ def test_own_photos_of_any_names_and_sizes_are_paired_by_name(own, photos, masks
     lay_out(own, photos, masks)
     before = sorted(own.rglob("*"))
     fetcher = DatasetFetcher(own, "own")
-    fetcher.download_dataset(test_photos=True)  # which there are none of
+    fetcher.download_dataset(test_images=True)  # which there are none of
     X_train, y_train, X_valid, y_valid = fetcher.get_train_files()
     assert (len(X_train), len(X_valid)) == (6, 2)
     names = set()
@@ -343,8 +343,8 @@ def test_the_photos_of_a_group_are_on_one_side_and_alone_without_a_pattern(own):
 @pytest.mark.parametrize(
     ("group", "expected"),
     [
-        ("(.+-", r"^--group '\(\.\+-' is no regular expression \(missing \)"),
-        ("cat [12]", r"^--group 'cat \[12\]' fits 4 of the 8 photos in .*images, but not cat 0-jpg\.jpg, "
+        ("(.+-", r"^--group-regex '\(\.\+-' is no regular expression \(missing \)"),
+        ("cat [12]", r"^--group-regex 'cat \[12\]' fits 4 of the 8 photos in .*images, but not cat 0-jpg\.jpg, "
          r"cat 0-png\.PNG, cat 3-jpg\.jpg and 1 more: say one"),
         ("cat (x?)", "fits 0 of the 8 photos"),  # on a text of no length, which names no group
         (".at", r"^1 of 1 group in .*images is too few: one must train and another validate\. Add groups"),
@@ -417,7 +417,7 @@ def test_strays_beside_own_photos_are_told_of_once(own, capsys):
 
 
 def test_what_only_kaggles_or_only_own_photos_have_is_refused_with_the_others(own, drawn):
-    with pytest.raises(UserError, match=r"^--group 'x' is for photos of your own: say --dataset own too, or leave it"):
+    with pytest.raises(UserError, match=r"^--group-regex 'x' is for photos of your own: say --dataset own too, or leave it"):
         DatasetFetcher(drawn, group="x")
     with pytest.raises(UserError, match=r"^--hq-files is for Kaggle's photos: leave it out\."):
         DatasetFetcher(own, "own", hq_files=True)

@@ -17,7 +17,9 @@ import torch
 
 import helpers
 from conftest import ROOT
-from helpers import UserError, save_atomically
+from runtime import errors, files, machine
+from runtime.errors import UserError
+from runtime.files import save_atomically
 
 
 def test_an_unfinished_file_leaves_the_old_one(tmp_path):
@@ -51,21 +53,21 @@ def test_where_no_terminal_shows_a_bar_lines_tell_how_far_it_is(capsys, monkeypa
 
 
 def test_folders_that_cannot_be_written_are_named(tmp_path):
-    helpers.make_writable(tmp_path / "a" / "b")
+    files.make_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.inside can't be written to \(Not a directory\)"):
-        helpers.make_writable(tmp_path / "file" / "inside")
+        files.make_writable(tmp_path / "file" / "inside")
 
 
 def test_a_folder_on_a_full_or_read_only_disk_is_named(small_disk):
     folder, fill = small_disk
     fill()
     with pytest.raises(UserError, match=r"disk can't be written to \(No space left on device\); name another folder"):
-        helpers.make_writable(folder)
+        files.make_writable(folder)
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     with pytest.raises(UserError, match=r"disk can't be written to \(Read-only file system\); name another folder"):
-        helpers.make_writable(folder)
+        files.make_writable(folder)
 
 
 def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
@@ -73,7 +75,7 @@ def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    assert helpers.lock(tmp_path) is None
+    assert files.lock(tmp_path) is None
 
 
 def test_seeds_are_a_function_of_all_their_numbers():
@@ -85,10 +87,10 @@ def test_seeds_are_a_function_of_all_their_numbers():
 
 
 def test_a_device_that_is_not_there_is_refused_by_name():
-    assert helpers.choose_device("cpu") == (torch.device("cpu"), "as asked")
+    assert machine.choose_device("cpu") == (torch.device("cpu"), "as asked")
     for name in ("cuda:99", "abacus", "cpu:1"):
         with pytest.raises(UserError, match=f"--device {name} "):
-            helpers.choose_device(name)
+            machine.choose_device(name)
 
 
 def test_each_process_of_a_box_has_its_own_accelerator_and_its_share_of_the_cores(monkeypatch):
@@ -98,21 +100,21 @@ def test_each_process_of_a_box_has_its_own_accelerator_and_its_share_of_the_core
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
     for name in (None, "cuda"):
-        assert helpers.choose_device(name, 1, 2)[0] == torch.device("cuda:1")
-    assert helpers.choose_device(None)[0] == torch.device("cuda") and chosen == [1, 1]
-    assert helpers.choose_device("cuda:0")[0] == torch.device("cuda:0") and chosen.pop() == 0
+        assert machine.choose_device(name, 1, 2)[0] == torch.device("cuda:1")
+    assert machine.choose_device(None)[0] == torch.device("cuda") and chosen == [1, 1]
+    assert machine.choose_device("cuda:0")[0] == torch.device("cuda:0") and chosen.pop() == 0
     for name, count in (("cuda:0", 2), (None, 3)):
         told = f"^{count} processes can't share out --device {name or 'cuda'}, of which this machine has 2: say --nproc"
         with pytest.raises(UserError, match=told):
-            helpers.choose_device(name, 0, count)
-    monkeypatch.setattr(helpers, "count_cores", lambda: 16)
+            machine.choose_device(name, 0, count)
+    monkeypatch.setattr(machine, "count_cores", lambda: 16)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [helpers.choose_workers(None, device, 2)[0] for device in (cpu, cuda)] == [2, 8]
-    assert helpers.choose_workers(None, cuda, 4) == (4, "this machine has 16 cores for 4 processes")
+    assert [machine.choose_workers(None, device, 2)[0] for device in (cpu, cuda)] == [2, 8]
+    assert machine.choose_workers(None, cuda, 4) == (4, "this machine has 16 cores for 4 processes")
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    helpers.choose_machine("cpu", None, 0, 1, 2)
-    helpers.choose_machine("cpu", None, 0)
+    machine.choose_machine("cpu", None, 0, 1, 2)
+    machine.choose_machine("cpu", None, 0)
     assert threads == [8]
 
 
@@ -124,38 +126,38 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
         ({}, (torch.float32, "this CPU is not faster in bfloat16")),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
-        assert helpers.choose_precision(None, cpu) == expected
-    assert helpers.choose_precision("float16", cpu) == (torch.float16, "as asked")
+        assert machine.choose_precision(None, cpu) == expected
+    assert machine.choose_precision("float16", cpu) == (torch.float16, "as asked")
     reasons = "device cpu (as asked)\n            precision float32 (as asked)\n            workers 3 (as asked)"
-    assert helpers.choose_machine("cpu", "float32", 3) == (cpu, torch.float32, 3, reasons)
+    assert machine.choose_machine("cpu", "float32", 3) == (cpu, torch.float32, 3, reasons)
 
 
 def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
     saved = tmp_path / "last.pt"
     saved.touch()
     monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
-    with pytest.raises(SystemExit, match=r"^main\.py: a\.jpg is broken\.$"), helpers.errors_in_one_sentence():
+    with pytest.raises(SystemExit, match=r"^main\.py: a\.jpg is broken\.$"), errors.friendly_errors():
         raise UserError("a.jpg is broken.")
-    with pytest.raises(SystemExit, match=r"broken\. Epoch 3 is saved\.$"), helpers.errors_in_one_sentence():
-        helpers.say_if_stopped("Epoch 2 is saved.", saved)
-        helpers.say_if_stopped("Epoch 3 is saved.", saved)
+    with pytest.raises(SystemExit, match=r"broken\. Epoch 3 is saved\.$"), errors.friendly_errors():
+        errors.set_exit_hint("Epoch 2 is saved.", saved)
+        errors.set_exit_hint("Epoch 3 is saved.", saved)
         raise UserError("a.jpg is broken.")
-    with pytest.raises(ZeroDivisionError), helpers.errors_in_one_sentence():  # control: a fault of ours is shown
-        helpers.say_if_stopped("Epoch 4 is saved.", saved)
+    with pytest.raises(ZeroDivisionError), errors.friendly_errors():  # control: a fault of ours is shown
+        errors.set_exit_hint("Epoch 4 is saved.", saved)
         _ = 1 / 0
     assert capsys.readouterr().err == "Epoch 4 is saved.\n"
-    with pytest.raises(SystemExit, match=r"broken\.$"), helpers.errors_in_one_sentence():
-        helpers.say_if_stopped("Epoch 5 is saved.", tmp_path / "vanished")
+    with pytest.raises(SystemExit, match=r"broken\.$"), errors.friendly_errors():
+        errors.set_exit_hint("Epoch 5 is saved.", tmp_path / "vanished")
         raise UserError("a.jpg is broken.")
-    with pytest.raises(SystemExit, match=r"^main\.py: Memory ran out \(can't all"), helpers.errors_in_one_sentence():
+    with pytest.raises(SystemExit, match=r"^main\.py: Memory ran out \(can't all"), errors.friendly_errors():
         raise RuntimeError("can't allocate memory")
-    with pytest.raises(SystemExit, match=r"DataLoader worker.*\): free some\.$"), helpers.errors_in_one_sentence():
+    with pytest.raises(SystemExit, match=r"DataLoader worker.*\): free some\.$"), errors.friendly_errors():
         raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
 @pytest.mark.slow
 def test_it_runs_without_output_and_says_when_output_is_full():
-    script = "import helpers\nwith helpers.errors_in_one_sentence(): print('a line')"
+    script = "from runtime import errors\nwith errors.friendly_errors(): print('a line')"
     for redirect, code, told in ((">&-", 0, ""), ("2>&-", 0, ""), (">/dev/full", 1, "can't be written ([Errno 28] No")):
         done = subprocess.run(
             f"{sys.executable} -c \"{script}\" {redirect}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -170,8 +172,8 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
     before = [signal.getsignal(each) for each in signals]
     signal.signal(number, signal.SIG_DFL)  # whatever these tests were started by, as nohup
     try:
-        with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
-            helpers.say_if_stopped("Epoch 3 is saved.", Path(__file__))
+        with pytest.raises(SystemExit) as ended, errors.friendly_errors():
+            errors.set_exit_hint("Epoch 3 is saved.", Path(__file__))
             try:
                 os.kill(os.getpid(), number)
             finally:
@@ -189,7 +191,7 @@ def test_a_batch_that_nobody_takes_any_more_is_no_traceback(quietly, monkeypatch
     """As when the training is stopped in the middle of taking it. Control: what Python prints of its own accord."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     if quietly:
-        helpers.hand_over_quietly(0)
+        errors.quiet_worker(0)
     with open(os.devnull) as file:
         handed_over = DupFd(file.fileno())
         with Client(handed_over._id[0], authkey=None) as taking:
@@ -204,7 +206,7 @@ def test_a_signal_that_is_to_be_ignored_stays_ignored():
     """As nohup has it for SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with helpers.errors_in_one_sentence():
+        with errors.friendly_errors():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -225,21 +227,21 @@ class Values:
 )
 def test_a_value_out_of_its_range_is_named_with_the_range(ranges, expected):
     if expected is None:
-        helpers.validate(Values, **ranges)
+        errors.validate(Values, **ranges)
     else:
         with pytest.raises(UserError) as error:
-            helpers.validate(Values, **ranges)
+            errors.validate(Values, **ranges)
         assert str(error.value) == expected
 
 
 def test_what_is_counted_has_its_plural():
-    assert [helpers.counted(number, "car") for number in (0, 1, 2, 1024)] == ["0 cars", "1 car", "2 cars", "1,024 cars"]
+    assert [helpers.pluralize(number, "car") for number in (0, 1, 2, 1024)] == ["0 cars", "1 car", "2 cars", "1,024 cars"]
 
 
 def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
     torch.save({"net": torch.arange(10_000)}, tmp_path / "a.pt")
     whole = (tmp_path / "a.pt").read_bytes()
-    assert helpers.load_checkpoint(tmp_path / "a.pt")["net"].sum() == 49_995_000
+    assert files.load_checkpoint(tmp_path / "a.pt")["net"].sum() == 49_995_000
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 1
     torch.save([1, 2], tmp_path / "list.pt")
@@ -248,9 +250,9 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in (*faults, "list.pt"):
         with pytest.raises(UserError, match=f"{name} is no checkpoint, or was cut short or damaged"):
-            helpers.load_checkpoint(tmp_path / name)
+            files.load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match=r"none\.pt can't be read \(No such file"):
-        helpers.load_checkpoint(tmp_path / "none.pt")
+        files.load_checkpoint(tmp_path / "none.pt")
 
 
 def test_a_file_that_can_not_be_written_is_named(tmp_path):
@@ -270,9 +272,9 @@ def test_memory_that_is_freed_is_kept_for_the_next_step(kept):
     program = f"""
 import resource
 import torch
-import helpers
+from runtime import machine
 if {kept}:
-    helpers.keep_freed_memory()
+    machine.keep_freed_memory()
 for _ in range(30):  # until the heap has found its shape
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -306,7 +308,7 @@ def test_a_disk_that_can_not_sync_a_folder_is_no_fault(tmp_path, monkeypatch):
 )
 def test_an_error_of_the_system_is_called_what_it_is(number, told, monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the last one replaces
-    with pytest.raises(SystemExit) as ended, helpers.errors_in_one_sentence():
+    with pytest.raises(SystemExit) as ended, errors.friendly_errors():
         raise OSError(number, os.strerror(number))
     assert told in ended.value.code
 
@@ -315,7 +317,7 @@ def test_an_error_of_the_system_is_called_what_it_is(number, told, monkeypatch):
 class Defaults:
     """As at the top of main.py."""
 
-    border: Literal["mirror", "stretch"] = "mirror"
+    padding: Literal["reflect", "stretch"] = "reflect"
     precision: Literal["float32"] | None = None
     size: tuple[int, int] = (572, 572)
     count: int = 3
@@ -328,7 +330,7 @@ class Defaults:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("border", "mirrored", "border = 'mirrored' can't be: it must be mirror or stretch."),
+        ("padding", "mirrored", "padding = 'mirrored' can't be: it must be reflect or stretch."),
         ("precision", "float", "precision = 'float' can't be: it must be float32 or None."),
         ("size", 572, "size = 572 can't be: it must be (a whole number, a whole number)."),
         ("size", (572, 5.0), "size = (572, 5.0) can't be: it must be (a whole number, a whole number)."),
@@ -342,8 +344,8 @@ class Defaults:
     ],
 )
 def test_a_default_that_is_not_of_its_type_is_named(name, value, expected, monkeypatch):
-    helpers.validate_defaults(Defaults)
+    errors.validate_defaults(Defaults)
     monkeypatch.setattr(Defaults, name, value)
     with pytest.raises(UserError) as error:
-        helpers.validate_defaults(Defaults)
+        errors.validate_defaults(Defaults)
     assert str(error.value) == expected

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, f1_score
 
-from nn.losses import SoftDiceLoss, binary_cross_entropy, dice_per_image, pixel_accuracy_per_image
+from nn.losses import SoftDiceLoss, binary_cross_entropy
+from nn.metrics import dice_per_image, pixel_accuracy_per_image
 
 pairs = arrays(bool, (2, 3, 4, 5))  # predictions and targets of three images
 

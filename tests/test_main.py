@@ -19,15 +19,15 @@ from PIL import Image
 from callbacks.model_saver import ModelSaverCallback
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
-from helpers import UserError
 from img import rle
 from img.augmentation import augment_img
 from img.transformer import decode_mask
 from nn.classifier import CarvanaClassifier
-from nn.losses import dice_per_image
+from nn.metrics import dice_per_image
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
-from resume import find_run
+from runtime.errors import UserError
+from runtime.run import find_run
 from test_callbacks import rows_of
 
 SMALL = (
@@ -81,10 +81,10 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("border", ["mirror", "stretch"])
-def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, border):
+@pytest.mark.parametrize("padding", ["reflect", "stretch"])
+def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, padding):
     sizes = "--input-img-resize 188 204 --output-img-resize 4 20".split()
-    done = run_main("--input-dir", drawn, *sizes, "--border", border, "--epochs", "1", "--sample-size", "0.5")
+    done = run_main("--input-dir", drawn, *sizes, "--padding", padding, "--epochs", "1", "--sample-size", "0.5")
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
 
@@ -92,7 +92,7 @@ def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, border
 @pytest.mark.slow
 def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     """Trained, scored, gone on with, and by the printed command cut out, from photos of different sizes."""
-    photos = ["--dataset", "own", "--input-dir", own, "--group", "(.+)-"]
+    photos = ["--dataset", "own", "--input-dir", own, "--group-regex", "(.+)-"]
     done = run_main(*photos, *SMALL, "--epochs", "1", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert f"Photos in {own}/images, masks in {own}/masks.\n" in done.stdout
@@ -107,8 +107,8 @@ def test_own_photos_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     again = run_main("--resume", "last", "--epochs", "2")
     assert again.returncode == 0 and f"{run} goes on after epoch 1 of 2." in again.stdout, again.stderr
     assert pd.read_csv(run / "split.csv").equals(split) and len(pd.read_csv(run / "metrics.csv")) == 2
-    other = run_main("--resume", "last", "--group", "cat")
-    assert f"--group can't be cat in {run}, which began with (.+)-" in other.stderr  # control: the pattern was kept
+    other = run_main("--resume", "last", "--group-regex", "cat")
+    assert f"--group-regex can't be cat in {run}, which began with (.+)-" in other.stderr  # control: the pattern was kept
 
     (told,) = re.findall(r"^cut it out  (python predict\.py .*)$", again.stdout, re.MULTILINE)
     _, script, photo, *options = shlex.split(told)
@@ -140,8 +140,8 @@ FAULTS = [
     ("--half-size-epochs 3", "--half-size-epochs 3 can't be: half of these images is no size for UNetOriginal."),
     ("--net UNet1024 --input-img-resize 256 320 --output-img-resize 256 320 --half-size-epochs 1", "no size for UNet"),
     ("--half-size-epochs 50", "--half-size-epochs 50 can't be: with --epochs 50, no epoch would be left after them."),
-    ("--warm-up 3 --epochs 3", "--warm-up 3.0 can't be: with --epochs 3, no epoch would be left after them."),
-    ("--schedule one_cycle --warm-up 1", "--warm-up 1.0 can't be: one_cycle climbs by itself. Leave it out, or say"),
+    ("--warmup-epochs 3 --epochs 3", "--warmup-epochs 3.0 can't be: with --epochs 3, no epoch would be left after them."),
+    ("--schedule one_cycle --warmup-epochs 1", "--warmup-epochs 1.0 can't be: one_cycle climbs by itself. Leave it out, or say"),
     ("--score-only", "--score-only needs a run: say --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
     ("--input-dir EMPTY", "Three ways on:"),
@@ -150,8 +150,8 @@ FAULTS = [
     ("--dataset sample --input-dir FILE", "FILE can't be written to (File exists)"),
     ("--dataset own --input-dir FILE", "There is no folder FILE. Photos are looked for in"),
     ("--dataset own --input-dir EMPTY", "There are no photos in EMPTY. Photos are looked for in"),
-    ("--dataset own --group (a", "--group '(a' is no regular expression (missing )"),
-    ("--group a", "--group 'a' is for photos of your own: say --dataset own too, or leave it out."),
+    ("--dataset own --group-regex (a", "--group-regex '(a' is no regular expression (missing )"),
+    ("--group-regex a", "--group-regex 'a' is for photos of your own: say --dataset own too, or leave it out."),
 ]
 
 
@@ -234,13 +234,13 @@ def test_a_run_that_goes_on_takes_the_rest_as_it_began(saved_run, main_here, req
 
 def test_a_run_of_before_there_were_groups_goes_on(saved_run, main_here, request):
     state = torch.load(saved_run / "last.pt", weights_only=True)
-    assert state["hyperparameters"].pop("group") is None
+    assert state["hyperparameters"].pop("group_regex") is None
     torch.save(state, saved_run / "last.pt")
     seen = request.getfixturevalue("seen")
     code, _ = main_here("--resume", "last")
     assert code.startswith("main.py: seen"), code
-    assert seen["callbacks"][0].hyperparameters["group"] is None
-    del state["hyperparameters"]["grey"]  # control
+    assert seen["callbacks"][0].hyperparameters["group_regex"] is None
+    del state["hyperparameters"]["grayscale"]  # control
     torch.save(state, saved_run / "last.pt")
     assert "was made by another version of main.py" in main_here("--resume", "last")[0]
 
@@ -286,7 +286,7 @@ def test_what_is_no_run_to_go_on_with_is_named(saved_run, main_here, tmp_path):
     code, _ = main_here("--resume", str(saved_run))
     assert "last.pt is no checkpoint to go on from: it lacks its hyperparameters or its split." in code
     split = {"car": ["a"], "image": ["a_01.jpg"], "part": ["train"]}
-    torch.save({"hyperparameters": {"net": "UNet1024", "colour": 3}, "split": split}, saved_run / "last.pt")
+    torch.save({"hyperparameters": {"net": "UNet1024", "color_jitter": 3}, "split": split}, saved_run / "last.pt")
     code, _ = main_here("--resume", str(saved_run / "last.pt"))
     assert "was made by another version of main.py" in code
 
@@ -332,7 +332,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     """Each hyperparameter arrives where it works."""
     compiled = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
-    sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --border stretch --batch-size 2 --epochs 7"
+    sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --padding stretch --batch-size 2 --epochs 7"
     rates = "--learning-rate 0.03 --momentum 0.8 --threshold 0.4 --seed 5 --precision float32 --workers 0 --device cpu"
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split())
     train_ds, valid_ds, optimizer = seen["train_loader"].dataset, seen["valid_loader"].dataset, seen["optimizer"]
@@ -341,12 +341,12 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert train_ds.X_transform.func is augment_img and valid_ds.X_transform is None
     tutorials = {name: knob.default for name, knob in inspect.signature(augment_img).parameters.items()}
     assert train_ds.X_transform.keywords == {name: tutorials[name] for name in list(tutorials)[2:]}
-    assert train_ds.threshold is None and valid_ds.threshold is None  # soft labels
-    assert (train_ds.border, valid_ds.border, train_ds.seed) == ("stretch", "stretch", 5)
+    assert train_ds.soft_labels and valid_ds.soft_labels
+    assert (train_ds.padding, valid_ds.padding, train_ds.seed) == ("stretch", "stretch", 5)
     assert train_ds[0][0].shape == (3, 188, 204) and valid_ds[0][1].shape == (4, 20)
     assert seen["train_loader"].batch_size == seen["valid_loader"].batch_size == 2
     of_readers = {seen[loader].worker_init_fn for loader in ("train_loader", "valid_loader")}
-    assert [each.__name__ for each in of_readers] == ["hand_over_quietly"]
+    assert [each.__name__ for each in of_readers] == ["quiet_worker"]
     orders = []
     for epoch in (1, 1, 2):
         seen["train_loader"].sampler.set_epoch(epoch)
@@ -359,17 +359,17 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert (classifier.threshold, classifier.seed, classifier.epochs, seen["epochs"]) == (0.4, 5, 7, 7)
     learnt = [param for group in optimizer.param_groups for param in group["params"]]
     assert set(learnt) == set(classifier.net.parameters()) and len(learnt) == len(set(learnt))
-    assert classifier.averaged is None and not classifier.clip_norm and classifier.accumulate_steps == 1
+    assert classifier.ema is None and not classifier.grad_clip and classifier.accumulate_steps == 1
     assert not any(group["weight_decay"] for group in optimizer.param_groups)
     lengths = lengths_of_steps(optimizer, seen["schedule"], 3)
     assert lengths == [0.03] * 3
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
     assert not compiled
 
-    small = ["--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile-model"]
+    small = ["--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile"]
     _, told = main_here(*small)
     assert "Look at this" not in told
-    assert compiled == [seen["self"].net] == [seen["self"].predictor]
+    assert compiled == [seen["self"].net] == [seen["self"].eval_net]
     assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
     assert isinstance(seen["self"].net, UNet1024)
     optimizer = "--optimizer AdamW --learning-rate 0.01".split()
@@ -381,24 +381,24 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
 
 
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkeypatch):
-    step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warm-up 0.5 --clip-norm 2 --ema-decay 0.9"
+    step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5 --grad-clip 2 --ema-decay 0.9"
     step += " --accumulate-steps 3"
-    light = "--labels cut --no-flip --shift 0.1 --scale 0.2 --rotation 3 --colour 0.4 --grey 0.5 --blur 0.6"
+    light = "--no-soft-labels --no-flip --shift 0.1 --scale 0.2 --rotation 3 --color-jitter 0.4 --grayscale 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
     compiled = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
-    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split(), "--compile-model")
-    assert set(compiled) == {seen["self"].net, seen["self"].predictor} and len(compiled) == 2
+    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split(), "--compile")
+    assert set(compiled) == {seen["self"].net, seen["self"].eval_net} and len(compiled) == 2
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
-    assert classifier.clip_norm == 2 and classifier.accumulate_steps == 3 and classifier.predictor is not classifier.net
+    assert classifier.grad_clip == 2 and classifier.accumulate_steps == 3 and classifier.eval_net is not classifier.net
     lengths = lengths_of_steps(optimizer, seen["schedule"], 4 * 2)  # epochs times steps, of three batches of 8
     assert lengths[:2] == pytest.approx([0.0002 / 2, 0.0002])
     assert 0 < lengths[-1] < lengths[4] < 0.0002 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     dataset = seen["train_loader"].dataset
-    told = dict(flip=False, shift=0.1, scale=0.2, rotation=3, colour=0.4, grey=0.5, blur=0.6)
+    told = dict(flip=False, shift=0.1, scale=0.2, rotation=3, color_jitter=0.4, grayscale=0.5, blur=0.6)
     assert dataset.X_transform.keywords == told
-    assert dataset.threshold == 0.5 and seen["valid_loader"].dataset.threshold is None
+    assert not dataset.soft_labels and seen["valid_loader"].dataset.soft_labels
     assert (dataset.half_size_epochs, seen["valid_loader"].dataset.half_size_epochs) == (2, 0)
 
 
@@ -413,24 +413,24 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
         for self.epoch, dice in ((1, 0.9), (2, 0.1)):
             self.metrics.append({"epoch": self.epoch, "valid_dice": dice})
             saver.on_epoch_end(self, self.epoch, self.metrics[-1])
-            restored.append(self.net.classify.bias.item())
-            self.net.classify.bias.data.add_(100)
+            restored.append(self.net.head.bias.item())
+            self.net.head.bias.data.add_(100)
 
     def predict(self, test_loader, callbacks, title="predict"):
         assert test_loader.dataset.tta
-        restored.append(self.net.classify.bias.item())
-        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.photo_size))
+        restored.append(self.net.head.bias.item())
+        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.resize_size))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)
         names = [path.name for path in test_loader.dataset.X]
-        callbacks[0].on_predicted(callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4)))
+        callbacks[0].on_batch_gathered(callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4)))
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.predict", predict)
-    sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --border stretch --threshold 0.3 --tta --device cpu"
+    sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --padding stretch --threshold 0.3 --tta --device cpu"
     assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
     assert restored[3] == restored[2] == restored[0] != restored[1]
-    photo_size = (188, 188)  # of border stretch: all of the input
-    assert thresholds == [("score", 0.3, photo_size), ("predict", 0.3, photo_size)]
+    resize_size = (188, 188)  # of padding stretch: all of the input
+    assert thresholds == [("score", 0.3, resize_size), ("predict", 0.3, resize_size)]
 
 
 def test_help_explains_every_hyperparameter(main_here):
@@ -444,7 +444,7 @@ def test_help_explains_every_hyperparameter(main_here):
 
 
 def commands(prefix):
-    """The lines of README's code blocks that begin so, with continued lines joined."""
+    """The lines of README's code blocks that begin so, with continued lines init_distributed."""
     blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip().startswith(prefix)]
@@ -478,8 +478,8 @@ def test_the_readme_goes_from_an_account_to_a_score_in_eight_lines():
 
 @pytest.mark.parametrize(("arguments", "needed"), [("", True), ("--no-predict", False), ("--check-data", False)])
 def test_photos_to_predict_are_fetched_only_for_a_prediction(main_here, monkeypatch, arguments, needed):
-    def download_dataset(self, test_photos):
-        raise UserError(f"seen {test_photos}")
+    def download_dataset(self, test_images):
+        raise UserError(f"seen {test_images}")
 
     monkeypatch.setattr("data.fetcher.DatasetFetcher.download_dataset", download_dataset)
     assert main_here(*arguments.split())[0] == f"main.py: seen {needed}"
@@ -548,7 +548,7 @@ def test_the_fault_table_quotes_the_code_and_names_tests_that_are_there():
 def test_a_run_that_was_ended_within_its_small_epochs_goes_on(saved_run, main_here, request):
     """With fewer epochs than a new run may have of small ones and of its warm-up."""
     state = torch.load(saved_run / "last.pt", weights_only=True)
-    state["hyperparameters"] |= {"epochs": 3, "warm_up": 5.0}
+    state["hyperparameters"] |= {"epochs": 3, "warmup_epochs": 5.0}
     torch.save(state, saved_run / "last.pt")
     request.getfixturevalue("seen")
     for epochs in (3, 9):

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import UserError
 from nn.unet import UNet1024, UpsampleDecoder
 from nn.unet_origin import ConvBnRelu, StackDecoder, UNetOriginal, center_crop
+from runtime.errors import UserError
 
 
 def conv(inputs, outputs, side, bias=False):
@@ -134,7 +134,7 @@ def test_left_and_right_are_treated_alike(net):
 
 
 def test_an_output_pixel_sees_the_input_92_pixels_further_on():
-    """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as mirror_border takes it."""
+    """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as reflect_pad takes it."""
     torch.manual_seed(0)
     net = UNetOriginal((3, 220, 220)).eval()
     image = torch.rand(1, 3, 220, 220, requires_grad=True)
@@ -198,4 +198,4 @@ def test_a_process_without_images_can_do_its_step(monkeypatch):
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: OfNothing.apply(x))
     net = UNet1024((3, 128, 128))
     net(torch.empty(0, 3, 128, 128)).sum().backward()
-    assert net.classify.weight.grad.eq(0).all()
+    assert net.head.weight.grad.eq(0).all()

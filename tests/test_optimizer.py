@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and averaged weights, each against arithmetic done here or another class of torch's."""
+"""Optimizer, learning rate and ema weights, each against arithmetic done here or another class of torch's."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nn.optimizer import AveragedWeights, make_optimizer, make_schedule
+from nn.optimizer import ModelEma, make_optimizer, make_scheduler
 from nn.unet_origin import ConvBnRelu
 
 
@@ -40,9 +40,9 @@ def test_adamw_takes_a_share_of_the_kernels_alone():
     assert before["0.bn.weight"].eq(1).all() and net[0].bn.weight.eq(1).all()
 
 
-def rates(name, steps, warm_up=0):
+def rates(name, steps, warmup_steps=0):
     optimizer = torch.optim.SGD(net_of_two().parameters(), lr=0.4)
-    schedule, seen = make_schedule(optimizer, name, steps, warm_up), []
+    schedule, seen = make_scheduler(optimizer, name, steps, warmup_steps), []
     for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -63,12 +63,12 @@ def test_a_cosine_is_torchs_own_and_ends_at_nothing():
 
 def test_the_rate_climbs_in_a_straight_line_first():
     for name in ("constant", "cosine"):
-        seen, _ = rates(name, 20, warm_up=4)
+        seen, _ = rates(name, 20, warmup_steps=4)
         assert seen[:5] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
-    assert rates("constant", 20, warm_up=4)[0][4:] == [0.4] * 16
+    assert rates("constant", 20, warmup_steps=4)[0][4:] == [0.4] * 16
     assert seen[4:] == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 16)) for step in range(16)])
     assert rates("constant", 20) == ([0.4] * 20, 0.4)
-    assert rates("cosine", 4, warm_up=9)[0] == pytest.approx([0.04, 0.08, 0.12, 0.16])  # a training that is shorter
+    assert rates("cosine", 4, warmup_steps=9)[0] == pytest.approx([0.04, 0.08, 0.12, 0.16])  # a training that is shorter
 
 
 def test_one_cycle_climbs_for_less_than_a_third_and_falls_to_nothing():
@@ -80,32 +80,32 @@ def test_one_cycle_climbs_for_less_than_a_third_and_falls_to_nothing():
 
 def test_the_average_is_that_of_the_formula_for_weights_and_statistics():
     net = net_of_two()
-    averaged, expected = AveragedWeights(net, decay=0.5), {n: v.double() for n, v in net.state_dict().items()}
+    ema, expected = ModelEma(net, decay=0.5), {n: v.double() for n, v in net.state_dict().items()}
     for step in range(12):
         with torch.no_grad():
             for param in net.parameters():
                 param.add_(torch.randn_like(param))
             net[0].bn.running_mean.add_(1)
             net[0].bn.num_batches_tracked.add_(1)
-        averaged.update(net)
+        ema.update(net)
         decay = min(0.5, (1 + step) / (10 + step))
         for name, value in net.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
-    state = averaged.net.state_dict()
+    state = ema.net.state_dict()
     assert state.keys() == net.state_dict().keys()
     expected["0.bn.num_batches_tracked"] = 12
     for name, value in state.items():
         torch.testing.assert_close(value.double(), torch.as_tensor(expected[name]).double(), rtol=1e-5, atol=1e-6)
     assert not torch.equal(state["1.weight"], net[1].weight)  # control
     assert net[0].bn.running_mean.eq(12).all() and (state["0.bn.running_mean"] < 12).all()
-    assert averaged.updates == 12 and decay == 0.5 != (1 + step) / (10 + step)
+    assert ema.updates == 12 and decay == 0.5 != (1 + step) / (10 + step)
 
 
 def test_the_average_forgets_the_weights_of_the_start():
     net = net_of_two()
     torch.nn.init.constant_(net[1].weight, 1000)
-    averaged = AveragedWeights(net, decay=0.999)
+    ema = ModelEma(net, decay=0.999)
     torch.nn.init.zeros_(net[1].weight)
     for _ in range(100):
-        averaged.update(net)
-    assert averaged.net[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900
+        ema.update(net)
+    assert ema.net[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900

@@ -13,24 +13,24 @@ from PIL import Image
 import predict
 from conftest import ROOT
 from data import dataset
-from helpers import UserError
-from img.transformer import decode_photo
+from img.transformer import decode_image
 from nn.classifier import CarvanaClassifier
 from nn.unet_origin import UNetOriginal
+from runtime.errors import UserError
 from test_main import commands
 
 
-def checkpoint(path, border="mirror", tta=False, threshold=0.5):
+def checkpoint(path, padding="reflect", tta=False, threshold=0.5):
     """A UNetOriginal of random weights -> the classifier that has it."""
     torch.manual_seed(0)
     classifier = CarvanaClassifier(UNetOriginal((3, 188, 188)), 1)
     state = {"net_name": "UNetOriginal", "in_shape": [3, 188, 188], "net": classifier.net.state_dict()}
-    torch.save(state | {"hyperparameters": dict(border=border, tta=tta, threshold=threshold)}, path)
+    torch.save(state | {"hyperparameters": dict(padding=padding, tta=tta, threshold=threshold)}, path)
     return classifier
 
 
 def photo(path, size=(60, 40), mode="RGB", car=True, **options):
-    """A grey photo of (width, height), with a white square in its upper left quarter for a car."""
+    """A gray photo of (width, height), with a white square in its upper left quarter for a car."""
     image = Image.new("RGB", size, (90, 90, 90))
     if car:
         image.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
@@ -55,7 +55,7 @@ def predict_here(tmp_path, monkeypatch, capsys):
         code = 0
         try:
             options = predict.tyro.cli(predict.Options, args=["--model", "best.pt", *map(str, arguments)])
-            with predict.helpers.errors_in_one_sentence():
+            with predict.errors.friendly_errors():
                 predict.main(options)
         except SystemExit as ended:
             code = ended.code
@@ -144,7 +144,7 @@ def test_what_is_behind_the_car_is_a_colour_or_a_photo(predict_here, tmp_path):
         "predict.py: --background #ff000000 is transparent"
     )
     code, _ = predict_here(a, "--background", "nocolour")
-    assert code == "predict.py: --background nocolour is neither a photo nor a colour that Pillow knows."
+    assert code == "predict.py: --background nocolour is neither a photo nor a color that Pillow knows."
 
 
 def test_a_broken_photo_is_told_and_the_others_are_cut_out(predict_here, tmp_path):
@@ -185,25 +185,25 @@ def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tm
     assert predict_here("one", "one/a.png")[0] == 0  # the same photo twice is once
 
 
-@pytest.mark.parametrize(("border", "tta"), [("mirror", True), ("stretch", False)])
-def test_a_model_knows_how_its_photos_enter(tmp_path, border, tta):
+@pytest.mark.parametrize(("padding", "tta"), [("reflect", True), ("stretch", False)])
+def test_a_model_knows_how_its_photos_enter(tmp_path, padding, tta):
     """The same probabilities as on main.py's way to a submission."""
-    classifier = checkpoint(tmp_path / "best.pt", border, tta, 0.3)
+    classifier = checkpoint(tmp_path / "best.pt", padding, tta, 0.3)
     path, texture = tmp_path / "a.png", np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype=np.uint8)
     Image.fromarray(texture).save(path)
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.threshold == 0.3
     finder.classifier.precision = torch.float32
-    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), border, tta)[0]
+    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), padding, tta)[0]
     probs = classifier.predict_probs(image[None])
     assert probs.shape == ((1, 8, 8) if tta else (1, 4, 4))
     expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(finder(decode_photo(path.read_bytes())), expected)
+    torch.testing.assert_close(finder(decode_image(path.read_bytes())), expected)
 
 
 def test_it_works_alone_in_the_environment_of_a_training_of_several(tmp_path, monkeypatch):
-    monkeypatch.setattr("processes.COUNT", 2)
-    checkpoint(tmp_path / "best.pt", "mirror", False, 0.5)
+    monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 2)
+    checkpoint(tmp_path / "best.pt", "reflect", False, 0.5)
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.classifier.model is finder.classifier.net
 

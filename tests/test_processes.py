@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-import processes
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
-from data.sampler import TrainSampler, shared_out
-from helpers import UserError
-from resume import find_run_of
+from data.sampler import ShardedRandomSampler, shard
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.run import find_run_of
 from test_main import SMALL, commands
 from test_reliability import Run, models, parent
 
@@ -36,7 +36,7 @@ def torchrun(count, *options):
 @pytest.mark.parametrize(("length", "count"), [(12, 1), (12, 3), (13, 3), (2, 3), (7, 2)])
 def test_the_processes_read_each_photo_once_in_the_order_of_one(length, count):
     batch = 2
-    shares = [TrainSampler(length, 5, rank, count) for rank in range(count)]
+    shares = [ShardedRandomSampler(length, 5, rank, count) for rank in range(count)]
     orders = []
     for epoch in (1, 2):
         for share in shares:
@@ -44,7 +44,7 @@ def test_the_processes_read_each_photo_once_in_the_order_of_one(length, count):
         dealt = [list(share) for share in shares]
         assert [len(each) for each in dealt] == [len(share) for share in shares]
         assert sorted(chain(*dealt)) == list(range(length))
-        (alone := TrainSampler(length, 5, 0, 1)).set_epoch(epoch)
+        (alone := ShardedRandomSampler(length, 5, 0, 1)).set_epoch(epoch)
         orders.append(list(alone))
         for step in range(0, length, batch * count):
             together = chain(*(each[step // count :][:batch] for each in dealt))
@@ -57,9 +57,9 @@ def test_the_processes_read_each_photo_once_in_the_order_of_one(length, count):
 
 def test_the_batches_of_a_prediction_are_those_of_one_process():
     for length, batch, count in ((16, 3, 2), (16, 3, 3), (2, 3, 3), (9, 1, 4)):
-        alone = list(DataLoader(range(length), batch, sampler=shared_out(length, batch, 0, 1)))
+        alone = list(DataLoader(range(length), batch, sampler=shard(length, batch, 0, 1)))
         shares = [
-            list(DataLoader(range(length), batch, sampler=shared_out(length, batch, rank, count)))
+            list(DataLoader(range(length), batch, sampler=shard(length, batch, rank, count)))
             for rank in range(count)
         ]
         dealt = [shares[number % count][number // count] for number in range(len(alone))]
@@ -68,12 +68,12 @@ def test_the_batches_of_a_prediction_are_those_of_one_process():
 
 
 def test_a_run_is_found_by_the_torchruns_that_began_it(tmp_path, monkeypatch):
-    with processes.joined():
-        assert processes.agents() == [] and find_run_of([], tmp_path) is None
+    with distributed.init_distributed():
+        assert distributed.agents() == [] and find_run_of([], tmp_path) is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with processes.joined():
-        (agent,) = processes.agents()
-    processes._agents.clear()
+    with distributed.init_distributed():
+        (agent,) = distributed.agents()
+    distributed._agents.clear()
     for name, began in (("model_1", agent), ("model_2", f"{agent}0\nanother"), ("model_3", None)):
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "last.pt").touch()
@@ -85,18 +85,18 @@ def test_a_run_is_found_by_the_torchruns_that_began_it(tmp_path, monkeypatch):
 
 
 def test_photos_that_differ_and_too_few_of_them_are_told(monkeypatch, drawn, main_here):
-    monkeypatch.setattr("processes.from_all", lambda value: [value, "another", value])
+    monkeypatch.setattr("runtime.distributed.all_gather", lambda value: [value, "another", value])
     with pytest.raises(UserError, match=r"^The photos of process 1 are not those of process 0: "):
-        processes.require_same("The photos", ["a.jpg"])
+        distributed.require_same("The photos", ["a.jpg"])
     monkeypatch.undo()
-    monkeypatch.setattr("processes.COUNT", 17)
+    monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 17)
     for name, alone in (
-        ("joined", nullcontext),
-        ("from_all", lambda value: [value]),
-        ("from_first", lambda make: make()),
+        ("init_distributed", nullcontext),
+        ("all_gather", lambda value: [value]),
+        ("broadcast", lambda make: make()),
     ):
-        monkeypatch.setattr(f"processes.{name}", alone)
-    monkeypatch.setattr("processes._wait_for_data", lambda: None)
+        monkeypatch.setattr(f"runtime.distributed.{name}", alone)
+    monkeypatch.setattr("runtime.distributed._wait_for_data", lambda: None)
     code, _ = main_here("--input-dir", str(drawn), *HALF)
     assert code.startswith("main.py: 16 photos to train on are too few for 17 processes: say --nproc_per_node=16 to ")
 
@@ -255,7 +255,7 @@ def test_an_error_of_one_process_is_told_once(drawn, tmp_path):
     folder = tmp_path / "input"
     shutil.copytree(drawn, folder)
     X_train, *_ = DatasetFetcher(folder).get_train_files(0.5)
-    (share := TrainSampler(len(X_train), 0, rank=1, count=2)).set_epoch(1)
+    (share := ShardedRandomSampler(len(X_train), 0, rank=1, count=2)).set_epoch(1)
     broken = X_train[next(iter(share))]
     broken.write_bytes(broken.read_bytes()[:2000])
     run = Run(tmp_path, "--input-dir", folder, *HALF, launch=torchrun(2))

@@ -111,8 +111,8 @@ def training(drawn):
 
     Everything that has a state of its own, or draws, is on.
     """
-    step = "--optimizer AdamW --weight-decay 0.01 --schedule one_cycle --clip-norm 1 --ema-decay 0.9".split()
-    light = "--colour 0.2 --grey 0.2 --blur 1 --tta".split()
+    step = "--optimizer AdamW --weight-decay 0.01 --schedule one_cycle --grad-clip 1 --ema-decay 0.9".split()
+    light = "--color-jitter 0.2 --grayscale 0.2 --blur 1 --tta".split()
     return ["--input-dir", drawn, *SMALL, *step, *light, "--sample-size", "0.5", "--epochs", "8", "--workers", "1"]
 
 
@@ -255,10 +255,10 @@ def test_memory_runs_out(drawn, tmp_path):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_each_epoch_has_an_order_and_an_augmentation_of_its_own(drawn, main_here, monkeypatch, tmp_path, told):
-    """With steps of no length only these two make the losses of two epochs differ. Control: both forget the epoch."""
+    """With steps of no length only these two make the losses of two epochs differ. Control: both discard_partial the epoch."""
     if not told:
         monkeypatch.setattr("data.dataset.TrainImageDataset.set_epoch", lambda self, epoch: None)
-        monkeypatch.setattr("data.sampler.TrainSampler.set_epoch", lambda self, epoch: None)
+        monkeypatch.setattr("data.sampler.ShardedRandomSampler.set_epoch", lambda self, epoch: None)
     arguments = ["--input-dir", str(drawn), *SMALL, "--learning-rate", "1e-30", "--sample-size", "0.5"]
     code, _ = main_here(*arguments, "--epochs", "3", "--workers", "0", "--no-predict")
     assert code == 0

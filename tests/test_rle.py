@@ -50,7 +50,7 @@ small_probs = arrays(np.float32, st.tuples(sides, sides), elements=st.floats(0, 
 def test_runs_of_an_enlarged_prediction_are_those_of_its_pixels(probs, height, width, threshold):
     """Of one made smaller too; but for pixels that are at the threshold to a rounding error."""
     pixels = F.interpolate(torch.from_numpy(probs)[None, None], (height, width), mode="bilinear")[0, 0].numpy()
-    runs = rle.encode_enlarged(probs, (height, width), threshold)
+    runs = rle.encode_probs(probs, (height, width), threshold)
     mask = rle.decode(runs, (height, width))
     assert runs == rle.encode(mask)  # none of no length, none that should be one
     other = mask != (pixels > threshold)
@@ -61,7 +61,7 @@ def test_probabilities_enlarged_then_cut_beat_a_mask_cut_then_enlarged():
     rows, columns = np.mgrid[:640, :960]
     truth = ((rows - 300) / 200) ** 2 + ((columns - 500) / 330) ** 2 < 1
     small = resize(torch.from_numpy(truth[None].astype(np.uint8) * 255), (97, 97))[0].numpy() / np.float32(255)
-    enlarged_then_cut = rle.decode(rle.encode_enlarged(small, (640, 960), 0.5), (640, 960))
+    enlarged_then_cut = rle.decode(rle.encode_probs(small, (640, 960), 0.5), (640, 960))
     cut_then_enlarged = F.interpolate(torch.from_numpy(small > 0.5)[None, None].float(), (640, 960))[0, 0].numpy()
     good, worse = (f1_score(truth.ravel(), mask.ravel() > 0) for mask in (enlarged_then_cut, cut_then_enlarged))
     assert good > 0.999 and 1 - good < (1 - worse) / 3

@@ -14,8 +14,8 @@ from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.scorer import SWEEP, ScorerCallback
 from callbacks.tensorboard import TensorboardLoggerCallback
-from helpers import UserError
 from img.transformer import decode_mask, resize
+from runtime.errors import UserError
 from test_callbacks import events, rows_of, train
 
 
@@ -35,7 +35,7 @@ def blurred(masks, size):
 def scored(masks, probs, threshold=0.5):
     scorer = ScorerCallback(masks, threshold)
     for first in range(0, len(masks), 8):
-        scorer.on_predicted(scorer.on_predict_batch(list(masks)[first : first + 8], probs[first : first + 8]))
+        scorer.on_batch_gathered(scorer.on_predict_batch(list(masks)[first : first + 8], probs[first : first + 8]))
     return scorer
 
 
@@ -45,7 +45,7 @@ def test_the_score_is_that_of_the_submission(masks, tmp_path, threshold):
     probs = blurred(masks, (20, 30))
     scorer = scored(masks, probs, threshold)
     saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (80, 120), threshold)
-    saver.on_predicted(saver.on_predict_batch(list(masks), probs))
+    saver.on_batch_gathered(saver.on_predict_batch(list(masks), probs))
     saver.close_saver()
     expected, small = {}, []
     for (name, runs), prob in zip(rows_of(saver.to_file)[1:], probs, strict=True):
@@ -135,7 +135,7 @@ def test_the_score_stands_at_the_best_epoch_in_metrics_and_tensorboard_once(draw
         logger.log_score(classifier, score)
     metrics = pd.read_csv(saver.path / "metrics.csv")
     assert metrics["score"].isna().tolist() == [True, False, True] and metrics["score"][1] == 0.25
-    assert not set(classifier.TIMES) & set(metrics)
+    assert not set(classifier.TIMING_METRICS) & set(metrics)
     pd.testing.assert_frame_equal(pd.read_csv(saver.path / "score.csv", dtype={"view": str}), table)
     assert [(each.step, each.value) for each in events(tmp_path / "tb/valid").Scalars("masks/score")] == [
         (2, pytest.approx(0.1)), (2, 0.25),

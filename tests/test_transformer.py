@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from img.transformer import decode_mask, decode_photo, halved, mirror_border, resize
+from img.transformer import decode_image, decode_mask, downsample, reflect_pad, resize
 
 
 def encoded(image, format, **options):
@@ -20,9 +20,9 @@ TRUTH = np.zeros((20, 30), dtype=bool)
 TRUTH[5:15, 4:21] = True
 
 
-def palette(*colours):
+def palette(*colors):
     image = Image.fromarray(TRUTH.astype(np.uint8), mode="P")
-    image.putpalette([channel for colour in colours for channel in colour])
+    image.putpalette([channel for color in colors for channel in color])
     return image
 
 
@@ -42,7 +42,7 @@ def see_through(image, value):
     [
         (palette((0, 0, 0), (255, 255, 255)), "GIF"),  # Kaggle's
         (palette((0, 0, 0), (1, 1, 1)), "PNG"),
-        (palette((0, 0, 0), (128, 0, 0)), "PNG"),  # as PASCAL VOC colours its first class
+        (palette((0, 0, 0), (128, 0, 0)), "PNG"),  # as PASCAL VOC colors its first class
         (painted("L", 0, 255), "PNG"),
         (painted("L", 0, 1), "PNG"),
         (painted("1", 0, 1), "PNG"),
@@ -54,7 +54,7 @@ def see_through(image, value):
         (see_through(palette((255, 255, 255), (0, 0, 0)), 0), "PNG"),  # and so are these three
         (see_through(palette((255, 255, 255), (0, 0, 0)), 0), "GIF"),
         (see_through(painted("L", 255, 0), 255), "PNG"),
-        (see_through(palette((0, 0, 0), (1, 1, 1)), 7), "GIF"),  # of a colour that is nowhere
+        (see_through(palette((0, 0, 0), (1, 1, 1)), 7), "GIF"),  # of a color that is nowhere
         (painted("RGB", (0, 0, 0), (0, 0, 1)), "PNG"),
         (painted("F", -1.0, 1.0), "TIFF"),
         (painted("LA", (0, 255), (255, 255)), "PNG"),
@@ -70,24 +70,24 @@ def test_masks_of_every_kind_are_the_same_mask(image, format):
 
 
 def test_grey_edges_of_a_mask_are_kept_and_an_empty_mask_is_empty():
-    grey = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))
-    assert decode_mask(encoded(grey, "PNG")).tolist() == [[[0, 51, 255]]]
+    gray = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))
+    assert decode_mask(encoded(gray, "PNG")).tolist() == [[[0, 51, 255]]]
     assert decode_mask(encoded(Image.new("L", (3, 2)), "PNG")).sum() == 0
 
 
 @pytest.mark.parametrize("turned", [1, 5, 6])
 @pytest.mark.parametrize(
-    ("at_least", "expected"),
+    ("min_size", "expected"),
     [((50, 75), (50, 75)), ((20, 20), (50, 75)), ((51, 20), (100, 150)), ((20, 76), (100, 150)), (None, (100, 150))],
 )
-def test_what_is_needed_at_half_the_size_comes_so(at_least, expected, turned):
+def test_what_is_needed_at_half_the_size_comes_so(min_size, expected, turned):
     """A picture of 100 x 150, upright."""
     size = (150, 100) if turned == 1 else (100, 150)  # as it lies in the file, for Pillow
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = turned
     picture = Image.new("L", size, 255)
-    arguments = () if at_least is None else (at_least,)
-    photo = decode_photo(encoded(picture.convert("RGB"), "JPEG", exif=exif), *arguments)
+    arguments = () if min_size is None else (min_size,)
+    photo = decode_image(encoded(picture.convert("RGB"), "JPEG", exif=exif), *arguments)
     mask = decode_mask(encoded(picture, "PNG", exif=exif), *arguments)
     assert photo.shape == (3, *expected) and mask.shape == (1, *expected)
     assert photo.min() > 250 and mask.min() == 255
@@ -99,11 +99,11 @@ def test_at_half_its_size_a_photo_is_the_same_from_any_file(format):
     rows, columns = np.mgrid[:62, :80]
     waves = (127 + 90 * np.sin(rows / 2) * np.cos(columns / 3)).astype(np.uint8)
     file = encoded(Image.fromarray(waves).convert("RGB"), format, quality=99)
-    photo, half = decode_photo(file), decode_photo(file, (30, 40))
+    photo, half = decode_image(file), decode_image(file, (30, 40))
     assert photo.shape == (3, 62, 80) and half.shape == (3, 31, 40)
-    assert (half.float() - halved(photo, (30, 40)).float()).abs().mean() < 1
+    assert (half.float() - downsample(photo, (30, 40)).float()).abs().mean() < 1
     assert (half.float() - resize(photo, (31, 40)).float()).abs().mean() > 3  # control: the filter of resize
-    assert halved(photo, (30, 41)) is photo
+    assert downsample(photo, (30, 41)) is photo
     corner = waves[:2, :2].mean()
     assert abs(half[0, 0, 0] - corner) <= (1 if format == "PNG" else 3)
 
@@ -116,24 +116,24 @@ def test_an_odd_side_is_not_halved(format, turned):
     exif[ExifTags.Base.Orientation] = turned
     for size in ((101, 80), (80, 101)):
         file = encoded(Image.new("RGB", size), format, exif=exif)
-        assert decode_photo(file, (30, 30)).shape[1:] == size[::-1] == decode_mask(file, (30, 30)).shape[1:]
-    assert halved(torch.zeros(3, 101, 80, dtype=torch.uint8), (30, 30)).shape == (3, 101, 80)
+        assert decode_image(file, (30, 30)).shape[1:] == size[::-1] == decode_mask(file, (30, 30)).shape[1:]
+    assert downsample(torch.zeros(3, 101, 80, dtype=torch.uint8), (30, 30)).shape == (3, 101, 80)
 
 
 def test_photos_of_every_kind_are_rgb():
-    colour = Image.new("RGB", (30, 20), (200, 40, 90))
-    for image, format in ((colour, "JPEG"), (colour, "PNG"), (colour.convert("CMYK"), "JPEG")):
-        photo = decode_photo(encoded(image, format, quality=95))
+    color = Image.new("RGB", (30, 20), (200, 40, 90))
+    for image, format in ((color, "JPEG"), (color, "PNG"), (color.convert("CMYK"), "JPEG")):
+        photo = decode_image(encoded(image, format, quality=95))
         assert photo.shape == (3, 20, 30) and photo.dtype == torch.uint8
         assert (photo[:, 10, 10].int() - torch.tensor([200, 40, 90])).abs().max() <= 8, (image.mode, format)
-    assert decode_photo(encoded(colour.convert("L"), "JPEG")).shape == (3, 20, 30)
-    deep = decode_photo(encoded(Image.new("I;16", (30, 20), 40000), "PNG"))
+    assert decode_image(encoded(color.convert("L"), "JPEG")).shape == (3, 20, 30)
+    deep = decode_image(encoded(Image.new("I;16", (30, 20), 40000), "PNG"))
     assert deep.shape == (3, 20, 30) and deep.dtype == torch.uint8 and (deep == 40000 // 257).all()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
-@pytest.mark.parametrize("decode", [decode_photo, decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_half_a_file_is_an_error(share, format, decode):
     data = encoded(noise(), format)
     with pytest.raises((RuntimeError, ValueError, OSError, SyntaxError)):
@@ -142,7 +142,7 @@ def test_half_a_file_is_an_error(share, format, decode):
 
 @pytest.mark.parametrize("damage", ["zeros", "noise", "end"])
 def test_a_damaged_jpeg_is_an_error(damage):
-    """Most decoders paint grey from there on and say nothing."""
+    """Most decoders paint gray from there on and say nothing."""
     data = bytearray(encoded(noise(), "JPEG"))
     middle = len(data) // 2
     data[middle : middle + 400] = {
@@ -151,7 +151,7 @@ def test_a_damaged_jpeg_is_an_error(damage):
         "end": b"\xff\xd9" * 200,
     }[damage]
     with pytest.raises(ValueError, match="Corrupt JPEG data"):
-        decode_photo(bytes(data))
+        decode_image(bytes(data))
     Image.open(io.BytesIO(data)).load()  # control: Pillow
 
 
@@ -161,7 +161,7 @@ def test_a_photo_of_more_pixels_than_memory_is_an_error():
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = (65500).to_bytes(2, "big") * 2
     png = encoded(Image.new("1", (20_000, 20_000)), "PNG")
-    for decode in (decode_photo, decode_mask):
+    for decode in (decode_image, decode_mask):
         for bomb in (bytes(data), png):
             with pytest.raises(Image.DecompressionBombError):
                 decode(bomb)
@@ -169,7 +169,7 @@ def test_a_photo_of_more_pixels_than_memory_is_an_error():
 
 @pytest.mark.parametrize("content", [b"", b"no photo", b"\xff\xd8\xff\xe0", b"GIF89a"])
 def test_what_is_no_image_is_an_error(content):
-    for decode in (decode_photo, decode_mask):
+    for decode in (decode_image, decode_mask):
         with pytest.raises((ValueError, OSError, SyntaxError)):
             decode(content)
 
@@ -184,7 +184,7 @@ def test_photos_and_masks_are_turned_upright(orientation, format):
     exif[ExifTags.Base.Orientation] = orientation
     data = encoded(image, format, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")) > 127
-    assert (decode_photo(data)[0].numpy() > 127).tolist() == expected.tolist()
+    assert (decode_image(data)[0].numpy() > 127).tolist() == expected.tolist()
     assert (decode_mask(data)[0].numpy() > 127).tolist() == expected.tolist()
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_png_is_an_error_and_no_end_of_the_process():
     data = bytearray(encoded(noise(), "PNG"))
     data[len(data) // 2] ^= 255
     with pytest.raises(ValueError, match="it was damaged"):
-        decode_photo(bytes(data))
+        decode_image(bytes(data))
 
 
 def noise():
@@ -219,22 +219,22 @@ def test_a_small_mask_stands_where_its_photo_stands():
 def test_the_mirror_is_numpys(height, width, rows, columns):
     image = torch.arange(height * width).reshape(1, height, width)
     expected = np.pad(image[0].numpy(), ((rows, rows), (columns, columns)), mode="reflect")
-    assert (mirror_border(image, (height + 2 * rows, width + 2 * columns))[0].numpy() == expected).all()
+    assert (reflect_pad(image, (height + 2 * rows, width + 2 * columns))[0].numpy() == expected).all()
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_a_photo_whose_white_is_not_known_is_refused(mode):
     """Pillow would take what is above 255 for white."""
     with pytest.raises(ValueError, match="its pixels have 32 bits"):
-        decode_photo(encoded(Image.new(mode, (8, 8), 1), "TIFF"))
+        decode_image(encoded(Image.new(mode, (8, 8), 1), "TIFF"))
 
 
 def test_an_orientation_that_is_no_number_turns_nothing(monkeypatch):
     monkeypatch.setattr(Image.Image, "getexif", lambda image: {ExifTags.Base.Orientation: "6"})
-    assert decode_photo(encoded(Image.new("RGB", (8, 4)), "JPEG")).shape == (3, 4, 8)
+    assert decode_image(encoded(Image.new("RGB", (8, 4)), "JPEG")).shape == (3, 4, 8)
 
 
-@pytest.mark.parametrize("decode", [decode_photo, decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_a_png_with_a_bit_that_flipped_is_an_error(decode):
     """Pillow alone decodes many of them, to other pixels."""
     rows, columns = np.mgrid[:60, :80]

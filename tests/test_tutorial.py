@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines of the blocks that are no Python, with continued lines joined."""
+    """The lines of the blocks that are no Python, with continued lines init_distributed."""
     return "".join(blocks("")).replace("\\\n", " ").splitlines()
 
 
@@ -79,10 +79,10 @@ def test_the_commands_are_those_that_are_meant():
 
 
 def test_the_training_is_the_one_that_is_run():
-    """The command in the text, of which docs/figures.py runs one for each border."""
-    (told,) = (command for command in commands() if "--border" in command)
+    """The command in the text, of which docs/figures.py runs one for each padding."""
+    (told,) = (command for command in commands() if "--padding" in command)
     script = " ".join(re.findall(r'"(.*?) ?"', re.search(r"TRAINING = \((.*?)\n\)", source(), re.DOTALL)[1]))
-    assert shlex.split(told) == ["python", "main.py", *script.split(), "--border", "mirror"]
+    assert shlex.split(told) == ["python", "main.py", *script.split(), "--padding", "reflect"]
 
 
 def source() -> str:
@@ -113,11 +113,11 @@ def shown(value: float) -> str:
 
 def test_the_table_of_both_runs_is_the_one_that_was_made():
     table = pd.read_csv(FIGURES / "runs.csv")
-    (head,) = (head for head in tables() if head.startswith("| border |"))
+    (head,) = (head for head in tables() if head.startswith("| padding |"))
     epochs = sorted(table["epoch"].unique())
-    assert head == "| border | " + " | ".join(f"epoch {epoch}" for epoch in epochs) + " | score |"
-    for border, *cells in tables()[head]:
-        run = table[table["border"] == border].sort_values("epoch")
+    assert head == "| padding | " + " | ".join(f"epoch {epoch}" for epoch in epochs) + " | score |"
+    for padding, *cells in tables()[head]:
+        run = table[table["padding"] == padding].sort_values("epoch")
         assert cells == [f"{dice:.4f}" for dice in [*run["valid_dice"], run["score"].dropna().item()]]
 
 
@@ -162,9 +162,9 @@ def test_the_tables_that_need_no_training_can_be_made(figures, tmp_path):
 def test_a_verdict_is_the_middle_of_tensorboards_pictures(figures):
     photo, mask = torch.full((3, 64, 96), 100, dtype=torch.uint8), torch.zeros(64, 96, dtype=torch.bool)
     mask[:, 48:] = True
-    verdict = figures.verdict(photo, mask, mask)
-    assert verdict.shape == photo.shape
-    assert (verdict[:, :, :48] == 0).all() and (verdict[1, :, 48:] > verdict[0, :, 48:]).all()  # black, then green
+    error_map = figures.error_map(photo, mask, mask)
+    assert error_map.shape == photo.shape
+    assert (error_map[:, :, :48] == 0).all() and (error_map[1, :, 48:] > error_map[0, :, 48:]).all()  # black, then green
 
 
 def test_the_links_lead_somewhere():

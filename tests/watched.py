@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 import data.dataset
-import processes
+from runtime import distributed
 
 read = data.dataset.read
 
@@ -23,6 +23,6 @@ def told(path, *arguments):
 if "READ" in os.environ:
     data.dataset.read = told
 if "LIMIT" in os.environ:
-    processes.LIMIT = timedelta(seconds=int(os.environ["LIMIT"]))
+    distributed.TIMEOUT = timedelta(seconds=int(os.environ["LIMIT"]))
 sys.argv = sys.argv[1:]
 runpy.run_path("main.py", run_name="__main__")

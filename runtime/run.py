@@ -7,13 +7,14 @@ from typing import Any
 
 import tyro
 
-import processes
-from helpers import load_checkpoint, require, validate_defaults
+from runtime import distributed
+from runtime.errors import require, validate_defaults
+from runtime.files import load_checkpoint
 
 # With other values of these, a training that goes on is still the same training.
 MAY_CHANGE = set(
     "epochs predict tta score_only check_data resume "
-    "device precision compile_model workers input_dir output_dir logs_dir".split()
+    "device precision compile workers input_dir output_dir logs_dir".split()
 )
 
 
@@ -26,18 +27,18 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     """
     validate_defaults(kind)
     hp = tyro.cli(kind)
-    resume = processes.from_first(lambda: find_run_of(processes.agents(), hp.output_dir)) or hp.resume
+    resume = distributed.broadcast(lambda: find_run_of(distributed.agents(), hp.output_dir)) or hp.resume
     if resume is None:
-        if processes.started_anew():
+        if distributed.is_restart():
             print(f"torchrun has started this before, but its run isn't in {hp.output_dir}, so another one begins.")
         return hp, None
-    run, checkpoint = processes.from_first(lambda: load_run(resume, hp.output_dir))
+    run, checkpoint = distributed.broadcast(lambda: load_run(resume, hp.output_dir))
     saved, split = checkpoint["hyperparameters"], checkpoint["split"]
     require(
         isinstance(saved, dict) and isinstance(split, dict) and {"car", "image", "part"} <= split.keys(),
         f"{run / 'last.pt'} is no checkpoint to go on from: it lacks its hyperparameters or its split.",
     )
-    saved = {"group": None} | saved  # a run may have begun before own photos could be grouped
+    saved = {"group_regex": None} | saved  # a run may have begun before own photos could be grouped
     known = {field.name: field.default for field in fields(kind)}
     same = saved.keys() == known.keys()
     require(same, f"{run / 'last.pt'} was made by another version of main.py: go on with that, or start another run.")
@@ -45,10 +46,10 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     saved |= {"resume": str(run)}  # or fewer epochs than it began with would be refused, of a run that has had them
     began = kind(**{name: made[name](value) if name in made else value for name, value in saved.items()})
     hp = tyro.cli(kind, default=began)
-    before, now = images_of_step(began, checkpoint["processes"]), images_of_step(hp, processes.COUNT)
-    if checkpoint["processes"] != processes.COUNT:
+    before, now = images_per_step(began, checkpoint["processes"]), images_per_step(hp, distributed.WORLD_SIZE)
+    if checkpoint["processes"] != distributed.WORLD_SIZE:
         began_with = f"{checkpoint['processes']} process{'es' * (checkpoint['processes'] > 1)}"
-        print(f"It began with {began_with}, of {before} images a step, and goes on with {processes.COUNT}, of {now}.")
+        print(f"It began with {began_with}, of {before} images a step, and goes on with {distributed.WORLD_SIZE}, of {now}.")
     done = len(checkpoint["metrics"] or ())
     trained = saved_runs(hp.output_dir, holding="metrics.csv") if resume == "last" and not done else []
     before_it = ""
@@ -79,7 +80,7 @@ def from_command_line(kind: type) -> tuple[Any, dict[str, list[str]] | None]:
     return replace(hp, resume=str(run)), split
 
 
-def images_of_step(hp: Any, count: int) -> int:
+def images_per_step(hp: Any, count: int) -> int:
     """How many images a step of `count` processes with these hyperparameters has."""
     return hp.batch_size * hp.accumulate_steps * count
 

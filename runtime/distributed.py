@@ -23,78 +23,81 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import UserError, require
+from runtime.errors import UserError, require
 
 # What torchrun tells each process; a scheduler that sets some of it starts no training of several. LOCAL: on this box
 STARTED = all(os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
-COUNT, RANK, LOCAL_COUNT, LOCAL_RANK = (
+WORLD_SIZE, RANK, LOCAL_WORLD_SIZE, LOCAL_RANK = (
     int(os.environ.get(name, alone)) if STARTED else alone
     for name, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 )
-FIRST = RANK == 0
-LIMIT = timedelta(minutes=10)  # who gives no sign for so long, where all do the same, is taken for dead
-DATA_LIMIT = timedelta(days=2)  # and for so long while photos are fetched
+TIMEOUT = timedelta(minutes=10)  # who gives no sign for so long, where all do the same, is taken for dead
+DATA_TIMEOUT = timedelta(days=2)  # and for so long while photos are fetched
 
 _groups: dict[str, dist.ProcessGroup] = {}  # "talk" and "data": what goes through the CPU
 _agents: set[str] = set()
 
 
+def is_main_process() -> bool:
+    return RANK == 0
+
+
 @contextmanager
-def joined() -> Iterator[None]:
+def init_distributed() -> Iterator[None]:
     """In the block the processes know each other, and all but the first are mute. The error of one ends them all.
 
     It is told once, by the process that has it, or by the first where several have the same. Where a process ended
-    without a word (kill -9, a box without power), or hangs for LIMIT, another one tells that.
+    without a word (kill -9, a box without power), or hangs for TIMEOUT, another one tells that.
     """
-    if COUNT == 1:
+    if WORLD_SIZE == 1:
         _agents.add(_agent())
         yield
         return
     spoken = sys.stdout, sys.stderr
-    if not FIRST:
+    if not is_main_process():
         sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115, as long as the program lives
     store = None
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=LIMIT))
-        store = dist.PrefixStore(_name_of_start(store), store)
-        dist.init_process_group(store=dist.PrefixStore("groups", store), rank=RANK, world_size=COUNT, timeout=LIMIT)
-        _groups["talk"] = dist.new_group(backend="gloo", timeout=LIMIT)
-        _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_LIMIT)
-        _agents.update(from_all(_agent()))
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(_rendezvous_id(store), store)
+        dist.init_process_group(store=dist.PrefixStore("groups", store), rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
+        _groups["talk"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+        _agents.update(all_gather(_agent()))
         yield
         dist.destroy_process_group()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):  # all get the signal, and read the same command line
             raise
-        told_by = _tell(store)
-        if told_by != RANK and not FIRST:
+        told_by = _elect_reporter(store)
+        if told_by != RANK and not is_main_process():
             sys.exit(1)
         sys.stdout, sys.stderr = spoken
         if told_by != RANK:
             raise UserError(f"Process {told_by} ended with an error, and the others with it.") from error
         if _is_of_another(error):
             raise UserError(
-                f"Another process of this training ended without a word, or gave none for {LIMIT.seconds / 60:.3g} "
+                f"Another process of this training ended without a word, or gave none for {TIMEOUT.seconds / 60:.3g} "
                 f"minutes, so all of them stop ({' '.join(str(error).split()):.200})"
-                f"{'' if FIRST else '. Go on with --resume last'}."
+                f"{'' if is_main_process() else '. Go on with --resume last'}."
             ) from error
         raise
 
 
-def _name_of_start(store: dist.Store) -> str:
+def _rendezvous_id(store: dist.Store) -> str:
     """What all processes that started together, and none before them, call this start.
 
     torchrun keeps its store when it starts its processes anew, with all that those before have written to it, such as
     the addresses that they had. So each shows a name that is new, and the first one shows its own to each of them.
     """
-    mine, until = uuid4().hex, time.monotonic() + LIMIT.total_seconds()
+    mine, until = uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
     store.set(f"process {RANK}", mine)
-    if not FIRST:
-        store.wait([f"to {mine}"], LIMIT)
+    if not is_main_process():
+        store.wait([f"to {mine}"], TIMEOUT)
         first = store.get(f"to {mine}").decode()
         store.set(f"{mine} got {first}", "")
         return first
-    silent = set(range(1, COUNT))
+    silent = set(range(1, WORLD_SIZE))
     while silent:
         for rank in [rank for rank in silent if store.check([f"process {rank}"])]:
             other = store.get(f"process {rank}").decode()  # or that of its predecessor, which says no more
@@ -107,9 +110,9 @@ def _name_of_start(store: dist.Store) -> str:
     return mine
 
 
-def _tell(store: dist.Store | None) -> int:
+def _elect_reporter(store: dist.Store | None) -> int:
     """The rank of the process that tells of the error that ends all: the first one, or else who comes first."""
-    time.sleep(0 if FIRST else 1)
+    time.sleep(0 if is_main_process() else 1)
     told_by = []
 
     def agree() -> None:
@@ -143,7 +146,7 @@ def _agent() -> str:
     return f"{socket.gethostname()} {agent} {started}"
 
 
-def started_anew() -> bool:
+def is_restart() -> bool:
     """Whether torchrun knows that it has started these processes before (on a box whose own ones ended)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
@@ -153,34 +156,34 @@ def agents() -> list[str]:
     return sorted(_agents - {""})
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast(make: Callable[[], Any]) -> Any:
     """What make() returns in the first process, the only one that calls it; all of them get it."""
-    if COUNT == 1:
+    if WORLD_SIZE == 1:
         return make()
-    made = [make() if FIRST else None]
+    made = [make() if is_main_process() else None]
     dist.broadcast_object_list(made, src=0, group=_groups["talk"])
     return made[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The values of all processes, by rank."""
-    values = [value] * COUNT
-    if COUNT > 1:
+    values = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
         dist.all_gather_object(values, value, group=_groups["talk"])
     return values
 
 
-def to_first(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """In the first process the values of all, by rank; in the others nothing."""
-    if COUNT == 1:
+    if WORLD_SIZE == 1:
         return [value]
-    values = [None] * COUNT if FIRST else None
+    values = [None] * WORLD_SIZE if is_main_process() else None
     dist.gather_object(value, values, dst=0, group=_groups["talk"])
     return values or []
 
 
 @contextmanager
-def first_of_each_box() -> Iterator[None]:
+def local_main_process_first() -> Iterator[None]:
     """The block is run by the first process of each box, and only then by its others, which find the work done."""
     if LOCAL_RANK:
         _wait_for_data()
@@ -190,14 +193,14 @@ def first_of_each_box() -> Iterator[None]:
 
 
 def _wait_for_data() -> None:
-    if COUNT > 1:
-        dist.monitored_barrier(_groups["data"], timeout=DATA_LIMIT)
+    if WORLD_SIZE > 1:
+        dist.monitored_barrier(_groups["data"], timeout=DATA_TIMEOUT)
 
 
 def require_same(what: str, values: Sequence[object]) -> None:
     """Raises UserError where the `values` of a process are not those of the first. Each may come when its data do."""
     _wait_for_data()
-    digests = from_all(hashlib.sha256(repr(list(values)).encode()).hexdigest())
+    digests = all_gather(hashlib.sha256(repr(list(values)).encode()).hexdigest())
     others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     require(
         not others,
@@ -205,29 +208,29 @@ def require_same(what: str, values: Sequence[object]) -> None:
     )
 
 
-def add_up(sums: Tensor) -> None:
+def all_reduce(sums: Tensor) -> None:
     """Add to `sums`, on the CPU, those of the other processes, in place."""
-    if COUNT > 1:
+    if WORLD_SIZE > 1:
         dist.all_reduce(sums, group=_groups["talk"])
 
 
 def average_buffers(net: nn.Module) -> None:
     """Give `net` the mean of what the BatchNorms of each process have gathered from its own share of the photos."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
-    if COUNT == 1 or not buffers:
+    if WORLD_SIZE == 1 or not buffers:
         return
     together = torch.cat([buffer.flatten() for buffer in buffers])
     dist.all_reduce(together)
-    together /= COUNT
+    together /= WORLD_SIZE
     for buffer, mean in zip(buffers, together.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 
 
-def share_gradients(net: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
     """`net`, whose gradients become, while backward() goes on, the mean of those of all processes. Its weights too are
     those of the first. On a GPU its BatchNorms take the statistics of all processes' images.
     """
-    if COUNT == 1 or not dist.is_initialized():  # predict.py starts no training, whatever started it
+    if WORLD_SIZE == 1 or not dist.is_initialized():  # predict.py starts no training, whatever started it
         return net
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: the names and the weights stay
