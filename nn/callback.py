@@ -1,39 +1,54 @@
-"""The moments of a training and of a prediction at which a callback may act. The base does nothing at any of them.
-
-Where there are several processes, all but on_predict_batch and on_exception are called in the first one alone.
-"""
+"""The events of a training and of a prediction. Subclass Callback to act on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader
+if TYPE_CHECKING:  # only for the annotations: this file imports nothing of ours
+    import pandas as pd
+    from torch import Tensor
+    from torch.utils.data import DataLoader
 
-if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
 
 
 class Callback:
+    """Does nothing at any event. With several processes, all but two events happen in the main process only."""
+
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        """Before the first epoch of a call of train()."""
+        """Before the first epoch of a call of train(), which may be none of a resumed run."""
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        """After an epoch, pluralize from 1, has been trained and validated; `metrics` are means over its images."""
+        """After an epoch, counted from 1, was trained and validated. metrics: means over its images."""
 
     def on_train_end(self, classifier: CarvanaClassifier) -> None:
         """After the last epoch."""
 
     def on_exception(self) -> None:
-        """When a training or a prediction ends before its time, whatever the reason: close what is open."""
+        """When an error or a signal ends a training or a prediction, in every process: close what is open."""
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> Any:
-        """For each batch of a prediction: the files' names and the probabilities of car, (N, h, w) float32.
+        """For each batch of a prediction, in the process that predicted it, in a thread next to the net.
 
-        It runs in another thread than the net, one batch after the other, and in the process that predicted the batch.
-        What it returns is what on_batch_gathered gets: lists, text, numbers; small, for it may cross a network.
+        names: of the N image files. probs: (N, h, w) float32 in [0, 1] on the net's device. What it returns goes to
+        on_batch_gathered, perhaps over a network: lists, text and numbers.
         """
 
-    def on_batch_gathered(self, made: Any) -> None:
-        """What on_predict_batch made of each batch of all processes, in the order of the batches, in the first one."""
+    def on_batch_gathered(self, result: Any) -> None:
+        """With the result of each on_predict_batch of all processes, in the order of the batches."""
+
+    def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
+        """After the best epoch's weights were scored. table: a row per validation image, see callbacks/scorer.py."""
+
+
+@contextmanager
+def closing(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Call on_exception() of the callbacks if an error or a signal ends the block."""
+    try:
+        yield
+    except BaseException:
+        for callback in callbacks:
+            callback.on_exception()
+        raise

@@ -1,15 +1,106 @@
-"""How good a mask is: Dice and pixel accuracy, per image."""
+"""How well predicted masks agree with the true ones: per image, and averaged over the images of an epoch."""
 
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+
+from helpers import Progress
+from runtime import distributed
 
 
 def dice_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Dice 2 |X & Y| / (|X| + |Y|) of cut masks (N, H, W) of bool -> (N,) in [0, 1]; two empty masks agree: 1."""
+    """Dice coefficient 2 |X & Y| / (|X| + |Y|) of binary masks.
+
+    predictions, targets: (N, H, W) bool -> (N,) in [0, 1]. Two empty masks agree: 1.
+    """
     predictions, targets = predictions.flatten(1), targets.flatten(1)
     sizes = predictions.sum(1) + targets.sum(1)
     return ((2 * (predictions & targets).sum(1)) / sizes.clamp(min=1)).masked_fill(sizes == 0, 1.0)
 
 
 def pixel_accuracy_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
-    """The share of pixels on which two cut masks (N, H, W) of bool agree -> (N,) in [0, 1]."""
+    """Fraction of pixels on which binary masks agree: (N, H, W) bool, twice -> (N,) in [0, 1]."""
     return (predictions == targets).flatten(1).float().mean(1)
+
+
+class Meter:
+    """Loss, Dice and pixel accuracy of one pass over a loader's images, under a progress bar.
+
+    The sums stay on the device and are fetched every LOG_INTERVAL batches, so that most steps don't wait for it.
+    update() raises FloatingPointError, with the names of the images, if a loss that it fetched isn't finite.
+
+    title: of the progress bar, such as "train 3/50". loader: its batches are counted, not read.
+    """
+
+    LOG_INTERVAL = 10
+    NAMES = ("loss", "dice", "pixel_accuracy")
+
+    def __init__(self, title: str, loader: DataLoader):
+        self.title, self.loader, self.start = title, loader, time.perf_counter()
+        self.total, self.batches = len(loader.dataset), distributed.count_batches(loader)
+        self.bar = Progress(total=self.total, desc=title, unit="img")
+        self.batch = self.images = 0
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
+        self.unread: list[Tensor] = []  # of each batch since the last reading
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.close()
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+        """Add a batch -> Dice of each image, (N,).
+
+        loss: the batch's mean. logits: (N, h, w). targets: (N, h, w) in [0, 1]; a pixel is car above 0.5.
+        """
+        predictions, truth = logits.float().sigmoid() > threshold, targets > 0.5
+        dice, accuracy = dice_per_image(predictions, truth), pixel_accuracy_per_image(predictions, truth)
+        self.unread.append(torch.stack([loss.detach() * len(logits), dice.sum(), accuracy.sum()]))
+        self.images += len(logits)
+        self.batch += 1
+        if self.batch in (1, self.batches) or self.batch % self.LOG_INTERVAL == 0:
+            self.read()
+            self.bar.set_postfix(loss=f"{self.mean('loss'):.3f}", dice=f"{self.mean('dice'):.4f}", refresh=False)
+        seen = min(self.batch * self.loader.batch_size * distributed.WORLD_SIZE, self.total)
+        self.bar.update(seen - self.bar.n)
+        return dice
+
+    def read(self) -> None:
+        """Fetch the sums from the device."""
+        batches = torch.stack(self.unread).cpu().double()  # (batches, 3)
+        self.unread.clear()
+        self.sums += batches.sum(0)
+        bad = (~batches[:, 0].isfinite()).nonzero()
+        if len(bad):
+            batch = self.batch - len(batches) + 1 + int(bad[0])
+            raise FloatingPointError(f"The loss was not finite at batch {batch} of {self.title}"
+                                     f"{images_of_batch(self.loader, batch)}, so training stopped.")
+
+    def mean(self, name: str) -> float:
+        return float(self.sums[self.NAMES.index(name)] / self.images)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """The means over the images of all processes, and images per second; prefix: of their names."""
+        if self.unread:
+            self.read()
+        sums = torch.tensor([self.images, *self.sums], dtype=torch.float64)
+        distributed.all_reduce(sums)
+        self.images, self.sums = int(sums[0]), sums[1:]
+        speed = self.total / (time.perf_counter() - self.start)
+        return {prefix + name: self.mean(name) for name in self.NAMES} | {prefix + "images_per_second": speed}
+
+
+def images_of_batch(loader: DataLoader, batch: int) -> str:
+    """", images a.jpg, b.jpg" of a batch, counted from 1; "" if the loader's order can't be repeated."""
+    if not hasattr(loader.dataset, "X") or isinstance(loader.sampler, RandomSampler):
+        return ""
+    indices = next(islice(loader.batch_sampler, batch - 1, None))
+    return f", images {', '.join(Path(loader.dataset.X[index]).name for index in indices)}"

@@ -4,6 +4,7 @@ Each works on its share of a batch's photos; the first one (rank 0) prints, save
 """
 
 import hashlib
+import math
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from runtime.errors import UserError, require
 
@@ -236,3 +238,28 @@ def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: the names and the weights stay
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def count_batches(loader: DataLoader) -> int:
+    """Batches per pass of the main process, which has the most."""
+    return math.ceil(len(loader.dataset) / (loader.batch_size * WORLD_SIZE))
+
+
+def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[Tensor, Sequence]]:
+    """The loader's batches, then empty ones while other processes still have some: all take the same steps.
+
+    image_shape: (C, H, W) of the images in an empty batch, for a process that has no image at all.
+    """
+    images, others = torch.empty(0, *image_shape), []
+    for images, others in batches(loader):
+        yield images, others
+    for _ in range(count_batches(loader) - len(loader)):
+        yield images[:0], others[:0]
+
+
+def batches(loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
+    """The loader's batches. Raises RuntimeError, as torch does, if a worker ends while it hands one over."""
+    try:
+        yield from loader
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError("DataLoader worker exited unexpectedly") from error

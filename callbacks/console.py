@@ -1,0 +1,59 @@
+"""What a training prints: a line per epoch, and where its results are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from helpers import format_size
+from nn.callback import Callback
+
+if TYPE_CHECKING:
+    from nn.classifier import CarvanaClassifier
+    from runtime.run import Run
+
+
+class ConsoleCallback(Callback):
+    """Prints a table of the epochs, within 80 columns.
+
+    Give it to train() after the model saver: then an epoch's line appears once its checkpoint is on disk.
+    """
+
+    def __init__(self, half_size_epochs: int, run: Run):
+        self.half_size_epochs, self.run = half_size_epochs, run
+
+    def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
+        self.valid_images = len(valid_loader.dataset)
+        if classifier.epoch < classifier.epochs:
+            indent = " " * len(epoch_of(classifier, classifier.epochs))
+            print(f"{indent}       loss            Dice\n{indent}   train   valid   train   valid  images/s  time left")
+
+    def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
+        values = [metrics[f"{part}_{name}"] for name in ("loss", "dice") for part in ("train", "valid")]
+        numbers = "".join(f" {value:7.4f}" for value in values) + f"{metrics['train_images_per_second']:10.1f}"
+        hours, minutes = divmod(round(self.minutes_left(classifier, metrics)), 60)
+        left = f"{hours} h {minutes:02}" if hours else f"{minutes} min"
+        best = "  <- best" if metrics is classifier.best else ""
+        tqdm.write(f"{epoch_of(classifier, epoch)}{numbers}{left:>11}{best}")
+
+    def on_train_end(self, classifier: CarvanaClassifier) -> None:
+        best, size = classifier.best, format_size(classifier.net.output_size)
+        print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
+              f"model       {self.run.folder / 'best.pt'}\n"
+              f"curves      {self.run.logs_dir / 'tb_logs' / self.run.name}\n"
+              f"images      {self.run.logs_dir / 'tb_viz' / self.run.name}")
+
+    def minutes_left(self, classifier: CarvanaClassifier, metrics: dict[str, float]) -> float:
+        """Of the training, at the speed of this epoch. One at half size takes a third of the time to train."""
+        validating = self.valid_images / metrics["valid_images_per_second"]  # seconds
+        training = metrics["seconds"] - validating
+        left = classifier.epochs - metrics["epoch"]
+        half = min(left, max(self.half_size_epochs - metrics["epoch"], 0))
+        full = training * (3 if metrics["epoch"] <= self.half_size_epochs else 1)
+        return (half * training + (left - half) * full + left * validating) / 60
+
+
+def epoch_of(classifier: CarvanaClassifier, epoch: int) -> str:
+    return f"epoch {epoch:{len(str(classifier.epochs))}}/{classifier.epochs}"
