@@ -1,4 +1,4 @@
-"""What training minimizes and what it is judged by. Everything is computed in float32, whatever the net computes in."""
+"""The two losses, whose sum training minimizes. Both are computed in float32, whatever the precision of the net."""
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class SoftDiceLoss(nn.Module):
-    """1 - Dice with probabilities in the place of a cut mask, per image, ema over the images: in [0, 1].
+    """1 - Dice, with probabilities instead of a binary mask: per image, averaged over the batch, in [0, 1].
 
-        loss = 1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth),  p = sigmoid(logits)
+        loss = 1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth),  p = sigmoid(logits)
 
-    `smooth` stands once in the numerator and once in the denominator, so an empty mask that is predicted empty costs 0.
-    (The tutorial's formula doubles the upper one, and falls to -1 there.)
+    `smooth` is added once to the numerator and once to the denominator, so an empty mask that is predicted empty has a
+    loss of 0. (The tutorial's formula adds it twice to the numerator, so its loss falls to -1 there.)
     """
 
     def __init__(self, smooth: float = 1.0):
@@ -19,16 +19,17 @@ class SoftDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits (N, H, W), targets (N, H, W) in [0, 1] -> a scalar."""
-        probs, targets = logits.float().sigmoid().flatten(1), targets.float().flatten(1)  # (N, H * W)
-        intersection = (probs * targets).sum(1)
-        score = (2 * intersection + self.smooth) / (probs.sum(1) + targets.sum(1) + self.smooth)
-        return 1 - score.mean()
+        """logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar."""
+        probs = logits.float().sigmoid().flatten(1)  # (N, H * W)
+        targets = targets.float().flatten(1)  # (N, H * W)
+        intersection = (probs * targets).sum(1)  # (N,)
+        dice = (2 * intersection + self.smooth) / (probs.sum(1) + targets.sum(1) + self.smooth)
+        return 1 - dice.mean()
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of "car or not" in nats a pixel: logits (N, H, W), targets (N, H, W) in [0, 1] -> a scalar.
+    """Mean binary cross entropy per pixel, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
 
-    Taken from the logits, so that the gradient of a pixel that is wrong by far does not vanish in the sigmoid.
+    It takes logits, not probabilities: the gradient of a confidently wrong pixel does not vanish in the sigmoid.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())

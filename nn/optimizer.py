@@ -1,6 +1,4 @@
-"""How the weights are changed: the optimizer, the learning rate of each step, and the average of the weights."""
-
-from __future__ import annotations
+"""The optimizer, the learning rate at each step, and the exponential moving average (EMA) of the weights."""
 
 import math
 from copy import deepcopy
@@ -16,12 +14,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 def make_optimizer(
     net: nn.Module, name: str, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """An optimizer of `net`. name: "SGD", "RMSprop" or "AdamW"; momentum: of SGD.
+    """Build the optimizer of `net`: "SGD", "RMSprop" or "AdamW".
 
-    weight_decay: AdamW takes learning_rate * weight_decay of each weight off it at each step (Loshchilov and Hutter
-    2019, https://arxiv.org/abs/1711.05101); with the others it is the L2 penalty of the textbooks. It is for the
-    kernels of convolutions alone: the scales and shifts of BatchNorms, and biases, of one dimension, are left alone.
-    AdamW is torch's fused one, which goes through the weights once a step: with small batches, that is time well saved.
+    momentum: of SGD only.
+    weight_decay: decoupled in AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), an L2 penalty in
+        the others. It applies to convolution kernels, not to biases or BatchNorms.
     """
     params = list(net.parameters())
     groups = [
@@ -33,50 +30,61 @@ def make_optimizer(
     return {"RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name](groups, lr=learning_rate)
 
 
-def make_scheduler(optimizer: Optimizer, name: str, steps: int, warmup_steps: int = 0, done: int = 0) -> LRScheduler:
-    """The learning rate at each of a training's `steps` steps, as a multiple of the optimizer's own, the peak.
+def make_scheduler(
+    optimizer: Optimizer, name: str, epochs: int, warmup_epochs: float, steps_per_epoch: int, done: int = 0
+) -> LRScheduler:
+    """Build the scheduler of the learning rate, to be stepped after each optimizer step.
 
-    It begins behind the first `done` steps. The rate is a function of the step alone, and needs no checkpoint.
-
-    "constant": the peak. "cosine": from the peak down to 0, along half a cosine (https://arxiv.org/abs/1608.03983).
-    "one_cycle": from a 25th up to the peak in the first 30 % of the steps, then down to almost 0, both along half a
-    cosine (https://arxiv.org/abs/1708.07120); the momentum stays as it is.
-    warmup_steps: with the first two, so many steps at the start climb to the peak in a straight line.
+    name: the shape of the curve; the optimizer's learning rate is its peak.
+        "constant": always the peak.
+        "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
+        "one_cycle": from 1/25 of the peak to the peak in the first 30% of the steps, then to almost 0, along half a
+            cosine each (Smith and Topin 2018, https://arxiv.org/abs/1708.07120). The momentum stays constant.
+    warmup_epochs: linear warmup at the start of "constant" and "cosine"; may be a fraction.
+    done: finished epochs of a resumed training. The rate depends on the step alone, so no checkpoint has to store it.
     """
+    steps, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
+    last = done * steps_per_epoch - 1  # the step before the next one
     if name == "one_cycle":
         peak = optimizer.defaults["lr"]
-        cycle = dict(max_lr=peak, total_steps=steps, pct_start=0.3, cycle_momentum=False)
-        return OneCycleLR(optimizer, **cycle, last_epoch=done - 1)
+        return OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.3, cycle_momentum=False, last_epoch=last)
 
-    def multiple(step: int) -> float:  # steps count from 0
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        down = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1) if name == "cosine" else 0
-        return (1 + math.cos(math.pi * down)) / 2
+    def factor(step: int) -> float:  # of the peak; steps count from 0
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min((step - warmup) / max(steps - warmup, 1), 1) if name == "cosine" else 0
+        return (1 + math.cos(math.pi * progress)) / 2
 
-    return LambdaLR(optimizer, multiple, last_epoch=done - 1)
+    return LambdaLR(optimizer, factor, last_epoch=last)
 
 
 class ModelEma:
-    """An exponential moving average of the weights of `net`, and of the statistics of its BatchNorms.
+    """Exponential moving average of the weights of a net and of the running statistics of its BatchNorms.
 
-    net: the net that has them. updates: how many update()s there were; both are all of its state.
-    decay: each update goes 1 - decay of the way to what the net is then, so it is a mean over about 1 / (1 - decay)
-        steps (Polyak and Juditsky 1992). The n-th of the first updates takes (1 + n) / (10 + n) where that is less, or
-        the random weights of the start would stay in it for long.
+    net: the net to train. The attribute `net` is a copy with the averages, to evaluate with, or the net to train itself
+        if decay is 0: then nothing is averaged.
+    decay: each update keeps this much of the average, so it is a mean over about 1 / (1 - decay) steps (Polyak and
+        Juditsky 1992). Update n uses (1 + n) / (10 + n) while that is less; otherwise the random initial weights would
+        weigh on the average for a long time.
+    updates: how often update() was called. A checkpoint needs it and the weights of `net`.
 
-    torch's AveragedModel does the same, but reads its count from the GPU at each step, and so waits for it.
+    torch's AveragedModel does the same, but copies its counter from the GPU, and so waits for the GPU, at each step.
     """
 
     def __init__(self, net: nn.Module, decay: float):
-        self.net, self.decay, self.updates = deepcopy(net), decay, 0
+        self.net = deepcopy(net) if decay else net
+        self.decay, self.updates = decay, 0
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        move = get_ema_multi_avg_fn(min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        """Move the average toward the current weights of `net`, the net to train."""
+        if not self.decay:
+            return
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
-        move(*zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True), self.updates)
-        for mine, current in pairs:
-            if not mine.is_floating_point():  # a BatchNorm's count of batches
-                mine.copy_(current)
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        get_ema_multi_avg_fn(decay)(*zip(*floats, strict=True), self.updates)
+        for average, current in pairs:
+            if not average.is_floating_point():  # the counter of batches of a BatchNorm
+                average.copy_(current)
         self.updates += 1

@@ -1,4 +1,6 @@
-"""UNet1024, the tutorial's custom U-Net: deeper, padded, and with a mask as large as its image."""
+"""UNet1024, the tutorial's deeper U-Net for large images. Its mask is as large as its image."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -9,7 +11,7 @@ from nn.unet_origin import ConvBnRelu, StackEncoder, UNetOriginal, check_size
 
 
 class UpsampleDecoder(nn.Module):
-    """One level up: bilinear upsampling to the trace's size, the trace beside it, three padded ConvBnRelu."""
+    """One level of the decoder: bilinear upsampling, concatenation with the trace, three padded ConvBnRelu."""
 
     def __init__(self, in_channels: int, trace_channels: int, out_channels: int):
         super().__init__()
@@ -21,30 +23,31 @@ class UpsampleDecoder(nn.Module):
 
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""
-        x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)
-        if x.requires_grad and len(x):  # its gradient is a slice of the concatenation's, on which upsampling is slow
+        x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)  # (N, in, H, W)
+        if x.requires_grad and len(x):  # its gradient is a slice of the concatenation's, slow to upsample backwards
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
         return self.convs(torch.cat([trace, x], dim=1))
 
 
 class UNet1024(nn.Module):
-    """A U-Net of six levels (24, 64, 128, 256, 512, 768 channels) for large images.
+    """A U-Net with six levels of 24, 64, 128, 256, 512 and 768 channels.
 
-    It differs from UNetOriginal in this: convolutions are padded, so the mask has the image's size and needs no padding;
-    there are six levels for the paper's four, with fewer channels where the image is large; the way up is a bilinear
-    enlargement followed by three convolutions, where the paper has an up-convolution and two; the center is one.
+    Differences from UNetOriginal: convolutions are padded, so nothing is cropped; there are six levels instead of four,
+    with fewer channels at high resolution; the decoder has bilinear upsampling and three convolutions per level instead
+    of an up-convolution and two; the center is a single convolution.
 
-    in_shape: (channels, height, width) of the images. Height and width are multiples of 64, from 128 up.
-    Raises UserError at any other size, and names the two nearest that work.
+    in_shape: (channels, height, width) of the images. Height and width must be multiples of 64, at least 128.
+    Raises SizeError otherwise.
     """
 
-    valid_sizes = range(128, 2**16, 64)  # the heights and widths that work
+    valid_sizes = range(128, 2**16, 64)  # heights and widths
+    margin = 0  # height of an image minus height of its mask
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNet1024", size, self.valid_sizes, margin=0)  # (height, width)
+        self.output_size = self.check(size)
 
         self.down1 = StackEncoder(channels, 24, padding=1)
         self.down2 = StackEncoder(24, 64, padding=1)
@@ -61,13 +64,18 @@ class UNet1024(nn.Module):
         self.up1 = UpsampleDecoder(24, 24, 24)
         self.head = nn.Conv2d(24, 1, kernel_size=1)
 
+    @classmethod
+    def check(cls, size: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of an image -> (height, width) of its mask. Raises SizeError."""
+        return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
+
     def forward(self, x: Tensor) -> Tensor:
-        """images (N, C, H, W) -> logits (N, H, W). The sizes behind each line are those of 1024 x 1024."""
+        """Images (N, C, H, W) -> logits (N, H, W). Shapes below are for 1024x1024."""
         x, trace1 = self.down1(x)  # (N, 24, 512, 512), trace (N, 24, 1024, 1024)
-        x, trace2 = self.down2(x)  # (N, 64, 256, 256)
-        x, trace3 = self.down3(x)  # (N, 128, 128, 128)
-        x, trace4 = self.down4(x)  # (N, 256, 64, 64)
-        x, trace5 = self.down5(x)  # (N, 512, 32, 32)
+        x, trace2 = self.down2(x)  # (N, 64, 256, 256), trace (N, 64, 512, 512)
+        x, trace3 = self.down3(x)  # (N, 128, 128, 128), trace (N, 128, 256, 256)
+        x, trace4 = self.down4(x)  # (N, 256, 64, 64), trace (N, 256, 128, 128)
+        x, trace5 = self.down5(x)  # (N, 512, 32, 32), trace (N, 512, 64, 64)
         x, trace6 = self.down6(x)  # (N, 768, 16, 16), trace (N, 768, 32, 32)
         x = self.center(x)  # (N, 768, 16, 16)
         x = self.up6(x, trace6)  # (N, 512, 32, 32)
@@ -79,4 +87,9 @@ class UNet1024(nn.Module):
         return self.head(x).squeeze(1)  # (N, 1024, 1024)
 
 
-NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}  # by the name that a checkpoint has
+NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}  # by the names in --net and in checkpoints
+
+
+def make_net(name: str, in_shape: tuple[int, int, int]) -> nn.Module:
+    """Build the net of this name for images (channels, height, width). Raises SizeError if it does not support them."""
+    return NETS[name](in_shape)

@@ -1,7 +1,7 @@
-"""U-Net as its paper draws it: Ronneberger, Fischer, Brox 2015, https://arxiv.org/abs/1505.04597, figure 1.
+"""U-Net (Ronneberger, Fischer, Brox 2015, https://arxiv.org/abs/1505.04597), as in figure 1 of the paper.
 
-Two things are not the paper's: each convolution is followed by a BatchNorm (which makes its bias needless), and the
-last 1x1 convolution has one filter, the logit of "car", where the paper has two classes.
+Two differences: a BatchNorm follows each 3x3 convolution (which therefore needs no bias), and the head has one channel,
+the logit of "car", instead of one for each of two classes.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,48 @@ from torch import Tensor
 from runtime.errors import UserError
 
 
-class ConvBnRelu(nn.Module):
-    """A 3x3 convolution, a BatchNorm and a ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 padding, W - 2 + 2 padding).
+class SizeError(UserError):
+    """A net does not support images of this size. nearest: the two closest valid sizes, (height, width)."""
 
-    The weights begin with a standard deviation of sqrt(2 / fan-in), so that what the convolution hands to the BatchNorm
-    has a variance of about 1 (the paper, section 3). The running variance, which the BatchNorm predicts with, begins at
-    1 as well: it need not first unlearn that, and the predictions of the first epochs make sense.
+    def __init__(self, net: str, size: Sequence[int], valid_sizes: range, nearest: list[tuple[int, int]]):
+        first, second, third = valid_sizes[:3]
+        below, above = (f"{height}x{width}" for height, width in nearest)
+        super().__init__(
+            f"{net} does not support images of {size[0]}x{size[1]} (height x width): both sides must be "
+            f"{first}, {second}, {third}, ... pixels. The nearest valid sizes are {below} and {above}."
+        )
+        self.nearest = nearest
+
+
+def check_size(net: str, size: Sequence[int], valid_sizes: range, margin: int) -> tuple[int, int]:
+    """Return the (height, width) of the masks that `net` predicts for images of this size.
+
+    valid_sizes: the heights and widths that work. margin: how much smaller than its image a mask is, in pixels.
+    Raises SizeError if the height or the width is not valid.
+    """
+    step = valid_sizes.step
+    below = [max(valid_sizes.start, side - (side - valid_sizes.start) % step) for side in size]
+    if below != list(size):
+        above = [lower if lower == side else lower + step for lower, side in zip(below, size, strict=True)]
+        raise SizeError(net, size, valid_sizes, nearest=[tuple(below), tuple(above)])
+    return size[0] - margin, size[1] - margin
+
+
+def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop the central (height, width) window: (..., H, W) -> (..., height, width).
+
+    It pads by a negative amount: the gradient of a slice would lose channels_last and slow down every layer after it.
+    """
+    height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]  # how much to remove
+    return F.pad(x, [-(width // 2), width // 2 - width, -(height // 2), height // 2 - height])
+
+
+class ConvBnRelu(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 * padding, W - 2 + 2 * padding).
+
+    Weights are drawn with a standard deviation of sqrt(2 / fan-in) (section 3 of the paper), where the fan-in is the
+    number of inputs of an output value. The output of the convolution then has a variance of about 1, which is also the
+    initial running variance of the BatchNorm, so that predictions are reasonable from the first epoch on.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
@@ -34,79 +70,60 @@ class ConvBnRelu(nn.Module):
 
 
 class StackEncoder(nn.Module):
-    """One level down: two ConvBnRelu, whose result is kept as the trace for the way up, then a 2x2 max pooling."""
+    """One level of the encoder: two ConvBnRelu, then 2x2 max pooling.
+
+    Returns the pooled features and the features before pooling, the trace, for the skip connection to the decoder.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
         super().__init__()
         self.convs = nn.Sequential(
-            ConvBnRelu(in_channels, out_channels, padding), ConvBnRelu(out_channels, out_channels, padding)
+            ConvBnRelu(in_channels, out_channels, padding),
+            ConvBnRelu(out_channels, out_channels, padding),
         )
         self.pool = nn.MaxPool2d(kernel_size=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in, H, W) -> pooled (N, out, H/2 - 2, W/2 - 2), trace (N, out, H - 4, W - 4), if nothing is padded."""
+        """Shapes without padding: x (N, in, H, W) -> (N, out, H/2 - 2, W/2 - 2), trace (N, out, H - 4, W - 4)."""
         trace = self.convs(x)
         return self.pool(trace), trace
 
 
 class StackDecoder(nn.Module):
-    """One level up: a 2x2 up-convolution, the center of the trace beside it, two ConvBnRelu."""
+    """One level of the decoder: 2x2 up-convolution, concatenation with the cropped trace, two ConvBnRelu."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-        self.convs = nn.Sequential(ConvBnRelu(2 * out_channels, out_channels), ConvBnRelu(out_channels, out_channels))
+        self.convs = nn.Sequential(
+            ConvBnRelu(2 * out_channels, out_channels),
+            ConvBnRelu(out_channels, out_channels),
+        )
 
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
-        """x (N, in, h, w), trace (N, out, H, W) of at least twice x's size -> (N, out, 2h - 4, 2w - 4)."""
+        """x (N, in, h, w), trace (N, out, H, W), H >= 2h, W >= 2w -> (N, out, 2h - 4, 2w - 4)."""
         x = self.up(x)  # (N, out, 2h, 2w)
-        return self.convs(torch.cat([center_crop(trace, x.shape[-2:]), x], dim=1))
-
-
-def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The central (height, width) window of x (..., H, W), where x is larger.
-
-    It is a padding of less than nothing: the gradient of a slice x[..., a:b, c:d] would be a tensor that does not lie
-    in channels_last, which all behind it then works on at a crawl.
-    """
-    high, wide = x.shape[-2] - size[0], x.shape[-1] - size[1]  # what is too much
-    return F.pad(x, [-(wide // 2), wide // 2 - wide, -(high // 2), high // 2 - high])
-
-
-def check_size(net: str, size: Sequence[int], sides: range, margin: int) -> tuple[int, int]:
-    """The (height, width) of the masks that a net makes of images of this size.
-
-    Heights and widths among `sides` work, and the mask has `margin` pixels less of each. Raises UserError at any other
-    size, and names the two nearest that work.
-    """
-    smallest, step = sides.start, sides.step
-    below = [max(smallest, length - (length - smallest) % step) for length in size]
-    above = [near if near == length else near + step for near, length in zip(below, size, strict=True)]
-    if below != list(size):
-        options = "--input-img-resize {} {} --output-img-resize {} {}"
-        works = ", and ".join(options.format(h, w, h - margin, w - margin) for h, w in (below, above))
-        raise UserError(
-            f"{net} can't take images of {size[0]} {size[1]} (height, width), only sides of {smallest}, "
-            f"{smallest + step}, {smallest + 2 * step}, ... pixels; the nearest that work are {works}."
-        )
-    return size[0] - margin, size[1] - margin
+        trace = center_crop(trace, x.shape[-2:])  # (N, out, 2h, 2w)
+        return self.convs(torch.cat([trace, x], dim=1))
 
 
 class UNetOriginal(nn.Module):
-    """The paper's net. Nothing is padded, so the mask is that of the image's central window, 92 pixels in on each side.
+    """The net of the paper. Its convolutions are valid (not padded), so it predicts the mask of the central window.
 
-    in_shape: (channels, height, width) of the images. Height and width are 188, 204, 220, ... 572, ...: then every
-    pooling halves an even number and at least one pixel is left at the end. They need not be equal.
-    Raises UserError at any other size, and names the two nearest that work.
+    A mask has 184 pixels less than its image in height and in width, 92 on each side.
+
+    in_shape: (channels, height, width) of the images. Height and width must be 188, 204, 220, ..., 572, ...: then each
+    pooling gets an even size, and at least one pixel is left at the lowest level. Raises SizeError otherwise.
     """
 
-    valid_sizes = range(188, 2**16, 16)  # the heights and widths that work
+    valid_sizes = range(188, 2**16, 16)  # heights and widths
+    margin = 184  # height of an image minus height of its mask
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 572, 572)):
         super().__init__()
         channels, *size = in_shape
         self.in_shape = tuple(in_shape)
-        self.output_size = check_size("UNetOriginal", size, self.valid_sizes, margin=184)  # (height, width)
+        self.output_size = self.check(size)
 
         self.down1 = StackEncoder(channels, 64)
         self.down2 = StackEncoder(64, 128)
@@ -119,8 +136,13 @@ class UNetOriginal(nn.Module):
         self.up1 = StackDecoder(128, 64)
         self.head = nn.Conv2d(64, 1, kernel_size=1)
 
+    @classmethod
+    def check(cls, size: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of an image -> (height, width) of its mask. Raises SizeError."""
+        return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
+
     def forward(self, x: Tensor) -> Tensor:
-        """images (N, C, H, W) -> logits (N, H - 184, W - 184). The sizes behind each line are those of 572 x 572."""
+        """Images (N, C, H, W) -> logits (N, H - 184, W - 184). Shapes below are for 572x572."""
         x, trace1 = self.down1(x)  # (N, 64, 284, 284), trace (N, 64, 568, 568)
         x, trace2 = self.down2(x)  # (N, 128, 140, 140), trace (N, 128, 280, 280)
         x, trace3 = self.down3(x)  # (N, 256, 68, 68), trace (N, 256, 136, 136)

@@ -36,7 +36,7 @@ def test_dice_is_not_pooled_over_the_batch():
     assert dice_per_image(predictions, targets).tolist() == [1, 0]  # pooled over pixels it would be 0.995
 
 
-def test_two_empty_masks_agree():
+def test_two_empty_masks_have_dice_1_and_loss_0():
     empty = torch.zeros(1, 4, 4, dtype=torch.bool)
     assert dice_per_image(empty, empty).tolist() == [1]
     assert SoftDiceLoss()(torch.full((1, 4, 4), -100.0), empty).item() == pytest.approx(0)
@@ -48,14 +48,14 @@ def test_soft_dice_stays_between_0_and_1(logits, masks):
     assert -1e-6 <= loss.item() <= 1
 
 
-def test_soft_dice_of_a_sure_answer_is_1_minus_dice():
+def test_soft_dice_of_a_certain_prediction_is_1_minus_dice():
     torch.manual_seed(0)
-    answer, targets = torch.rand(2, 3, 40, 40) > 0.5
-    loss = SoftDiceLoss(smooth=0)((answer * 2.0 - 1) * 100, targets)
-    assert loss.item() == pytest.approx(1 - dice_per_image(answer, targets).mean().item(), abs=1e-6)
+    prediction, targets = torch.rand(2, 3, 40, 40) > 0.5
+    loss = SoftDiceLoss(smooth=0)((prediction * 2.0 - 1) * 100, targets)
+    assert loss.item() == pytest.approx(1 - dice_per_image(prediction, targets).mean().item(), abs=1e-6)
 
 
-def test_cross_entropy_still_teaches_where_the_sigmoid_has_vanished():
+def test_cross_entropy_has_a_gradient_where_that_of_the_sigmoid_vanishes():
     logits = torch.full((1, 2, 2), -200.0, requires_grad=True)
     binary_cross_entropy(logits, torch.ones(1, 2, 2)).backward()
     assert (logits.grad.abs() > 0.2).all()

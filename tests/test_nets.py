@@ -5,9 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nn.unet import UNet1024, UpsampleDecoder
-from nn.unet_origin import ConvBnRelu, StackDecoder, UNetOriginal, center_crop
-from runtime.errors import UserError
+from nn.unet import NETS, UNet1024, UpsampleDecoder, make_net
+from nn.unet_origin import ConvBnRelu, SizeError, StackDecoder, UNetOriginal, center_crop
 
 
 def conv(inputs, outputs, side, bias=False):
@@ -55,20 +54,34 @@ def paper_output(length):
 
 @pytest.mark.parametrize("length", range(150, 620))
 def test_original_takes_the_sizes_that_the_papers_arithmetic_takes(length):
-    with torch.device("meta"):
-        if paper_output(length) is None:
-            with pytest.raises(UserError, match=f"can't take images of {length} 572"):
-                UNetOriginal((3, length, 572))
-        else:
-            assert UNetOriginal((3, length, 572)).output_size == (paper_output(length), 388)
+    if paper_output(length) is None:
+        with pytest.raises(SizeError, match=f"does not support images of {length}x572 "):
+            UNetOriginal.check((length, 572))
+    else:
+        assert UNetOriginal.check((length, 572)) == (paper_output(length), 388)
 
 
-def test_refusals_name_the_two_nearest_sizes():
+def test_size_errors_name_the_two_nearest_sizes():
+    nearest = r"\(height x width\).* 188, 204, 220, \.\.\. pixels.* sizes are 588x572 and 604x572\.$"
+    with pytest.raises(SizeError, match=nearest) as refused:
+        UNetOriginal.check((600, 572))
+    assert refused.value.nearest == [(588, 572), (604, 572)]
+    with pytest.raises(SizeError, match=r"128, 192, 256, \.\.\. pixels.* sizes are 960x128 and 1024x192\.$") as refused:
+        UNet1024.check((1000, 100))
+    assert refused.value.nearest == [(960, 128), (1024, 192)]
+
+
+@pytest.mark.parametrize(("name", "size", "mask_size"), [
+    ("UNetOriginal", (572, 588), (388, 404)),
+    ("UNet1024", (1024, 1280), (1024, 1280)),
+])
+def test_a_net_is_made_by_its_name_and_size(name, size, mask_size):
     with torch.device("meta"):
-        with pytest.raises(UserError, match=r"size 588 572 .*size 404 388, and .*size 604 572 .*size 420 388"):
-            UNetOriginal((3, 600, 572))
-        with pytest.raises(UserError, match=r"size 960 128 .*size 960 128, and .*size 1024 192 .*size 1024 192"):
-            UNet1024((3, 1000, 100))
+        net = make_net(name, (3, *size))
+        assert type(net) is NETS[name] and net.in_shape == (3, *size)
+        assert net.output_size == NETS[name].check(size) == mask_size
+        with pytest.raises(SizeError):
+            make_net(name, (3, 1000, 1000))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +93,7 @@ def test_refusals_name_the_two_nearest_sizes():
         (UNet1024, (4, 192, 128)),
     ],
 )
-def test_logits_have_the_size_the_net_knows_and_every_parameter_learns(make, in_shape):
+def test_logits_have_the_nets_output_size_and_every_parameter_has_a_gradient(make, in_shape):
     torch.manual_seed(0)
     net = make(in_shape)
     logits = net(torch.rand(2, *in_shape))
@@ -100,7 +113,7 @@ def test_feature_maps_begin_with_unit_variance_all_the_way_down(make):
         if isinstance(module, ConvBnRelu):
             module.conv.register_forward_hook(lambda _module, _inputs, maps: variances.append(maps.var().item()))
     net(torch.randn(4, *net.in_shape))
-    # a max pooling triples it, an upsampling halves it; torch's own beginning would give a sixth everywhere
+    # max pooling triples it, upsampling halves it; torch's default initialization would give a sixth everywhere
     assert all(0.2 < variance < 5 for variance in variances), variances
     assert 0.7 < torch.tensor(variances).log().mean().exp() < 1.5
 
@@ -118,8 +131,8 @@ def test_images_of_a_batch_do_not_leak_into_each_other(net):
 
 
 @pytest.mark.parametrize("net", [UNetOriginal((3, 188, 220)), UNet1024((3, 128, 192))])
-def test_left_and_right_are_treated_alike(net):
-    """With every kernel mirrored, a mirrored image has the mirrored mask: crops and poolings sit in the middle."""
+def test_left_and_right_are_symmetric(net):
+    """With all kernels mirrored, a mirrored image has the mirrored mask: crops and poolings are centered."""
     torch.manual_seed(0)
     net.eval()
     mirrored = copy.deepcopy(net)
@@ -133,7 +146,7 @@ def test_left_and_right_are_treated_alike(net):
         assert not torch.allclose(net(image.flip(-1)), expected, rtol=1e-3, atol=1e-4)  # control
 
 
-def test_an_output_pixel_sees_the_input_92_pixels_further_on():
+def test_the_receptive_field_of_an_output_pixel_is_centered_92_pixels_further():
     """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as reflect_pad takes it."""
     torch.manual_seed(0)
     net = UNetOriginal((3, 220, 220)).eval()
@@ -150,7 +163,7 @@ def test_center_crop_crops():
     assert center_crop(x, (3, 2)).tolist() == [[[[8, 9], [14, 15], [20, 21]]]]
 
 
-def lies_in_channels_last(grad):
+def is_channels_last(grad):
     return grad.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -158,16 +171,16 @@ def feature_maps(*shape):
     return torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_() * 1
 
 
-def test_the_gradients_of_a_crop_lie_in_memory_as_the_features_do():
-    """In channels_last; what lies otherwise is copied, value by value, by the layers behind it."""
+def test_the_gradient_of_a_crop_keeps_channels_last():
+    """Any other memory format is copied, value by value, by the layers after it."""
     seen, x, trace = [], feature_maps(2, 8, 8, 8), feature_maps(2, 4, 22, 22)
     trace.register_hook(seen.append)
     decoder = StackDecoder(8, 4).to(memory_format=torch.channels_last)
     decoder(x, trace).square().mean().backward()
-    assert len(seen) == 1 and seen[0].shape == trace.shape and lies_in_channels_last(seen[0])
+    assert len(seen) == 1 and seen[0].shape == trace.shape and is_channels_last(seen[0])
 
 
-def test_the_gradients_of_an_upsampling_lie_in_memory_as_the_features_do(monkeypatch):
+def test_the_gradient_of_an_upsampling_keeps_channels_last(monkeypatch):
     seen, x, trace, interpolate = [], feature_maps(2, 8, 8, 8), feature_maps(2, 4, 16, 16), F.interpolate
 
     def watched(*arguments, **options):
@@ -178,11 +191,11 @@ def test_the_gradients_of_an_upsampling_lie_in_memory_as_the_features_do(monkeyp
     monkeypatch.setattr(F, "interpolate", watched)
     decoder = UpsampleDecoder(8, 4, 6).to(memory_format=torch.channels_last)
     decoder(x, trace).square().mean().backward()
-    assert len(seen) == 1 and seen[0].shape == (2, 8, 16, 16) and lies_in_channels_last(seen[0])
+    assert len(seen) == 1 and seen[0].shape == (2, 8, 16, 16) and is_channels_last(seen[0])
 
 
-class OfNothing(torch.autograd.Function):
-    """What torch's SyncBatchNorm does with a batch of no images: its input has no gradient then, not one of zeros."""
+class NoGradient(torch.autograd.Function):
+    """torch's SyncBatchNorm for an empty batch: its input has no gradient, instead of a gradient of zeros."""
 
     @staticmethod
     def forward(context, x):
@@ -193,9 +206,9 @@ class OfNothing(torch.autograd.Function):
         return None
 
 
-def test_a_process_without_images_can_do_its_step(monkeypatch):
-    """As the last step of an epoch has it, on several GPUs."""
-    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: OfNothing.apply(x))
+def test_a_process_without_images_can_train_a_step(monkeypatch):
+    """As in the last step of an epoch on several GPUs."""
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: NoGradient.apply(x))
     net = UNet1024((3, 128, 128))
     net(torch.empty(0, 3, 128, 128)).sum().backward()
     assert net.head.weight.grad.eq(0).all()

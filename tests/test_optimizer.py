@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and ema weights, each against arithmetic done here or another class of torch's."""
+"""Optimizer, learning rate and EMA, each against arithmetic in the test or another class of torch's."""
 
 import math
 
@@ -16,7 +16,7 @@ def net_of_two():
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
-def test_every_weight_is_learnt_once_and_only_kernels_decay(name):
+def test_every_weight_is_optimized_once_and_only_kernels_decay(name):
     net = net_of_two()
     optimizer = make_optimizer(net, name, 0.1, momentum=0.9, weight_decay=0.5)
     params = [param for group in optimizer.param_groups for param in group["params"]]
@@ -27,8 +27,8 @@ def test_every_weight_is_learnt_once_and_only_kernels_decay(name):
     assert names == {"0.conv.weight": 0.5, "0.bn.weight": 0, "0.bn.bias": 0, "1.weight": 0.5, "1.bias": 0}
 
 
-def test_adamw_takes_a_share_of_the_kernels_alone():
-    """With gradients of nothing, the decay is all that a step does."""
+def test_adamw_decays_kernels_only():
+    """With gradients of 0, a step does nothing but decay."""
     net = net_of_two()
     optimizer = make_optimizer(net, "AdamW", 0.1, weight_decay=0.5)
     before = {name: param.detach().clone() for name, param in net.named_parameters()}
@@ -40,17 +40,21 @@ def test_adamw_takes_a_share_of_the_kernels_alone():
     assert before["0.bn.weight"].eq(1).all() and net[0].bn.weight.eq(1).all()
 
 
-def rates(name, steps, warmup_steps=0):
+def rates(name, epochs, warmup_epochs=0.0, steps_per_epoch=1, done=0):
+    """The learning rate at each step after `done` epochs, and after the last step."""
     optimizer = torch.optim.SGD(net_of_two().parameters(), lr=0.4)
-    schedule, seen = make_scheduler(optimizer, name, steps, warmup_steps), []
-    for _ in range(steps):
+    for group in optimizer.param_groups if done else ():  # as a checkpoint has them
+        group |= {"initial_lr": 0.4, "max_lr": 0.4, "min_lr": 0.4 / 25e4}
+        group["initial_lr"] = 0.4 / 25 if name == "one_cycle" else 0.4
+    scheduler, seen = make_scheduler(optimizer, name, epochs, warmup_epochs, steps_per_epoch, done), []
+    for _ in range((epochs - done) * steps_per_epoch):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
     return seen, optimizer.param_groups[0]["lr"]
 
 
-def test_a_cosine_is_torchs_own_and_ends_at_nothing():
+def test_cosine_is_torchs_own_and_ends_at_0():
     optimizer = torch.optim.SGD(net_of_two().parameters(), lr=0.4)
     twin, expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20), []
     for _ in range(20):
@@ -61,24 +65,33 @@ def test_a_cosine_is_torchs_own_and_ends_at_nothing():
     assert seen == pytest.approx(expected) and after == pytest.approx(0, abs=1e-12)
 
 
-def test_the_rate_climbs_in_a_straight_line_first():
+def test_warmup_is_linear():
     for name in ("constant", "cosine"):
-        seen, _ = rates(name, 20, warmup_steps=4)
+        seen, _ = rates(name, 20, warmup_epochs=4)
         assert seen[:5] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
-    assert rates("constant", 20, warmup_steps=4)[0][4:] == [0.4] * 16
+    assert rates("constant", 20, warmup_epochs=4)[0][4:] == [0.4] * 16
     assert seen[4:] == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 16)) for step in range(16)])
     assert rates("constant", 20) == ([0.4] * 20, 0.4)
-    assert rates("cosine", 4, warmup_steps=9)[0] == pytest.approx([0.04, 0.08, 0.12, 0.16])  # a training that is shorter
+    assert rates("cosine", 4, warmup_epochs=9)[0] == pytest.approx([0.04, 0.08, 0.12, 0.16])  # longer than the training
 
 
-def test_one_cycle_climbs_for_less_than_a_third_and_falls_to_nothing():
+def test_one_cycle_rises_for_less_than_a_third_and_falls_to_almost_0():
     seen, _ = rates("one_cycle", 101)
     assert (seen[0], max(seen), seen[-1]) == pytest.approx((0.4 / 25, 0.4, 0.4 / 25e4), rel=0.001)
     peak = int(np.argmax(seen))
     assert 28 <= peak <= 31 and np.all(np.diff(seen[: peak + 1]) > 0) and np.all(np.diff(seen[peak:]) < 0)
 
 
-def test_the_average_is_that_of_the_formula_for_weights_and_statistics():
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
+def test_rates_count_steps_in_epochs_and_continue_after_the_finished_ones(name):
+    warmup = 0 if name == "one_cycle" else 1.5
+    whole, after = rates(name, 8, warmup, steps_per_epoch=5)
+    assert (whole, after) == rates(name, 40, warmup * 5)  # 40 epochs of one step
+    assert rates(name, 8, warmup, 5, done=3) == (pytest.approx(whole[15:]), pytest.approx(after))
+    assert len(set(whole[15:])) > 1 or name == "constant"  # control
+
+
+def test_ema_is_that_of_the_formula_for_weights_and_statistics():
     net = net_of_two()
     ema, expected = ModelEma(net, decay=0.5), {n: v.double() for n, v in net.state_dict().items()}
     for step in range(12):
@@ -101,7 +114,7 @@ def test_the_average_is_that_of_the_formula_for_weights_and_statistics():
     assert ema.updates == 12 and decay == 0.5 != (1 + step) / (10 + step)
 
 
-def test_the_average_forgets_the_weights_of_the_start():
+def test_ema_soon_forgets_the_initial_weights():
     net = net_of_two()
     torch.nn.init.constant_(net[1].weight, 1000)
     ema = ModelEma(net, decay=0.999)
@@ -109,3 +122,13 @@ def test_the_average_forgets_the_weights_of_the_start():
     for _ in range(100):
         ema.update(net)
     assert ema.net[1].weight.max() < 1  # a decay of 0.999 from the first step on would leave 900
+
+
+def test_ema_with_decay_0_is_the_net_itself():
+    net = net_of_two()
+    ema = ModelEma(net, decay=0.0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    ema.update(net)
+    assert ema.net is net and ema.updates == 0
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert ModelEma(net, decay=0.5).net is not net  # control
