@@ -61,12 +61,12 @@ class CarFinder:
             self.trained_with = checkpoint["hyperparameters"]
             self.padding, self.tta = self.trained_with["padding"], self.trained_with["tta"]
             self.threshold = self.trained_with["threshold"]
-            errors.validate(self, threshold="(0, 1)")
+            errors.check_ranges(self, threshold="(0, 1)")
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
             raise errors.UserError(f"{model} is no model of this program ({reason}).") from error
-        device, precision, *_ = machine.choose_machine(device, None, 0)
-        self.classifier = CarvanaClassifier(net, 1, device, precision)
+        chosen = machine.choose_machine(device, None, 0)
+        self.classifier = CarvanaClassifier(net, 1, chosen.device, chosen.precision)
 
     def __call__(self, photo: Tensor) -> Tensor:
         errors.require(
@@ -163,7 +163,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    errors.validate(options, threshold="(0, 1)")
+    errors.check_ranges(options, threshold="(0, 1)")
     photos, background = find_photos(options.photos), find_background(options.background)
     taken = {place for photo in photos for place in places_of_masks(photo)}
     errors.require(

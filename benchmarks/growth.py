@@ -32,7 +32,7 @@ class Benchmark:
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
-    _, precision, _, _ = machine.choose_machine("cpu", None, None)
+    precision = machine.choose_machine("cpu").precision
     steps = [(side, 2) for side in benchmark.sides] + [(256, batch) for batch in benchmark.batch_sizes]
     for side, batch in dict.fromkeys(steps):
         both = take_turns(

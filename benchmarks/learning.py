@@ -44,7 +44,8 @@ class Benchmark:
 
 
 def our_training(root: Path, batch: int, dice: float) -> Callable[[], None]:
-    _, precision, workers, _ = machine.choose_machine("cpu", None, None)
+    chosen = machine.choose_machine("cpu")
+    precision, workers = chosen.precision, chosen.workers
     X_train, y_train, X_valid, y_valid = DatasetFetcher(root).get_train_files()
     loading = dict(batch_size=batch, num_workers=workers, persistent_workers=workers > 0)
     valid_loader = DataLoader(TrainImageDataset(X_valid, y_valid, SIZE, SIZE), **loading)

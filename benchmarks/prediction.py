@@ -59,7 +59,8 @@ class DrawnMask(nn.Module):
 
 def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
     """Of the photos in root/train; one of root/train_masks is what the net hands out."""
-    _, precision, workers, _ = machine.choose_machine("cpu", None, None)
+    chosen = machine.choose_machine("cpu")
+    precision, workers = chosen.precision, chosen.workers
     net = NETS[name]((3, side, side))
     net.head = DrawnMask(resize(mask_of(root), net.output_size))
     classifier = CarvanaClassifier(net, epochs=1, precision=precision)

@@ -43,7 +43,7 @@ class Benchmark:
 def share(side: int, batch_size: int, steps: int) -> None:
     """What each process does. The first one prints seconds and bytes of all the steps."""
     with distributed.init_distributed():
-        _, precision, *_ = machine.choose_machine("cpu", None, 0)
+        precision = machine.choose_machine("cpu").precision
         torch.set_num_threads(1)
         classifier = CarvanaClassifier(UNet1024((3, side, side)), epochs=1, precision=precision)
         classifier.optimizer = torch.optim.RMSprop(classifier.net.parameters(), lr=0.0002)

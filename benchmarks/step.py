@@ -47,7 +47,7 @@ class Benchmark:
     json: bool = False  # an object for each row
 
     def __post_init__(self):
-        errors.validate(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
+        errors.check_ranges(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
         machine.choose_device(self.device)  # which refuses one that isn't there
 
 
@@ -61,7 +61,7 @@ def our_step(
     device: str = "cpu",
 ) -> Callable[[], object]:
     """A round of ours; it reads the loss at its end, so that nothing is still being computed then."""
-    device = machine.choose_machine(device, None, None)[0]
+    device = machine.choose_machine(device).device
     helpers.seed_everything(0)
     net = NETS[name]((3, side, side))
     if compile:
@@ -122,7 +122,7 @@ def step_rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 def precision(benchmark: Benchmark) -> torch.dtype:
-    return machine.choose_machine(benchmark.device, benchmark.precision, None)[1]
+    return machine.choose_machine(benchmark.device, benchmark.precision).precision
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:

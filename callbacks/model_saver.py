@@ -30,8 +30,7 @@ class ModelSaverCallback(Callback):
 
     last.pt: the whole state after the latest epoch, and at the start. best.pt: the weights of the epoch with the best
     validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
-    epoch), score.csv (Dice of each validation photo at its own size, with best.pt). torchrun.txt: the torchruns that
-    train it, if any do.
+    epoch), score.csv (Dice of each validation photo at its own size, with best.pt).
 
     All is in last.pt but the weights of an earlier epoch that was the best, and the others follow from it: what a kill
     kept from being written, resume() writes.
@@ -94,9 +93,6 @@ class ModelSaverCallback(Callback):
             file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
         with save_atomically(self.path / "split.csv") as file:
             self.split.to_csv(file, index=False)
-        if distributed.agents():
-            with save_atomically(self.path / "torchrun.txt") as file:
-                file.write("".join(f"{agent}\n" for agent in distributed.agents()).encode())
         self._save(self.last, classifier.state_dict())
         self._make_known(classifier)
 

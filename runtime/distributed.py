@@ -1,19 +1,18 @@
-"""The processes of one training, as torchrun starts them: `torchrun --nproc_per_node=4 main.py`. Alone, one has it all.
+"""Training in several processes, started by torchrun: `torchrun --nproc_per_node=4 main.py`. One process is a world of
+size 1, for which every function here works without torch.distributed.
 
-Each works on its share of a batch's photos; the first one (rank 0) prints, saves and writes what all of them found.
+Each process trains on its shard of every batch. The main process (rank 0) prints, and saves what all have computed.
 """
 
 import hashlib
 import math
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from threading import Thread
 from typing import Any
 from uuid import uuid4
@@ -27,17 +26,16 @@ from torch.utils.data import DataLoader
 
 from runtime.errors import UserError, require
 
-# What torchrun tells each process; a scheduler that sets some of it starts no training of several. LOCAL: on this box
-STARTED = all(os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
-WORLD_SIZE, RANK, LOCAL_WORLD_SIZE, LOCAL_RANK = (
-    int(os.environ.get(name, alone)) if STARTED else alone
-    for name, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-)
-TIMEOUT = timedelta(minutes=10)  # who gives no sign for so long, where all do the same, is taken for dead
-DATA_TIMEOUT = timedelta(days=2)  # and for so long while photos are fetched
+# torchrun sets all of these. Some schedulers set a few of them, without starting several processes
+_by_torchrun = all(os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
+_environ = os.environ if _by_torchrun else {}
+WORLD_SIZE, LOCAL_WORLD_SIZE = int(_environ.get("WORLD_SIZE", 1)), int(_environ.get("LOCAL_WORLD_SIZE", 1))
+RANK, LOCAL_RANK = int(_environ.get("RANK", 0)), int(_environ.get("LOCAL_RANK", 0))  # "local": on this machine
 
-_groups: dict[str, dist.ProcessGroup] = {}  # "talk" and "data": what goes through the CPU
-_agents: set[str] = set()
+TIMEOUT = timedelta(minutes=10)  # after this, a process that does not answer is taken for dead
+DATA_TIMEOUT = timedelta(days=2)  # the same while the main process of a machine downloads the data set
+
+_groups: dict[str, dist.ProcessGroup] = {}  # "control" and "data", both on the CPU (gloo)
 
 
 def is_main_process() -> bool:
@@ -46,196 +44,187 @@ def is_main_process() -> bool:
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """In the block the processes know each other, and all but the first are mute. The error of one ends them all.
+    """Connect the processes for the block, and silence all but the main process. An error in one ends all of them.
 
-    It is told once, by the process that has it, or by the first where several have the same. Where a process ended
-    without a word (kill -9, a box without power), or hangs for TIMEOUT, another one tells that.
+    One process prints the error: the one that failed, or the main process if several did. If a process was killed, or
+    does not answer within TIMEOUT, another one prints that.
     """
     if WORLD_SIZE == 1:
-        _agents.add(_agent())
         yield
         return
-    spoken = sys.stdout, sys.stderr
+    streams, store = (sys.stdout, sys.stderr), None
     if not is_main_process():
-        sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115, as long as the program lives
-    store = None
+        sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115, open until the program ends
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(_rendezvous_id(store), store)
-        dist.init_process_group(store=dist.PrefixStore("groups", store), rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
-        _groups["talk"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
-        _agents.update(all_gather(_agent()))
+        store = _connect()
+        _init_groups(store)
         yield
         dist.destroy_process_group()
+    except (KeyboardInterrupt, SystemExit):  # the same in all processes: a signal, or a mistake in the command line
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit):  # all get the signal, and read the same command line
-            raise
-        told_by = _elect_reporter(store)
-        if told_by != RANK and not is_main_process():
+        reporter = _elect_reporter(store)
+        if reporter != RANK and not is_main_process():
             sys.exit(1)
-        sys.stdout, sys.stderr = spoken
-        if told_by != RANK:
-            raise UserError(f"Process {told_by} ended with an error, and the others with it.") from error
-        if _is_of_another(error):
+        sys.stdout, sys.stderr = streams
+        if reporter != RANK:
+            raise UserError(f"Process {reporter} failed, so all processes stopped.") from error
+        if _lost_connection(error):
+            resume = "" if is_main_process() else " Resume with --resume last."
             raise UserError(
-                f"Another process of this training ended without a word, or gave none for {TIMEOUT.seconds / 60:.3g} "
-                f"minutes, so all of them stop ({' '.join(str(error).split()):.200})"
-                f"{'' if is_main_process() else '. Go on with --resume last'}."
+                f"Another process of this training was killed, or did not answer for {TIMEOUT.seconds / 60:.3g} "
+                f"minutes, so all processes stopped ({' '.join(str(error).split()):.200}).{resume}"
             ) from error
         raise
 
 
-def _rendezvous_id(store: dist.Store) -> str:
-    """What all processes that started together, and none before them, call this start.
+def _connect() -> dist.Store:
+    """Return a store for this start of the processes alone; torchrun keeps its own when it restarts them."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    return dist.PrefixStore(_rendezvous_id(store), store)
 
-    torchrun keeps its store when it starts its processes anew, with all that those before have written to it, such as
-    the addresses that they had. So each shows a name that is new, and the first one shows its own to each of them.
+
+def _init_groups(store: dist.Store) -> None:
+    addresses = dist.PrefixStore("groups", store)
+    dist.init_process_group(store=addresses, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
+    _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+
+
+def _rendezvous_id(store: dist.Store) -> str:
+    """Return an id that all processes of this start share, and that no earlier start had.
+
+    The store still has the keys of earlier starts, such as their addresses. So each process announces an id of its own,
+    and the main process answers with its id until each has confirmed it.
     """
-    mine, until = uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
-    store.set(f"process {RANK}", mine)
+    own, deadline = uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    store.set(f"process {RANK}", own)
     if not is_main_process():
-        store.wait([f"to {mine}"], TIMEOUT)
-        first = store.get(f"to {mine}").decode()
-        store.set(f"{mine} got {first}", "")
-        return first
-    silent = set(range(1, WORLD_SIZE))
-    while silent:
-        for rank in [rank for rank in silent if store.check([f"process {rank}"])]:
-            other = store.get(f"process {rank}").decode()  # or that of its predecessor, which says no more
-            store.set(f"to {other}", mine)
-            if store.check([f"{other} got {mine}"]):
-                silent.remove(rank)
-        if time.monotonic() > until:
-            raise dist.DistError("not all processes have come")
+        store.wait([f"to {own}"], TIMEOUT)
+        main = store.get(f"to {own}").decode()
+        store.set(f"{own} got {main}", "")
+        return main
+    missing = set(range(1, WORLD_SIZE))
+    while missing:
+        for rank in [rank for rank in missing if store.check([f"process {rank}"])]:
+            other = store.get(f"process {rank}").decode()  # may be of an earlier start, which never confirms
+            store.set(f"to {other}", own)
+            if store.check([f"{other} got {own}"]):
+                missing.remove(rank)
+        if time.monotonic() > deadline:
+            raise dist.DistError("not all processes have started")
         time.sleep(0.05)
-    return mine
+    return own
 
 
 def _elect_reporter(store: dist.Store | None) -> int:
-    """The rank of the process that tells of the error that ends all: the first one, or else who comes first."""
+    """Return the rank of the process that prints the error: the main process if it fails within a second, or the first
+    to fail.
+    """
     time.sleep(0 if is_main_process() else 1)
-    told_by = []
+    elected = []
 
-    def agree() -> None:
-        with suppress(AttributeError, RuntimeError):  # there is no store, or no more
-            told_by.append(int(store.compare_set("told by", "", str(RANK))))
+    def elect() -> None:
+        with suppress(AttributeError, RuntimeError):  # there is no store, or no longer
+            elected.append(int(store.compare_set("reporter", "", str(RANK))))
 
-    thread = Thread(target=agree, daemon=True)  # for where the cable is cut, it never ends
+    thread = Thread(target=elect, daemon=True)  # without a network, it never ends
     thread.start()
     thread.join(5)
-    return told_by[0] if told_by else RANK
+    return elected[0] if elected else RANK
 
 
-def _is_of_another(error: BaseException) -> bool:
-    """Whether it comes from this process waiting for another that isn't there."""
+def _lost_connection(error: BaseException) -> bool:
+    """Whether the error means that another process does not answer."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
     )
 
 
-def _agent() -> str:
-    """The torchrun that started this process: it stays when it starts its processes anew, and no other is called so.
-
-    Nothing where none did.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    agent = os.getppid()
-    started = ""
-    with suppress(OSError):  # where there is no /proc
-        started = Path(f"/proc/{agent}/stat").read_text().rpartition(") ")[2].split()[19]
-    return f"{socket.gethostname()} {agent} {started}"
-
-
 def is_restart() -> bool:
-    """Whether torchrun knows that it has started these processes before (on a box whose own ones ended)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether torchrun has restarted the processes. To be called in all of them.
 
-
-def agents() -> list[str]:
-    """The torchruns of this training, one a box; none where it is started without."""
-    return sorted(_agents - {""})
+    Only on the machine where a process failed does torchrun count the restart.
+    """
+    return any(all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
 def broadcast(make: Callable[[], Any]) -> Any:
-    """What make() returns in the first process, the only one that calls it; all of them get it."""
+    """Call `make` in the main process only, and return its result in all of them."""
     if WORLD_SIZE == 1:
         return make()
-    made = [make() if is_main_process() else None]
-    dist.broadcast_object_list(made, src=0, group=_groups["talk"])
-    return made[0]
+    results = [make() if is_main_process() else None]
+    dist.broadcast_object_list(results, src=0, group=_groups["control"])
+    return results[0]
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank."""
+    """Return the values of all processes, by rank."""
     values = [value] * WORLD_SIZE
     if WORLD_SIZE > 1:
-        dist.all_gather_object(values, value, group=_groups["talk"])
+        dist.all_gather_object(values, value, group=_groups["control"])
     return values
 
 
 def gather(value: Any) -> list[Any]:
-    """In the first process the values of all, by rank; in the others nothing."""
+    """Return the values of all processes, by rank, in the main process, and [] in the others."""
     if WORLD_SIZE == 1:
         return [value]
     values = [None] * WORLD_SIZE if is_main_process() else None
-    dist.gather_object(value, values, dst=0, group=_groups["talk"])
+    dist.gather_object(value, values, dst=0, group=_groups["control"])
     return values or []
+
+
+def all_reduce(sums: Tensor) -> None:
+    """Replace `sums`, a tensor on the CPU, with the sum over all processes."""
+    if WORLD_SIZE > 1:
+        dist.all_reduce(sums, group=_groups["control"])
 
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """The block is run by the first process of each box, and only then by its others, which find the work done."""
+    """Run the block in the main process of each machine, and only then in the others, which find its work done."""
     if LOCAL_RANK:
-        _wait_for_data()
+        _data_barrier()
     yield
     if not LOCAL_RANK:
-        _wait_for_data()
+        _data_barrier()
 
 
-def _wait_for_data() -> None:
+def _data_barrier() -> None:
     if WORLD_SIZE > 1:
         dist.monitored_barrier(_groups["data"], timeout=DATA_TIMEOUT)
 
 
 def require_same(what: str, values: Sequence[object]) -> None:
-    """Raises UserError where the `values` of a process are not those of the first. Each may come when its data do."""
-    _wait_for_data()
+    """Raise UserError unless all processes have the same `values`. They wait for each other's as long as for data."""
+    _data_barrier()
     digests = all_gather(hashlib.sha256(repr(list(values)).encode()).hexdigest())
     others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-    require(
-        not others,
-        f"{what} of process {', '.join(others)} are not those of process 0: all boxes need the same.",
-    )
-
-
-def all_reduce(sums: Tensor) -> None:
-    """Add to `sums`, on the CPU, those of the other processes, in place."""
-    if WORLD_SIZE > 1:
-        dist.all_reduce(sums, group=_groups["talk"])
+    require(not others, f"{what} of process {', '.join(others)} must be those of process 0. Copy them to each machine.")
 
 
 def average_buffers(net: nn.Module) -> None:
-    """Give `net` the mean of what the BatchNorms of each process have gathered from its own share of the photos."""
+    """Replace the BatchNorm statistics of `net`, which each process has of its own shard, with their mean."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if WORLD_SIZE == 1 or not buffers:
         return
-    together = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(together)
-    together /= WORLD_SIZE
-    for buffer, mean in zip(buffers, together.split([buffer.numel() for buffer in buffers]), strict=True):
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= WORLD_SIZE
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 
 
 def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
-    """`net`, whose gradients become, while backward() goes on, the mean of those of all processes. Its weights too are
-    those of the first. On a GPU its BatchNorms take the statistics of all processes' images.
+    """Return `net` wrapped so that backward() averages the gradients of all processes, which start with equal weights.
+
+    On a GPU, BatchNorm layers are converted in place to use the statistics of all processes.
     """
-    if WORLD_SIZE == 1 or not dist.is_initialized():  # predict.py starts no training, whatever started it
+    if WORLD_SIZE == 1 or not dist.is_initialized():  # predict.py runs in one process, even under torchrun
         return net
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place: the names and the weights stay
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # keeps the names of the weights
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 

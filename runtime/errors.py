@@ -1,4 +1,4 @@
-"""Errors in one sentence: UserError, the end of the program, advice for known failures."""
+"""Errors in one sentence: UserError, how the program ends, range checks, advice for known failures."""
 
 import errno
 import os
@@ -8,155 +8,212 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+import torch
 
-class UserError(Exception):
-    """A mistake that the user can mend, told in one sentence. main.py prints the sentence, without a traceback."""
-
-    def __init__(self, sentence: str):
-        # A DataLoader worker hands its error on with its traceback written in front; the sentence stands behind it.
-        super().__init__(sentence.rsplit("UserError: ", 1)[-1].strip())
-
+from helpers import format_size, pluralize
 
 OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
+WORKER_ENDED = re.compile(r"DataLoader worker (\(pid|exited)")
+LIMIT_REACHED = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # of processes, or of open files
+
+_exit_hints: list[tuple[str, Path]] = []  # at most one
 
 
-NO_MORE = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # processes, or open files
+class UserError(Exception):
+    """A problem that the user can solve, in one sentence, which is printed without a traceback."""
+
+    def __init__(self, sentence: str):
+        # A DataLoader worker puts its traceback before the sentence
+        super().__init__(sentence.rsplit("UserError: ", 1)[-1].strip())
 
 
-_last_words: list[tuple[str, Path]] = []
+def require(holds: bool, sentence: str) -> None:
+    """Raise UserError(sentence) unless `holds`."""
+    if not holds:
+        raise UserError(sentence)
 
 
-def set_exit_hint(sentence: str, saved: Path) -> None:
-    """What friendly_errors adds, from now on, to what ends the program, if the file `saved` is there then."""
-    _last_words[:] = [(sentence, saved)]
+def check_ranges(values: object, **ranges: str) -> None:
+    """Require that each attribute in `ranges` is None or in its range, such as rotation="[0, 180]", share="(0, 1]"."""
+    for name, text in ranges.items():
+        value, (low, high) = getattr(values, name), text[1:-1].split(", ")
+        ends = [float(end) for end, included in ((low, "[" in text), (high, "]" in text)) if included]
+        limits = [f"{'at least' if '[' in text else 'above'} {low}"]
+        if high != "inf":
+            limits.append(f"{'at most' if ']' in text else 'below'} {high}")
+        require(
+            value is None or float(low) < value < float(high) or value in ends,
+            f"--{name.replace('_', '-')} must be {' and '.join(limits)}, not {value}.",
+        )
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how Python, torch, a GPU's library or the system says that memory ran out."""
+    """Whether Python, PyTorch, a GPU library or the operating system reports that memory ran out."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
     )
 
 
+def set_exit_hint(sentence: str, saved: Path) -> None:
+    """Set the sentence that friendly_errors() adds to the last message of the program, if the file `saved` exists."""
+    _exit_hints[:] = [(sentence, saved)]
+
+
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """Ends the program with the sentence of a UserError, or of a signal to stop, and no traceback.
+    """End the program with one sentence, without a traceback, if a user's error or a signal ends the block.
 
-    Ctrl-C, SIGTERM (as schedulers send it) and SIGHUP (a terminal that is closed) raise KeyboardInterrupt; the program
-    then ends with code 128 plus the signal's number, and at once on a second one. What nobody foresaw keeps its
-    traceback.
+    Ctrl-C, SIGTERM (from a scheduler) and SIGHUP (the terminal was closed) raise KeyboardInterrupt. The exit code is
+    then 128 plus the number of the signal. A second signal ends the program at once. Bugs keep their traceback.
     """
-    program, process, stopped_by = Path(sys.argv[0]).name, os.getpid(), []
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    program = Path(sys.argv[0]).name
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as for a daemon
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open until the program ends
+        getattr(sys, name).reconfigure(line_buffering=True, errors="backslashreplace")  # a log gets each line at once
+    _exit_hints.clear()
+    with _signals_interrupt() as received:
+        try:
+            yield
+        except BaseException as error:
+            _ignore_worker_exits()
+            hints = [sentence for sentence, saved in _exit_hints if saved.exists()]
+            if received:  # whatever `error` is: workers get the signal too, and their end may raise another one
+                print(f"{program}: stopped by {signal.Signals(received[0]).name}.", *hints, file=sys.stderr)
+                sys.exit(128 + received[0])
+            sentence = _explain(error)
+            if sentence:
+                sys.exit(" ".join([f"{program}: {sentence}", *hints]))
+            if hints and not isinstance(error, SystemExit):
+                print(*hints, file=sys.stderr)
+            raise
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on the first signal that is to end the program. Yields the signals received so far."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    received: list[int] = []
+    process = os.getpid()
 
     def stop(number: int, _frame: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        if os.getpid() == process:  # the loaders' processes, forked from this one, wait to be told
-            ignore_ends()
-            stopped_by.append(number)
+        if os.getpid() == process:  # a forked worker waits until this process ends it
+            _ignore_worker_exits()
+            received.append(number)
             raise KeyboardInterrupt
-
-    def ignore_ends() -> None:  # a process of a loader that ends now is no fault, or one that is told already
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, lambda *_: None)
 
     for number in before:
         signal.signal(number, stop)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # as a daemon has them
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, as long as the program lives
-        getattr(sys, name).reconfigure(line_buffering=True, errors="backslashreplace")  # a log has each line at once
-    _last_words.clear()
     try:
-        yield
-    except BaseException as error:
-        ignore_ends()
-        last_words = [sentence for sentence, saved in _last_words if saved.exists()]
-        if stopped_by:  # whatever came up meanwhile, as from a loader's process that got the signal too
-            print(f"{program}: stopped by {signal.Signals(stopped_by[0]).name}.", *last_words, file=sys.stderr)
-            sys.exit(128 + stopped_by[0])
-        if isinstance(error, UserError):
-            sys.exit(" ".join([f"{program}: {error}", *last_words]))
-        if ran_out_of_memory(error) or "DataLoader worker (pid" in str(error):
-            reason = (str(error).strip() or "of this process").splitlines()[-1]
-            sys.exit(" ".join([f"{program}: Memory ran out ({reason:.200}): free some.", *last_words]))
-        if isinstance(error, OSError) and error.filename:
-            sys.exit(" ".join([f"{program}: {error.filename} can't be used ({error.strerror}).", *last_words]))
-        if isinstance(error, OSError) and error.errno in NO_MORE:
-            remedy = "say a smaller --workers, or raise its limit (ulimit -a shows them)"
-            told = f"The system gives this program no more processes or files ({error.strerror}): {remedy}."
-            sys.exit(" ".join([f"{program}: {told}", *last_words]))
-        if isinstance(error, OSError):  # those of files have a name: this is what it prints
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python complains once more when it ends
-            sys.exit(" ".join([f"{program}: what it prints can't be written ({error}), so it stopped.", *last_words]))
-        if last_words and not isinstance(error, SystemExit):
-            print(*last_words, file=sys.stderr)
-        raise
+        yield received
     finally:
-        if not stopped_by:
+        if not received:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-def quiet_worker(_worker: int) -> None:
-    """A DataLoader's worker_init_fn: no traceback where the training ends while it takes a batch from this process.
+def _ignore_worker_exits() -> None:
+    """Replace the handler of PyTorch, which raises an error when a DataLoader worker ends unexpectedly."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    The thread that hands batches over would print one. Errors of reading don't come here: they travel with the batches.
+
+def _explain(error: BaseException) -> str:
+    """Return one sentence for an error that is not a bug; else ""."""
+    if isinstance(error, UserError):
+        return str(error)
+    if ran_out_of_memory(error) or WORKER_ENDED.search(str(error)):
+        reason = (str(error).strip() or "in this process").splitlines()[-1]
+        return f"Out of memory ({reason:.200}). Free some memory."
+    if not isinstance(error, OSError):
+        return ""
+    if error.filename:
+        return f"{error.filename} cannot be used ({error.strerror})."
+    if error.errno in LIMIT_REACHED:
+        return (
+            f"Process or open-file limit reached ({error.strerror}). Pass a smaller --workers, or raise the limit "
+            "(ulimit -a lists them)."
+        )
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python fails again when it flushes stdout at exit
+    return f"Cannot write to stdout ({error}), so the program stopped."
+
+
+def quiet_worker(_worker_id: int) -> None:
+    """A worker_init_fn of DataLoader that prints no traceback if the training ends while it takes a batch.
+
+    The thread of the worker that passes batches on would print one. Errors in the data set are raised elsewhere.
     """
-    told = sys.excepthook
-    sys.excepthook = lambda kind, *error: None if issubclass(kind, EOFError | ConnectionError) else told(kind, *error)
+    default = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else default(kind, *rest)
 
 
-def require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise UserError(sentence)
+@contextmanager
+def advise(hp: Any, machine: Any, valid_sizes: range, margin: int) -> Iterator[None]:
+    """Turn known failures of a training or a prediction into a UserError that says which option to change.
+
+    hp: has batch_size, accumulate_steps, input_img_resize and learning_rate. machine: a runtime.machine.Machine.
+    valid_sizes: sides, in pixels, of images that the net takes. margin: pixels by which its masks are smaller.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FloatingPointError):
+            raise UserError(f"{error} {_advice_on_divergence(hp, machine)}") from error
+        advice = _advice_on_compile(error) or _advice_on_workers(error, machine)
+        if not advice and ran_out_of_memory(error):
+            advice = _advice_on_memory(hp, machine, valid_sizes, margin)
+        if advice:
+            raise UserError(advice) from error
+        raise
 
 
-def validate(values: object, **ranges: str) -> None:
-    """Require that each attribute, if not None, lies in its range, such as "(0, 1]"; name the option that doesn't."""
-    for name, written in ranges.items():
-        value, (low, high) = getattr(values, name), written[1:-1].split(", ")
-        ends = [float(end) for end, there in ((low, "[" in written), (high, "]" in written)) if there]
-        fits = value is None or float(low) < value < float(high) or value in ends
-        limits = [f"{'at least' if '[' in written else 'above'} {low}"]
-        if high != "inf":
-            limits.append(f"{'at most' if ']' in written else 'below'} {high}")
-        require(fits, f"--{name.replace('_', '-')} {value} can't be: it must be {' and '.join(limits)}.")
+def _advice_on_divergence(hp: Any, machine: Any) -> str:
+    in_float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
+    lower = f"--learning-rate {hp.learning_rate / 10:g} (now {hp.learning_rate:g})"
+    return f"Resuming would fail again: start a new run with {lower}{in_float32}."
 
 
-def validate_defaults(kind: type) -> None:
-    """Require that the defaults of a dataclass are of the types that stand beside them; name the one that isn't."""
-    for name, its in get_type_hints(kind).items():
-        value = getattr(kind, name)
-        require(_is_of(value, its), f"{name} = {value!r} can't be: it must be {_in_words(its)}.")
+def _advice_on_compile(error: Exception) -> str:
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
+        return ""
+    reason = " ".join(str(error).split())
+    return f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
 
 
-def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value is of a type, as it is written: a class, a Literal, a tuple of a certain length, or a choice."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in parts
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
-    if parts:
-        return any(_is_of(value, part) for part in parts)
-    if kind in (bool, int):
-        return type(value) is kind  # True would be an int too
-    return isinstance(value, kind) or (kind is float and type(value) is int)
+def _advice_on_workers(error: Exception, machine: Any) -> str:
+    text, fewer = str(error), f"pass --workers {machine.workers // 2} (now {machine.workers})"
+    if "Too many open files" in text or "ancdata" in text:
+        return f"Too many files are open. Raise the limit (ulimit -n), or {fewer}."
+    if "shared memory" in text:
+        return f"Shared memory (/dev/shm) is full. Enlarge it, or {fewer}."
+    if WORKER_ENDED.search(text):
+        return f"A DataLoader worker was killed, most likely because memory ran out. To use less, {fewer}."
+    if ran_out_of_memory(error) and ("DataLoader worker process" in text or isinstance(error, OSError)):
+        return f"A DataLoader worker ran out of memory. To use less, {fewer}."
+    return ""
 
 
-def _in_words(kind: Any) -> str:
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: 'a Path("...")'}
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, parts))
-    if get_origin(kind) is tuple:
-        return f"({', '.join(map(_in_words, parts))})"
-    return " or ".join(map(_in_words, parts)) if parts else words.get(kind, "None")
+def _advice_on_memory(hp: Any, machine: Any, valid_sizes: range, margin: int) -> str:
+    """Say how to halve the memory that training takes on the device."""
+    batch, accumulate = hp.batch_size, hp.accumulate_steps
+    remedies = ["Free some memory"]
+    if batch > 1:  # with as many images per optimizer step as before, so that the run can be resumed
+        smaller = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
+        options = f"--batch-size {smaller} --accumulate-steps {batch * accumulate // smaller}"
+        remedies.append(f"resume with {options} (now {batch} and {accumulate})")
+    size = hp.input_img_resize
+    at_70_percent = [(7 * side // 10 - valid_sizes.start) // valid_sizes.step for side in size]
+    height, width = (valid_sizes[max(0, index)] for index in at_70_percent)
+    if (height, width) != tuple(size):
+        output = f"--output-img-resize {height - margin} {width - margin}"
+        remedies.append(f"start a new run with --input-img-resize {height} {width} {output}")
+    images = f"{pluralize(batch, 'image')} of {format_size(size)}"
+    return f"Out of memory on {machine.device} with a batch of {images}. {', or '.join(remedies)}."

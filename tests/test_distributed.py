@@ -22,7 +22,6 @@ from data.fetcher import DatasetFetcher
 from data.sampler import ShardedRandomSampler, shard
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.run import find_run_of
 from test_main import SMALL, commands
 from test_reliability import Run, models, parent
 
@@ -67,26 +66,9 @@ def test_the_batches_of_a_prediction_are_those_of_one_process():
         assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
 
 
-def test_a_run_is_found_by_the_torchruns_that_began_it(tmp_path, monkeypatch):
-    with distributed.init_distributed():
-        assert distributed.agents() == [] and find_run_of([], tmp_path) is None
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with distributed.init_distributed():
-        (agent,) = distributed.agents()
-    distributed._agents.clear()
-    for name, began in (("model_1", agent), ("model_2", f"{agent}0\nanother"), ("model_3", None)):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "last.pt").touch()
-        if began:
-            (tmp_path / "models" / name / "torchrun.txt").write_text(f"{began}\n")
-    assert find_run_of([agent], tmp_path) == str(tmp_path / "models/model_1")
-    assert find_run_of(["another", agent], tmp_path) == str(tmp_path / "models/model_2")  # the latest
-    assert find_run_of(["a third"], tmp_path) is None
-
-
 def test_photos_that_differ_and_too_few_of_them_are_told(monkeypatch, drawn, main_here):
     monkeypatch.setattr("runtime.distributed.all_gather", lambda value: [value, "another", value])
-    with pytest.raises(UserError, match=r"^The photos of process 1 are not those of process 0: "):
+    with pytest.raises(UserError, match=r"^The photos of process 1 must be those of process 0\. "):
         distributed.require_same("The photos", ["a.jpg"])
     monkeypatch.undo()
     monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 17)
@@ -96,7 +78,7 @@ def test_photos_that_differ_and_too_few_of_them_are_told(monkeypatch, drawn, mai
         ("broadcast", lambda make: make()),
     ):
         monkeypatch.setattr(f"runtime.distributed.{name}", alone)
-    monkeypatch.setattr("runtime.distributed._wait_for_data", lambda: None)
+    monkeypatch.setattr("runtime.distributed._data_barrier", lambda: None)
     code, _ = main_here("--input-dir", str(drawn), *HALF)
     assert code.startswith("main.py: 16 photos to train on are too few for 17 processes: say --nproc_per_node=16 to ")
 

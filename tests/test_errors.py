@@ -1,0 +1,217 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.connection import Client
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from conftest import ROOT
+from nn.unet import UNet1024
+from nn.unet_origin import UNetOriginal
+from runtime import errors
+from runtime.errors import UserError
+from runtime.machine import Machine
+
+
+def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
+    saved = tmp_path / "last.pt"
+    saved.touch()
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
+    with pytest.raises(SystemExit, match=r"^main\.py: a\.jpg is broken\.$"), errors.friendly_errors():
+        raise UserError("a.jpg is broken.")
+    with pytest.raises(SystemExit, match=r"broken\. Epoch 3 is saved\.$"), errors.friendly_errors():
+        errors.set_exit_hint("Epoch 2 is saved.", saved)
+        errors.set_exit_hint("Epoch 3 is saved.", saved)
+        raise UserError("a.jpg is broken.")
+    with pytest.raises(ZeroDivisionError), errors.friendly_errors():  # control: a bug keeps its traceback
+        errors.set_exit_hint("Epoch 4 is saved.", saved)
+        _ = 1 / 0
+    assert capsys.readouterr().err == "Epoch 4 is saved.\n"
+    with pytest.raises(SystemExit, match=r"broken\.$"), errors.friendly_errors():
+        errors.set_exit_hint("Epoch 5 is saved.", tmp_path / "vanished")
+        raise UserError("a.jpg is broken.")
+    with pytest.raises(SystemExit, match=r"^main\.py: Out of memory \(can't all"), errors.friendly_errors():
+        raise RuntimeError("can't allocate memory")
+    with pytest.raises(SystemExit, match=r"DataLoader worker.*\)\. Free some memory\.$"), errors.friendly_errors():
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+def test_the_sentence_of_a_worker_comes_without_its_traceback():
+    text = "Caught UserError in DataLoader worker process 0.\nTraceback ...\nruntime.errors.UserError: a is b."
+    assert str(UserError(text)) == "a is b."
+
+
+@pytest.mark.slow
+def test_it_runs_without_output_and_prints_an_error_when_output_is_full():
+    script = "from runtime import errors\nwith errors.friendly_errors(): print('a line')"
+    full = "Cannot write to stdout ([Errno 28] No"
+    for redirect, code, expected in ((">&-", 0, ""), ("2>&-", 0, ""), (">/dev/full", 1, full)):
+        done = subprocess.run(
+            f"{sys.executable} -c \"{script}\" {redirect}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        assert done.returncode == code and expected in done.stderr, (redirect, done)
+        assert "Traceback" not in done.stderr, (redirect, done)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(number, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py"])
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
+    before = [signal.getsignal(each) for each in signals]
+    signal.signal(number, signal.SIG_DFL)  # whatever started these tests, such as nohup
+    try:
+        with pytest.raises(SystemExit) as ended, errors.friendly_errors():
+            errors.set_exit_hint("Epoch 3 is saved.", Path(__file__))
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                assert signal.getsignal(number) == signal.SIG_DFL
+                raise RuntimeError("another error while it stops")
+        assert ended.value.code == 128 + number
+        assert capsys.readouterr().err == f"main.py: stopped by {number.name}. Epoch 3 is saved.\n"
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    """As nohup ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with errors.friendly_errors():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("quietly", [True, False])
+def test_a_worker_whose_batch_is_not_taken_prints_no_traceback(quietly, monkeypatch, capfd):
+    """As when the training is stopped while it takes a batch. Control: what Python prints by default."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    if quietly:
+        errors.quiet_worker(0)
+    with open(os.devnull) as file:
+        passed_on = DupFd(file.fileno())
+        with Client(passed_on._id[0], authkey=None) as taking:
+            taking.recv_bytes()  # the first message of the handshake, which is never answered
+        os.close(passed_on.detach())  # the next client is served
+    assert ("Traceback" in capfd.readouterr().err) is not quietly
+    sys.excepthook(ValueError, ValueError("another error"), None)
+    assert "another error" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EAGAIN, "Process or open-file limit reached (Resource temporarily unavailable). Pass a smal"),
+        (errno.EMFILE, "Process or open-file limit reached (Too many open files). Pass a smaller --workers"),
+        (errno.EPIPE, "Cannot write to stdout ([Errno 32] Broken pipe), so the program stopped."),
+    ],
+)
+def test_an_error_of_the_system_is_named(number, expected, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the last one replaces
+    with pytest.raises(SystemExit) as ended, errors.friendly_errors():
+        raise OSError(number, os.strerror(number))
+    assert expected in ended.value.code
+
+
+class Values:
+    share, rate, count, none = 1.0, 0.0, 7, None
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ({"share": "(0, 1]", "rate": "[0, 1)", "count": "[1, inf)", "none": "(0, 1)"}, None),
+        ({"share": "(0, 1)"}, "--share must be above 0 and below 1, not 1.0."),
+        ({"rate": "(0, 1]"}, "--rate must be above 0 and at most 1, not 0.0."),
+        ({"count": "[8, inf)"}, "--count must be at least 8, not 7."),
+    ],
+)
+def test_a_value_out_of_its_range_is_named_with_the_range(ranges, expected):
+    if expected is None:
+        errors.check_ranges(Values, **ranges)
+    else:
+        with pytest.raises(UserError) as error:
+            errors.check_ranges(Values, **ranges)
+        assert str(error.value) == expected
+
+
+def advice(error, net=UNetOriginal, size=(572, 572), batch_size=8, accumulate_steps=1, workers=0, **machine):
+    """The sentence that advise() raises in place of `error`, or None if it raises `error` itself."""
+    hp = SimpleNamespace(
+        input_img_resize=size, batch_size=batch_size, accumulate_steps=accumulate_steps, learning_rate=0.01
+    )
+    made = net((3, *size))
+    margin = size[0] - made.output_size[0]
+    with pytest.raises(BaseException) as raised:  # noqa: SIM117
+        with errors.advise(hp, Machine(workers=workers, **machine), made.valid_sizes, margin):
+            raise error
+    assert isinstance(raised.value, UserError) or raised.value is error
+    return str(raised.value) if isinstance(raised.value, UserError) else None
+
+
+@pytest.mark.parametrize(
+    ("error", "batch_size", "workers", "expected"),
+    [
+        (MemoryError(), 8, 0, "on cpu with a batch of 8 images of 572x572. Free some memory, or resume with --batch"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 3, 4,
+         "resume with --batch-size 1 --accumulate-steps 3 (now 3 and 1), or start a new run with --inp"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory:"), 1, 0, "1 image of 572x572. Free some memory, or"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, 0,
+         "resume with --batch-size 1 --accumulate-steps 2 (now 2 and 1), or start"),
+        (MemoryError("Caught MemoryError in DataLoader worker process 0."), 8, 5, "pass --workers 2 (now 5)."),
+        (OSError(12, "Cannot allocate memory"), 8, 5, "ran out of memory. To use less, pass --workers 2 (now 5)."),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 8, 1, "was killed, most likely"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 8, 1, "pass --workers 0 (now 1)."),
+        (RuntimeError("DataLoader worker exited unexpectedly"), 8, 3, "pass --workers 1 (now 3)."),
+        (RuntimeError("Bus error. ... out of shared memory."), 8, 2, "(/dev/shm) is full. Enlarge it, or"),
+        (RuntimeError("unable to allocate shared memory(shm) for file"), 8, 2, "or pass --workers 1 (now 2)."),
+        (OSError(24, "Too many open files"), 8, 2, "Raise the limit (ulimit -n), or pass --workers 1 (now 2)."),
+        (RuntimeError("received 0 items of ancdata"), 8, 2, "Too many files are open."),
+        (RuntimeError("a bug"), 8, 2, None),
+        (KeyboardInterrupt(), 8, 2, None),
+    ],
+)
+def test_if_memory_runs_out_the_error_names_what_to_lower_and_to_what(error, batch_size, workers, expected):
+    sentence = advice(error, batch_size=batch_size, workers=workers)
+    assert (sentence is None) if expected is None else (expected in sentence)
+    if expected and "Out of memory" in sentence:
+        assert sentence.endswith("with --input-img-resize 396 396 --output-img-resize 212 212.")
+
+
+def test_what_cannot_be_lowered_is_not_advised():
+    def on_memory(size, batch_size, accumulate_steps=1):
+        return advice(MemoryError(), UNet1024, size, batch_size, accumulate_steps)
+
+    smaller = "(now 2 and 1), or start a new run with --input-img-resize 128 128 --output-img-resize 128 128."
+    assert on_memory((128, 192), 2).endswith(smaller)
+    assert on_memory((128, 128), 2).endswith("or resume with --batch-size 1 --accumulate-steps 2 (now 2 and 1).")
+    assert "--batch-size 2 --accumulate-steps 7 (now 7 and 2)" in on_memory((128, 128), 7, 2)  # 14 is no multiple of 3
+    assert on_memory((128, 128), 1) == "Out of memory on cpu with a batch of 1 image of 128x128. Free some memory."
+
+
+def test_a_loss_that_is_not_finite_comes_with_a_lower_learning_rate():
+    error = FloatingPointError("The loss was not finite at step 3 of epoch 1 (train), so training stopped.")
+    lower = f"{error} Resuming would fail again: start a new run with --learning-rate 0.001 (now 0.01)"
+    assert advice(error) == f"{lower}."
+    assert advice(error, precision=torch.bfloat16) == f"{lower}, or resume with --precision float32."
+
+
+def test_a_net_that_cannot_be_compiled_ends_the_run_in_one_sentence():
+    def no_compiler(*_):
+        raise RuntimeError("No working C++ compiler found")
+
+    net = torch.nn.Linear(1, 1)
+    net.compile(backend=no_compiler)
+    with pytest.raises(Exception, match="No working") as failed:
+        net(torch.ones(1))
+    expected = r"torch.compile failed on this machine (backend='no_compiler' raised: RuntimeError: No working C++"
+    sentence = advice(failed.value)
+    assert sentence.startswith(expected) and sentence.endswith("Pass --no-compile.")
