@@ -2,7 +2,7 @@
 
     python predict.py photo.jpg folder/ --model output/models/model_2026-11-23_16h05m09s/best.pt
 
-or from Python: CarFinder("best.pt")(photo) -> the probability of car at each pixel.
+In Python, CarFinder("best.pt")(image) returns the probability of car at each pixel.
 """
 
 import io
@@ -13,44 +13,45 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import tyro
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 import helpers
-from data.dataset import check_pair, preprocess, read, resize_size
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, image_of, is_called_mask, is_image, tell_left_aside
-from img.transformer import decode_image, decode_mask, downsample, to_pillow
+from data.dataset import check_pair, read
+from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, tell_left_aside
+from img.pillow import to_pillow
+from img.transformer import decode_image, decode_mask, preprocess, upsample
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from nn.unet import NETS
 from runtime import errors, files, machine
 from runtime.run import saved_runs
 
-SOFT = 0.5  # of probability: where a cut-out goes from nothing to all, with the threshold in the middle
+SOFT_EDGE = 0.5  # range of probabilities, centered at the threshold, in which a cut-out fades out
 
 
 @dataclass
 class Options:
-    """Cut the car out of photos, of any size: of each a mask (0 and 255), and the car alone, with a soft edge."""
+    """Cut the car out of photos: of each, write a mask (0 and 255) and the car alone, with a soft edge."""
 
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, and folders of photos
-    model: Path | None = None  # best.pt of a run; None takes that of the run in output/models that began last
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]  # images, and folders of images
+    model: Path | None = None  # a checkpoint or the folder of a run; None: best.pt of the latest run in output/models
     output_dir: Path = Path("cutouts")  # gets NAME_mask.png and NAME_cutout.png
-    background: str | None = None  # a color (white, "#ff8800"), or a photo, behind the car; None is transparent
-    threshold: float | None = None  # a pixel is car where its probability is above this; None is the model's own
-    tta: bool | None = None  # predict each photo twice, as main.py's --tta; None is as the model was trained for
-    device: str | None = None  # cpu, cuda, mps, ...; None takes the accelerator that is there
+    background: str | None = None  # a color (white, "#ff8800") or an image; None: transparent
+    threshold: float | None = None  # a pixel is car where its probability is above this; None: the model's
+    tta: bool | None = None  # test-time augmentation, as main.py's --tta; None: as the model was trained
+    device: str | None = None  # cpu, cuda, mps, ...; None: an accelerator if there is one
 
 
 class CarFinder:
-    """A trained model: called with a photo (3, H, W) uint8 RGB, it gives the probability of car, (H, W) float32.
+    """A trained model. Called with an image (3, H, W) uint8 in RGB, it returns the probability of car, (H, W) float32.
 
-    model: a checkpoint, such as best.pt, or the folder of a run. It knows its net, sizes, padding and threshold, and
-        whether it sees photos twice.
-    device: see machine.choose_device. Raises UserError where it is no checkpoint.
+    model: a checkpoint such as best.pt, or the folder of a run. It holds the net, its sizes, padding, threshold and tta.
+    device: see `machine.choose_device`.
+
+    Raises UserError if `model` is not a checkpoint of this program.
     """
 
     def __init__(self, model: str | Path, device: str | None = None):
@@ -58,100 +59,119 @@ class CarFinder:
         try:
             net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
             net.load_state_dict(checkpoint["net"])
-            self.trained_with = checkpoint["hyperparameters"]
-            self.padding, self.tta = self.trained_with["padding"], self.trained_with["tta"]
-            self.threshold = self.trained_with["threshold"]
-            errors.check_ranges(self, threshold="(0, 1)")
+            hyperparameters = checkpoint["hyperparameters"]
+            self.padding, self.tta = hyperparameters["padding"], hyperparameters["tta"]
+            self.threshold = hyperparameters["threshold"]
+            errors.validate(self, threshold="(0, 1)")
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
-            raise errors.UserError(f"{model} is no model of this program ({reason}).") from error
-        chosen = machine.choose_machine(device, None, 0)
-        self.classifier = CarvanaClassifier(net, 1, chosen.device, chosen.precision)
+            raise errors.UserError(f"{model} is not a checkpoint of this program ({reason}).") from error
+        device, precision, *_ = machine.choose_machine(device, None, 0)
+        self.classifier = CarvanaClassifier(net, 1, device, precision)
 
-    def __call__(self, photo: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         errors.require(
-            getattr(photo, "dtype", None) == torch.uint8 and photo.ndim == 3 and len(photo) == 3,
-            "A photo must be a tensor (3, height, width) of uint8, as img.transformer.decode_image makes it of bytes.",
+            isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3,
+            "The image must be a uint8 tensor (3, height, width), such as img.transformer.decode_image returns.",
         )
-        net, photo = self.classifier.net, photo.cpu()
-        sizes = net.in_shape[1:], net.output_size, self.padding
-        images = preprocess(downsample(photo, resize_size(*sizes)), *sizes, photo if self.tta else None)
-        probs = self.classifier.predict_probs(images[None]).cpu()
-        return F.interpolate(probs[None], photo.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+        net = self.classifier.net
+        images = preprocess(image.cpu(), net.in_shape[1:], net.output_size, self.padding, self.tta)[None]
+        return upsample(self.classifier.predict_probs(images), image.shape[1:])[0].cpu()
 
 
-def cut_out(photo: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
-    """photo (3, H, W) uint8, probs (H, W) -> the car alone, RGBA, or RGB in front of a background of any size."""
-    soft = min(SOFT, 2 * threshold, 2 * (1 - threshold))  # so that it ends inside 0 and 1
-    alpha = Image.fromarray((((probs - threshold) / soft + 0.5).clamp(0, 1) * 255).round().byte().numpy())
-    car = to_pillow(photo)
+def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
+    """Return the car of an image (3, H, W) uint8 as RGBA, or as RGB in front of a background of any size.
+
+    probs: (H, W), see SOFT_EDGE.
+    """
+    width = min(SOFT_EDGE, 2 * threshold, 2 * (1 - threshold))  # probabilities of 0 and 1 must not be part of the edge
+    alpha = ((probs - threshold) / width + 0.5).clamp(0, 1) * 255
+    alpha, car = Image.fromarray(alpha.round().byte().numpy()), to_pillow(image)
     if background is None:
         car.putalpha(alpha)
         return car
     return Image.composite(car, ImageOps.fit(background, car.size), alpha)
 
 
-def find_photos(paths: tuple[Path, ...]) -> list[Path]:
-    """The photos among these paths and in these folders, sorted; what a folder holds beside photos is left aside."""
-    errors.require(len(paths) > 0, "Name the photos, or a folder of them: python predict.py photo.jpg folder/")
-    photos = {}
+def find_images(paths: tuple[Path, ...]) -> list[Path]:
+    """Return the images among `paths`, and those in folders among them, sorted by path."""
+    errors.require(len(paths) > 0, "No images. Pass images or folders of them: python predict.py photo.jpg folder/")
+    images = {}
     for path in paths:
-        errors.require(path.exists(), f"{path} is not there.")
-        found = [path]
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            others = [file.name for file in files if not is_image(file)]
-            if others:
-                tell_left_aside(path, "photos", others)
-            found = [file for file in files if is_image(file) and not file.stem.endswith("_cutout")]
-            found = [file for file in found if not is_called_mask(file)]
-        errors.require(len(found) > 0, f"{path} holds no photo, such as a .jpg or .png.")
-        for file in found:
-            other = photos.setdefault(file.stem, file)
-            both = f"{other} and {file} would both become {file.stem}_mask.png: predict them one after the other"
-            errors.require(other.resolve() == file.resolve(), f"{both}, with another --output-dir.")
-    return sorted(photos.values())
+        errors.require(path.exists(), f"{path} does not exist.")
+        found = images_in(path) if path.is_dir() else [path]
+        errors.require(len(found) > 0, f"{path} contains no image, such as a .jpg or .png file.")
+        for image in found:
+            other = images.setdefault(image.stem, image)
+            errors.require(
+                other.resolve() == image.resolve(),
+                f"{other} and {image} would both become {image.stem}_mask.png. Predict them one after the other, each "
+                "with another --output-dir.",
+            )
+    return sorted(images.values())
 
 
-def places_of_masks(photo: Path) -> list[Path]:
-    """The photo's folder, and as main.py takes them, train_masks/ or masks/ beside train/, images/ or the photo."""
-    folder = photo.resolve().parent
-    beside = folder.parent if folder.name in PHOTO_FOLDERS else folder
-    masks = [beside / name for name in MASK_FOLDERS]
-    return [folder, folder.parent / f"{folder.name.removesuffix('_hq')}_masks", *masks]
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder, without masks and cut-outs. Prints the names of other files, unless hidden."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    others = [path.name for path in found if not is_image(path)]
+    if others:
+        tell_left_aside(folder, "photos", others)
+    return [path for path in found if is_image(path) and not is_called_mask(path) and not path.stem.endswith("_cutout")]
 
 
-def find_mask(photo: Path) -> Path | None:
-    """NAME_mask.gif (or .png, ...) of a photo NAME.jpg; NAME.gif too, where masks have a folder."""
-    for place in places_of_masks(photo):
-        found = [path for path in place.glob(f"{escape(photo.stem)}*.*") if is_image(path)]
-        found = [path for path in found if image_of(path, {photo.stem}) == photo.stem]
-        if place == photo.resolve().parent:
-            found = [path for path in found if path.stem != photo.stem]
+def mask_folders(image: Path) -> list[Path]:
+    """Return the folders that may have the mask of an image: its own, and those where main.py looks for masks."""
+    folder = image.resolve().parent
+    root = folder.parent if folder.name in PHOTO_FOLDERS else folder
+    return [folder, *(root / name for name in MASK_FOLDERS)]
+
+
+def find_mask(image: Path) -> Path | None:
+    """Return the mask of NAME.jpg: NAME_mask.png (or .gif, ...), or NAME.png in a separate folder of masks."""
+    own_folder, *others = mask_folders(image)
+    for folder in (own_folder, *others):
+        names = {f"{image.stem}_mask".lower()} | (set() if folder == own_folder else {image.stem.lower()})
+        found = [path for path in folder.glob(f"{escape(image.stem)}*") if path.stem.lower() in names]
+        found = [path for path in found if is_image(path)]
         if found:
             return min(found)
     return None
 
 
-def find_background(name: str | None) -> Image.Image | None:
-    """The color or the photo of that name; what of it is transparent isn't."""
+def dice_of(mask: Tensor, image: Path) -> tuple[float | None, str]:
+    """Return the Dice of a predicted mask (H, W) and that of the image, if there is one, and a text to print."""
+    path = find_mask(image)
+    if path is None:
+        return None, ""
+    try:
+        truth = read(path, decode_mask) > 127  # (1, H, W)
+        check_pair(image, mask.shape, path, truth.shape[1:])
+    except errors.UserError as error:
+        return None, f", no Dice: {error}"
+    dice = dice_per_image(mask[None], truth).item()
+    return dice, f", Dice {dice:.4f} with {path.name}"
+
+
+def load_background(name: str | None) -> Image.Image | None:
+    """Return the image or the color of that name; the transparency of an image is ignored."""
     if name is None:
         return None
     if Path(name).is_file():
         return to_pillow(read(Path(name), decode_image))
     try:
-        color = ImageColor.getrgb(name)
-        errors.require(len(color) == 3, f"--background {name} is transparent: leave out its last two digits.")
-        return Image.new("RGB", (1, 1), color)
+        red, green, blue = ImageColor.getrgb(name)  # ValueError also for a transparent color, which has four values
     except ValueError:
-        raise errors.UserError(f"--background {name} is neither a photo nor a color that Pillow knows.") from None
+        raise errors.UserError(f'--background {name} must be an image or an opaque color, as white or "#ff8800".') from None
+    return Image.new("RGB", (1, 1), (red, green, blue))
 
 
 def find_model(model: Path | None) -> Path:
+    """Return the checkpoint `model`, or best.pt if it is the folder of a run; None: that of the latest run."""
     if model is not None:
         return model / "best.pt" if model.is_dir() else model
     runs = saved_runs(Path("output"), holding="best.pt")
-    errors.require(len(runs) > 0, "There is no model in output/models yet: train one with main.py, or say --model.")
+    errors.require(len(runs) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
     return runs[-1] / "best.pt"
 
 
@@ -163,51 +183,41 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    errors.check_ranges(options, threshold="(0, 1)")
-    photos, background = find_photos(options.photos), find_background(options.background)
-    taken = {place for photo in photos for place in places_of_masks(photo)}
+    errors.validate(options, threshold="(0, 1)")
+    images, background = find_images(options.images), load_background(options.background)
     errors.require(
-        options.output_dir.resolve() not in taken,
-        f"--output-dir {options.output_dir} can't be: photos or their masks are there. Name another folder.",
+        options.output_dir.resolve() not in {folder for image in images for folder in mask_folders(image)},
+        f"--output-dir {options.output_dir} must not be a folder of the images or of their masks. Pass another one.",
     )
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
-    threshold = finder.threshold if options.threshold is None else options.threshold
+    if options.threshold is not None:
+        finder.threshold = options.threshold
     if options.tta is not None:
         finder.tta = options.tta
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
-    broken, scores = [], []
-    for path in helpers.Progress(photos, "cut out", unit="img"):
-        found = find_mask(path)
+    unreadable, scores = [], []
+    for path in helpers.Progress(images, "cut out", unit="img"):
         try:
-            photo = read(path, decode_image)
+            image = read(path, decode_image)
         except errors.UserError as error:
-            broken.append(path)
+            unreadable.append(str(path))
             tqdm.write(str(error))
             continue
-        truth = None
-        try:
-            if found is not None:
-                truth = read(found, decode_mask) > 127  # (1, H, W)
-                check_pair(path, photo.shape[1:], found, truth.shape[1:])
-        except errors.UserError as error:  # it can be cut out all the same
-            truth = None
-            tqdm.write(f"No Dice: {error}")
-        probs = finder(photo)
-        mask = probs > threshold
+        probs = finder(image)
+        mask = probs > finder.threshold
         save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
-        save(cut_out(photo, probs, threshold, background), options.output_dir / f"{path.stem}_cutout.png")
-        told = f"{mask.float().mean():.1%} of it cut out" if mask.any() else "Look at this: nothing was found"
-        if truth is not None:
-            scores.append(dice_per_image(mask[None], truth).item())
-            told += f", Dice {scores[-1]:.4f} with {found.name}"
-        tqdm.write(f"{path}: {told}")
-    done = len(photos) - len(broken)
-    mean = f"; mean Dice of {len(scores)} {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{helpers.pluralize(done, 'photo')} cut out, in {options.output_dir}{mean}")
-    if broken:
-        sys.exit(f"predict.py: {len(broken)} of {len(photos)} could not be: {', '.join(map(str, broken[:5]))}")
+        save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
+        dice, comparison = dice_of(mask, path)
+        scores += [] if dice is None else [dice]
+        area = f"car is {mask.float().mean():.1%} of the image" if mask.any() else "Warning: no car was found"
+        tqdm.write(f"{path}: {area}{comparison}")
+    mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
+    print(f"{helpers.pluralize(len(images) - len(unreadable), 'image')} cut out, in {options.output_dir}{mean}")
+    if unreadable:
+        names = helpers.first_few(unreadable, 5)
+        sys.exit(f"predict.py: {len(unreadable)} of {len(images)} images could not be read: {names}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Paths to tensors: the data sets that the loaders read. They hand out uint8, so that little memory moves."""
+"""Data sets that load images and masks. Items are uint8, to move as little memory as possible."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,91 +8,52 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from helpers import seed_everything
-from img import transformer
-from img.tta import tta_view
+from helpers import format_size, seed_everything
+from img.transformer import decode_image, decode_mask, get_image_size, preprocess, resize, resize_size, resize_to_cover
 from runtime.errors import UserError, ran_out_of_memory, require
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Tells in a sentence that the image at `path` can't be read."""
+    """Re-raise an error of reading or decoding the image at `path` as a UserError that names it."""
     try:
         yield
-    except Exception as error:  # decoders raise a dozen types, according to what is broken
+    except Exception as error:  # decoders raise a dozen types
         if ran_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path} can't be read ({error.strerror}).") from error
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
         reason = f"{type(error).__name__}: {error!s:.200}"
-        raise UserError(f"{path} can't be read as an image ({reason}); replace it.") from error
+        raise UserError(f"{path} cannot be read as an image ({reason}). Replace it.") from error
 
 
-def read(path: Path, decode: Callable[..., Tensor], *min_size: tuple[int, int]) -> Tensor:
-    """The image at `path`, as decode gives it. Raises UserError if it can't be read."""
+def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
+    """Read an image or a mask with decode_image or decode_mask. Raises UserError if that fails."""
     with reading(path):
-        return decode(Path(path).read_bytes(), *min_size)
+        return decode(Path(path).read_bytes(), min_size)
 
 
-def format_size(size: Sequence[int]) -> str:
-    """(height, width) as people write it: width x height."""
-    return f"{size[1]}x{size[0]}"
-
-
-def check_pair(photo_path: Path, size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
-    """Raises UserError where the sizes (height, width) of a photo and of its mask differ."""
+def check_pair(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
+    """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
+    hint = ", after rotating both as their EXIF data say" * (tuple(image_size) == tuple(mask_size)[::-1])
     require(
-        tuple(size) == tuple(mask_size),
-        f"{mask_path} is {format_size(mask_size)} pixels, but its photo {photo_path} is {format_size(size)}; they must be "
-        f"of one size{', both upright: EXIF data may turn a photo' * (tuple(size) == tuple(mask_size)[::-1])}.",
+        tuple(image_size) == tuple(mask_size),
+        f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image {image_path} is "
+        f"{format_size(image_size)}. Both must have the same size{hint}.",
     )
 
 
-def resize_size(input_img_resize: tuple[int, int], output_img_resize: tuple[int, int], padding: str) -> tuple[int, int]:
-    """The (height, width) that a photo is squeezed to. Which part of the net's input it becomes:
-
-    padding "reflect": the window that the mask stands for; around it the photo is mirrored, as in the paper.
-    padding "stretch": all of it, as in the tutorial; the mask, of the whole photo too, is then on another scale.
-    """
-    return tuple(output_img_resize if padding == "reflect" else input_img_resize)
-
-
-def resize_to_cover(window: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
-    """The smallest (height, width) in the proportions of `size` that loses none of the detail seen at `window`."""
-    scale = min(1.0, max(window[0] / size[0], window[1] / size[1]))
-    return round(size[0] * scale), round(size[1] * scale)
-
-
-def preprocess(
-    photo: Tensor,
-    input_img_resize: tuple[int, int],
-    output_img_resize: tuple[int, int],
-    padding: str = "reflect",
-    whole: Tensor | None = None,
-) -> Tensor:
-    """photo (3, H, W) uint8, as decode_image gives it for resize_size -> what a net predicts it from, (3, *input).
-
-    whole: the photo at its full size, for the second view of img/tta.py; then both views, (2, 3, *input).
-    """
-    window = resize_size(input_img_resize, output_img_resize, padding)
-    views = [transformer.resize(photo, window)]
-    if whole is not None:
-        views.append(tta_view(whole, output_img_resize, window))
-    images = [transformer.reflect_pad(view, input_img_resize) for view in views]
-    return images[0] if whole is None else torch.stack(images)
-
-
 class TrainImageDataset(Dataset):
-    """Pairs of a photo and its mask.
+    """Pairs of an image and its mask, to train or to validate on.
 
-    X, y: paths of the photos and of their masks, in the same order.
-    input_img_resize, output_img_resize: (height, width) of the photos and of the masks handed out.
-    X_transform: called with (photo, mask), both uint8 of the same size and in the photo's proportions; returns the two.
-    seed: what X_transform draws from torch's generator is a function of (seed, epoch, index) and of nothing else.
-    soft_labels: a mask's pixel keeps the fraction of it that is car (0..255); else it is 255 above one half, or 0.
-    padding: see resize_size.
-    half_size_epochs: in so many epochs, from the first, photos and masks are of half the height and width. A net that
-        takes both learns there from up to three times as many a second, and goes on with what it knows at full size.
+    X, y: paths of the images and of their masks, in the same order.
+    input_img_resize, output_img_resize: (height, width) of the images and masks to return.
+    padding: see `img.transformer.resize_size`.
+    X_transform: called with an image (3, H, W) and its mask (1, H, W), both uint8 and in the proportions of the file;
+        returns both. Its random numbers, from PyTorch's generator, depend on (seed, epoch, index) only.
+    soft_labels: keep the fraction of each mask pixel that is car (0 to 255); False: threshold it to 0 or 255.
+    half_size_epochs: in this many epochs, from the first, images and masks have half the height and width. Such an
+        epoch takes about a third of the time.
     """
 
     def __init__(
@@ -101,53 +62,59 @@ class TrainImageDataset(Dataset):
         y: Sequence[Path],
         input_img_resize: tuple[int, int],
         output_img_resize: tuple[int, int],
+        padding: str = "reflect",
         X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         soft_labels: bool = True,
-        padding: str = "reflect",
-        seed: int = 0,
         half_size_epochs: int = 0,
+        seed: int = 0,
     ):
-        self.X, self.y, self.seed = list(X), list(y), seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes see it change
+        self.X, self.y = list(X), list(y)
         self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
-        self.X_transform, self.soft_labels, self.padding = X_transform, soft_labels, padding
-        self.half_size_epochs = half_size_epochs
+        self.padding, self.X_transform, self.soft_labels = padding, X_transform, soft_labels
+        self.half_size_epochs, self.seed = half_size_epochs, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with worker processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Call it before each epoch, as one calls DistributedSampler's."""
+        """Call this before each epoch, as for DistributedSampler. The first epoch is 1."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """-> photo (3, *input_img_resize) uint8, mask (*output_img_resize) uint8, 255 where all of a pixel is car."""
-        parts = 2 if 0 < self.epoch <= self.half_size_epochs else 1
-        sizes = self.input_img_resize, self.output_img_resize
-        image_size, mask_size = ([side // parts for side in size] for size in sizes)
-        window = resize_size(image_size, mask_size, self.padding)
-        photo = read(self.X[index], transformer.decode_image, window)  # (3, H, W)
-        mask = read(self.y[index], transformer.decode_mask, window)  # (1, H, W)
-        if photo.shape[1:] != mask.shape[1:]:
-            sizes = [transformer.get_image_size(path) for path in (self.X[index], self.y[index])]
-            check_pair(self.X[index], sizes[0], self.y[index], sizes[1])
+        """Return an image (3, *input_img_resize) and its mask (*output_img_resize), both uint8; 255 is car."""
+        divisor = 2 if 0 < self.epoch <= self.half_size_epochs else 1
+        input_size, mask_size = (
+            tuple(side // divisor for side in size) for size in (self.input_img_resize, self.output_img_resize)
+        )
+        window = resize_size(input_size, mask_size, self.padding)
+        image, mask = self._read_pair(index, window)
         if self.X_transform is not None:
-            small = resize_to_cover(window, photo.shape[1:])
+            size = resize_to_cover(window, image.shape[1:])
             with torch.random.fork_rng(devices=[]):
                 seed_everything(self.seed, int(self.epoch), index)
-                photo, mask = self.X_transform(transformer.resize(photo, small), transformer.resize(mask, small))
-        photo = transformer.reflect_pad(transformer.resize(photo, window), image_size)
-        mask = transformer.resize(mask, mask_size)[0]
+                image, mask = self.X_transform(resize(image, size), resize(mask, size))
+        image = preprocess(image, input_size, mask_size, self.padding, downsampled=True)
+        mask = resize(mask, mask_size)[0]
         if not self.soft_labels:
             mask = (mask > 127).to(torch.uint8) * 255
-        return photo, mask
+        return image, mask
+
+    def _read_pair(self, index: int, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the image (3, H, W) and its mask (1, H, W). Raises UserError if one is unreadable or sizes differ."""
+        image_path, mask_path = self.X[index], self.y[index]
+        image, mask = read(image_path, decode_image, window), read(mask_path, decode_mask, window)
+        if image.shape[1:] != mask.shape[1:]:
+            check_pair(image_path, get_image_size(image_path), mask_path, get_image_size(mask_path))
+        return image, mask
 
 
 class TestImageDataset(Dataset):
-    """Photos to predict, with their names.
+    """Images to predict, with their names.
 
-    X: paths of the photos. input_img_resize, output_img_resize, padding: as in TrainImageDataset.
-    tta: hand out both views of img/tta.py.
+    X: paths of the images.
+    input_img_resize, output_img_resize, padding: as for TrainImageDataset.
+    tta: return two views of each image, for test-time augmentation.
     """
 
     def __init__(
@@ -160,20 +127,13 @@ class TestImageDataset(Dataset):
     ):
         self.X, self.tta = list(X), tta
         self.sizes = input_img_resize, output_img_resize, padding
-        self.resize_size = resize_size(*self.sizes)
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """-> photo (3, *input_img_resize) uint8, or with tta both views (2, 3, *input_img_resize); the file's name."""
+        """Return an image (3, *input_img_resize) uint8, or with tta (2, 3, *input_img_resize), and its file's name."""
         path = Path(self.X[index])
-        return read(path, self._to_net), path.name
-
-    def _to_net(self, encoded: bytes) -> Tensor:
-        if not self.tta:
-            return preprocess(transformer.decode_image(encoded, self.resize_size), *self.sizes)
-        whole = photo = transformer.decode_image(encoded)
-        if transformer.draft_scale(whole.shape[1:], self.resize_size) != 1:
-            photo = transformer.decode_image(encoded, self.resize_size)
-        return preprocess(photo, *self.sizes, whole)
+        min_size = None if self.tta else resize_size(*self.sizes)
+        image = read(path, decode_image, min_size)
+        return preprocess(image, *self.sizes, tta=self.tta, downsampled=not self.tta), path.name

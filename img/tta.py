@@ -1,8 +1,8 @@
-"""Test-time augmentation: the net sees a photo twice, and one mask is made of both answers.
+"""Test-time augmentation: predict two views of an image and merge the predictions.
 
-The second view is a mirror image, taken half a pixel of the mask aside. Of the edge, each answer tells where it runs
-between the pixels of its own grid; together they tell it at twice as many places, for the cost of two predictions. A
-photo must have more pixels than the mask for that: of one as large, the second view is blurred.
+The second view is flipped left to right and shifted by half a pixel of the mask. Each prediction locates the car's edge
+on its own pixel grid; merged, they locate it on a grid twice as fine. This needs an image with more pixels than the
+mask: of one with as many, the second view is blurred.
 """
 
 from math import ceil
@@ -13,30 +13,32 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.transformer import draft_scale, from_pillow, reduced
+from img.pillow import draft_scale, from_pillow, reduce
 
 
-def tta_view(photo: Tensor, mask_size: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """photo (3, H, W) uint8 -> its mirror image at `window`, (3, *window), half a pixel further to the right and down.
+def tta_view(image: Tensor, mask_size: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Return the second view of an image (3, H, W) uint8, (3, *window) uint8.
 
-    photo: at its full size. It is made smaller as the first view is, from decode_image to resize (downsample where that is
-    enough for the window), but is moved before that by as many of its pixels as fit in: both views are about as sharp.
-    mask_size: (height, width) of the masks, whose pixels are meant. Behind the last row and column they are repeated.
+    image: at its full size. It is cropped by whole pixels before it is reduced as the first view is, so that both views
+        are about equally sharp; the rest of the shift is part of the resizing.
+    mask_size: (height, width) of the net's masks; the view is shifted right and down by half of one of their pixels.
+    window: (height, width) to resize to. The last row and column are repeated at the end.
     """
-    height, width = photo.shape[1:]
+    height, width = image.shape[1:]
     down, right = height / mask_size[0] / 2, width / mask_size[1] / 2
-    step, top, left = draft_scale((height, width), window), int(down), int(right)
-    moved = reduced(photo[:, top:, left:], step)
-    box = [length / step for length in (right - left, down - top, right - left + width, down - top + height)]
-    behind = (0, ceil(box[3]) - moved.shape[1]), (0, ceil(box[2]) - moved.shape[2]), (0, 0)
-    image = Image.fromarray(np.pad(moved.permute(1, 2, 0).numpy(), behind, mode="edge"))
-    return from_pillow(image.resize(window[::-1], Image.Resampling.BILINEAR, box)).flip(-1)
+    scale, top, left = draft_scale((height, width), window), int(down), int(right)
+    cropped = reduce(image[:, top:, left:], scale)
+    box = [side / scale for side in (right - left, down - top, right - left + width, down - top + height)]
+    pad = (0, ceil(box[3]) - cropped.shape[1]), (0, ceil(box[2]) - cropped.shape[2]), (0, 0)
+    padded = Image.fromarray(np.pad(cropped.permute(1, 2, 0).numpy(), pad, mode="edge"))
+    return from_pillow(padded.resize(window[::-1], Image.Resampling.BILINEAR, box)).flip(-1)
 
 
 def merge_tta(probs: Tensor) -> Tensor:
-    """The probabilities of a photo and of its second view, (N, 2, h, w) -> those of the photo, (N, 2h, 2w)."""
-    straight, second = F.interpolate(probs, scale_factor=2, mode="bilinear", align_corners=False).unbind(1)
+    """Merge the probabilities of both views of each image, (N, 2, h, w) -> (N, 2h, 2w)."""
+    first, second = F.interpolate(probs, scale_factor=2, mode="bilinear", align_corners=False).unbind(1)
     second = second.flip(-1)
+    # Half a pixel of the mask is one pixel here
     second = torch.cat([second[:, :1], second[:, :-1]], dim=1)
     second = torch.cat([second[:, :, :1], second[:, :, :-1]], dim=2)
-    return (straight + second) / 2
+    return (first + second) / 2

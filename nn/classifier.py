@@ -33,8 +33,7 @@ class CarvanaClassifier:
     net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); a class of nn/unet.py's NETS.
     epochs: number of epochs of the whole training.
     machine: device, precision (the dtype of autocast), and whether to compile the net.
-    threshold: a pixel is car where its probability is above this.
-    seed: what an epoch draws from torch's generator is a function of (seed, epoch).
+    threshold: a pixel is car where its probability is above this. seed: of torch's generator, with the epoch's number.
     accumulate_steps: batches per optimizer step (gradient accumulation).
     grad_clip: maximum norm of the gradient; 0: no limit.
     ema_decay: validate, save and predict with an exponential moving average of the weights; 0: with the weights.
@@ -48,9 +47,9 @@ class CarvanaClassifier:
         self.device, self.precision, self.threshold, self.seed = machine.device, machine.precision, threshold, seed
         self.accumulate_steps, self.grad_clip = accumulate_steps, grad_clip
         self.net = net.to(self.device, memory_format=torch.channels_last)  # its weights are saved
+        self.model = distributed.wrap_ddp(self.net, self.device)  # trains; with one process it is the net
         self.ema = ModelEma(self.net, ema_decay)
         self.eval_net = self.ema.net  # validates and predicts; without EMA it is the net
-        self.model = distributed.wrap_ddp(self.net, self.device)  # trains; with one process it is the net
         for each in {self.net, self.eval_net} if machine.compile else ():
             each.compile()  # in place: parameters keep their names
         self.no_sync = getattr(self.model, "no_sync", nullcontext)
@@ -58,8 +57,7 @@ class CarvanaClassifier:
         if self.scaler.is_enabled():  # it may skip the first optimizer steps, but not the scheduler's
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.soft_dice_loss = SoftDiceLoss()
-        self.optimizer: Optimizer | None = None
-        self.scheduler: LRScheduler | None = None
+        self.optimizer = self.scheduler = None  # until train()
         self.epochs, self.epoch = epochs, 0
         self.metrics: list[dict[str, float]] = []  # one entry per epoch
         self.valid_dice = torch.empty(0)  # of each validation image in the latest epoch
@@ -144,8 +142,7 @@ class CarvanaClassifier:
             for images, masks in distributed.batches(loader):
                 targets = self.to_device(masks).float() / 255  # (N, h, w) in [0, 1]
                 logits = self.forward(images, self.eval_net)  # (N, h, w)
-                loss = self._criterion(logits, targets)
-                dice.append(meter.update(loss, logits, targets, self.threshold))
+                dice.append(meter.update(self._criterion(logits, targets), logits, targets, self.threshold))
         self.valid_dice = torch.zeros(len(loader.dataset))
         self.valid_dice[list(loader.sampler)] = torch.cat(dice).float().cpu()
         distributed.all_reduce(self.valid_dice)  # each process has set its own images
@@ -251,5 +248,4 @@ class CarvanaClassifier:
         optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint["scaler"])
-        self.optimizer, self.epoch, self.metrics = optimizer, checkpoint["epoch"], checkpoint["metrics"]
-        self.valid_dice = checkpoint["valid_dice"]
+        self.epoch, self.metrics, self.valid_dice = (checkpoint[key] for key in ("epoch", "metrics", "valid_dice"))

@@ -147,8 +147,9 @@ def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) 
     values out of range, options that don't fit together, and for a run that can't be resumed so.
     """
     hp, options = parse(hyperparameters, args)
-    resume = options.resume or ("last" if distributed.is_restart() and distributed.broadcast(
-        lambda: bool(saved_runs(options.output_dir))) else None)
+    restarted = any(distributed.all_gather(distributed.is_restart()))  # by torchrun, perhaps on another machine
+    resume = options.resume or distributed.broadcast(
+        lambda: "last" if restarted and saved_runs(options.output_dir) else None)
     if resume is None:
         check(hp, options)
         folder = options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"

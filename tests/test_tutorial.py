@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines of the blocks that are no Python, with continued lines init_distributed."""
+    """The lines of the blocks that are no Python, with continued lines joined."""
     return "".join(blocks("")).replace("\\\n", " ").splitlines()
 
 
