@@ -1,4 +1,4 @@
-"""All that is measured, in one table.
+"""All measurements in one table.
 
     python benchmarks
 """
@@ -6,7 +6,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import growth
 import learning
 import loader
 import prediction
@@ -18,12 +17,12 @@ from measure import Row, show
 
 @dataclass
 class Benchmark:
-    """Runs step.py, loader.py, prediction.py, growth.py, learning.py and scaling.py with few rounds: some ten minutes.
+    """Runs step.py, loader.py, prediction.py, learning.py and scaling.py with few rounds: about ten minutes.
 
-    Steps with large images have one image here. Each script explains itself and takes more: benchmarks/step.py --help
+    The batch size of large images is 1 here. Each script has more options: benchmarks/step.py --help
     """
 
-    json: bool = False  # an object for each row
+    json: bool = False  # print a JSON object per row
 
 
 def rows() -> Iterator[Row]:
@@ -32,7 +31,6 @@ def rows() -> Iterator[Row]:
     yield from step.step_rows(small)
     yield from loader.rows(loader.Benchmark(("572x572", "256x256"), rounds=3))
     yield from prediction.rows(prediction.Benchmark())
-    yield from growth.rows(growth.Benchmark(photos=(16, 32, 64), rounds=1))
     yield from learning.rows(learning.Benchmark(rounds=1))
     yield from scaling.rows(scaling.Benchmark(rounds=2))
 

@@ -1,7 +1,7 @@
-"""The base line: the tutorial's recipe as a plain reader would write it, and what the package is measured against.
+"""The baseline: the tutorial's recipe written in the most straightforward way, for comparison with the package.
 
-float32 in contiguous NCHW; Pillow decodes the whole photo and resizes it by Lanczos' filter; images travel as float32;
-the loss is fetched with .item() at each step; masks are enlarged, cut and written one by one.
+float32 in contiguous NCHW; Pillow decodes the whole image and resizes it with a Lanczos filter; images go to the device
+as float32; the loss is read with .item() at each step; masks are upsampled, thresholded and written one by one.
 """
 
 import csv
@@ -32,7 +32,7 @@ def stack(*widths: int, padding: int = 0) -> nn.Sequential:
 
 
 class PlainUNetOriginal(nn.Module):
-    """The layers of nn.unet_origin.UNetOriginal: its parameters, in the same order."""
+    """The layers of nn.unet_origin.UNetOriginal, with its parameters in the same order."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class PlainUNetOriginal(nn.Module):
 
 
 class PlainUNet1024(nn.Module):
-    """The layers of nn.unet.UNet1024: its parameters, in the same order."""
+    """The layers of nn.unet.UNet1024, with its parameters in the same order."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ PLAIN = {"UNetOriginal": PlainUNetOriginal, "UNet1024": PlainUNet1024}
 
 
 def make_net(name: str, like: nn.Module | None = None) -> nn.Module:
-    """The plain net of that name, with the parameters and buffers of our net `like`."""
+    """The plain net of that name; with `like`, one of our nets, a copy of its parameters and buffers."""
     net = PLAIN[name]()
     if like is not None:
         net.load_state_dict(dict(zip(net.state_dict(), like.state_dict().values(), strict=True)))
@@ -102,13 +102,13 @@ def criterion(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice(probs: Tensor, targets: Tensor) -> float:
-    """Of the images of a batch, ema."""
+    """The mean over the images of a batch."""
     predictions, truth = (probs > 0.5).float().flatten(1), (targets > 0.5).float().flatten(1)
     return (2 * (predictions * truth).sum(1) / (predictions.sum(1) + truth.sum(1))).mean().item()
 
 
 def train_epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-    """-> the mean loss and Dice over the steps."""
+    """Returns the means of loss and Dice over the steps."""
     net.train()
     losses, dices, device = [], [], next(net.parameters()).device
     for images, targets in loader:
@@ -125,41 +125,43 @@ def train_epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optim
 
 @torch.no_grad()
 def validate(net: nn.Module, loader: DataLoader) -> float:
-    """-> the mean Dice over the steps."""
+    """Returns the mean of Dice over the batches."""
     net.eval()
     return float(np.mean([dice(torch.sigmoid(net(images)), targets) for images, targets in loader]))
 
 
-def load_photo(path: Path, size: Sequence[int]) -> Image.Image:
+def load_image(path: Path, size: Sequence[int]) -> Image.Image:
     return Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(H, W) or (H, W, 3) of 0..255 -> (H, W) or (3, H, W) float32 of 0..1."""
+    """(H, W) or (H, W, 3), 0 to 255 -> (H, W) or (3, H, W) float32 in [0, 1]."""
     values = torch.from_numpy(np.array(image)).float() / 255
     return values.permute(2, 0, 1).contiguous() if values.dim() == 3 else values
 
 
 class PlainTrainDataset(torch.utils.data.Dataset):
-    """Photos and masks, squeezed and then moved at random: flipped, turned, shifted, scaled."""
+    """Images and masks, resized and then augmented: flip, rotation, shift, scale."""
 
-    def __init__(self, X: Sequence[Path], y: Sequence[Path], size: Sequence[int], mask_size: Sequence[int], move: bool):
-        self.X, self.y, self.size, self.mask_size, self.move = X, y, size, mask_size, move
+    def __init__(
+        self, X: Sequence[Path], y: Sequence[Path], size: Sequence[int], mask_size: Sequence[int], augment: bool
+    ):
+        self.X, self.y, self.size, self.mask_size, self.augment = X, y, size, mask_size, augment
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        photo = load_photo(self.X[index], self.size)
+        image = load_image(self.X[index], self.size)
         mask = Image.open(self.y[index]).convert("RGB").convert("L")
         mask = mask.resize(self.mask_size[::-1], Image.Resampling.LANCZOS)
-        if self.move:
+        if self.augment:
             draw = np.random.uniform(-1, 1, size=5)
-            photo, mask = (moved(image, draw) for image in (photo, mask))
-        return to_tensor(photo), to_tensor(mask)
+            image, mask = augment(image, draw), augment(mask, draw)
+        return to_tensor(image), to_tensor(mask)
 
 
-def moved(image: Image.Image, draw: np.ndarray) -> Image.Image:
+def augment(image: Image.Image, draw: np.ndarray) -> Image.Image:
     if draw[0] < 0:
         image = ImageOps.mirror(image)
     width, height = image.size
@@ -178,7 +180,7 @@ class PlainTestDataset(torch.utils.data.Dataset):
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        return to_tensor(load_photo(self.X[index], self.size)), self.X[index].name
+        return to_tensor(load_image(self.X[index], self.size)), self.X[index].name
 
 
 def rle_encode(mask: np.ndarray) -> str:
@@ -200,5 +202,5 @@ def predict(net: nn.Module, loader: DataLoader, to_file: Path, origin_img_size: 
 
 def save(rows: "csv._writer", names: Iterable[str], probs: np.ndarray, origin_img_size: Sequence[int]) -> None:
     for name, prob in zip(names, probs, strict=True):
-        enlarged = np.array(Image.fromarray(prob).resize(origin_img_size[::-1], Image.Resampling.BILINEAR))
-        rows.writerow([name, rle_encode(enlarged > 0.5)])
+        full_size = np.array(Image.fromarray(prob).resize(origin_img_size[::-1], Image.Resampling.BILINEAR))
+        rows.writerow([name, rle_encode(full_size > 0.5)])

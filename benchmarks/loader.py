@@ -1,4 +1,4 @@
-"""The loader: photos a second on one core, beside the decoding of the JPEG alone.
+"""The data sets: images per second on one core, next to the decoding of the JPEG alone.
 
     python benchmarks/loader.py
 """
@@ -19,8 +19,8 @@ from measure import Row, compare, show, take_turns
 
 from data.dataset import TestImageDataset, TrainImageDataset
 from data.sample import draw_sample
-from img.augmentation import augment_img
-from runtime import machine
+from img.augmentation import Augmentation
+from runtime.machine import keep_freed_memory
 
 CASES = {  # input_img_resize and output_img_resize
     "572x572": ((572, 572), (572, 572)),
@@ -32,28 +32,29 @@ CASES = {  # input_img_resize and output_img_resize
 
 @dataclass
 class Benchmark:
-    """Times the data sets of ours and of the base line in alternation, each on one core with one thread.
+    """Times our data sets and the baseline's in alternation, each on one core with one thread.
 
-    "train" is a photo with its mask, moved at random; "test" a photo alone. The third row of each size sets our photo
-    against the bare decoding of the whole JPEG by libjpeg-turbo, which reads no file and makes nothing smaller.
+    "train" is an image with its mask, augmented; "test" is an image alone. The third row of each size compares that
+    with the decoding of the whole JPEG by libjpeg-turbo alone, without reading a file or resizing.
     """
 
     cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # sizes to read at
-    input_dir: Path | None = None  # holds train/ and train_masks/; a car of 1918x1280 is drawn if left out
-    rounds: int = 5  # each side reads 16 photos so often, after once to warm up
-    json: bool = False  # an object for each row
+    input_dir: Path | None = None  # has train/ and train_masks/; None: draw a car at 1280x1918
+    rounds: int = 5  # of 16 images per side, after a warm-up round
+    json: bool = False  # print a JSON object per row
 
 
-def one_core() -> None:
+def use_one_core() -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def reading(kind: type, *arguments: object, **options: object) -> Callable[[], None]:
-    one_core()
+def read_all(kind: type, *arguments: object, **options: object) -> Callable[[], None]:
+    """Read each item of the data set kind(*arguments, **options)."""
+    use_one_core()
     if kind in (TrainImageDataset, TestImageDataset):
-        machine.keep_freed_memory()
+        keep_freed_memory()
     np.random.seed(0)
     dataset = kind(*arguments, **options)
 
@@ -65,16 +66,16 @@ def reading(kind: type, *arguments: object, **options: object) -> Callable[[], N
 
 
 def our_train(X: Sequence[Path], y: Sequence[Path], *sizes: Sequence[int]) -> Callable[[], None]:
-    return reading(TrainImageDataset, X, y, *sizes, X_transform=augment_img)
+    return read_all(TrainImageDataset, X, y, *sizes, X_transform=Augmentation())
 
 
-def bare_decode(X: Sequence[Path]) -> Callable[[], None]:
-    one_core()
-    encoded = [path.read_bytes() for path in X]
+def decode_only(X: Sequence[Path]) -> Callable[[], None]:
+    use_one_core()
+    images = [path.read_bytes() for path in X]
 
     def work() -> None:
-        for each in encoded:
-            simplejpeg.decode_jpeg(each, strict=True)
+        for encoded in images:
+            simplejpeg.decode_jpeg(encoded, strict=True)
 
     return work
 
@@ -82,27 +83,28 @@ def bare_decode(X: Sequence[Path]) -> Callable[[], None]:
 def rows(benchmark: Benchmark) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = benchmark.input_dir or Path(folder) / "sample"
-        draw_sample(root, cars=1, test_cars=0)
+        if benchmark.input_dir is None:
+            draw_sample(root, cars=1, test_cars=0)
         X = sorted((root / "train").iterdir())[:16]
         masks = {path.name.partition("_mask")[0]: path for path in (root / "train_masks").iterdir()}
         y = [masks[path.stem] for path in X]
         for name in benchmark.cases:
             sizes = CASES[name]
-            plain_train = (reading, PlainTrainDataset, X, y, *sizes, True)
+            plain_train = (read_all, PlainTrainDataset, X, y, *sizes, True)
             train = take_turns(benchmark.rounds, (our_train, X, y, *sizes), plain_train)
             test = take_turns(
                 benchmark.rounds,
-                (reading, TestImageDataset, X, *sizes),
-                (reading, PlainTestDataset, X, sizes[0]),
-                (bare_decode, X),
+                (read_all, TestImageDataset, X, *sizes),
+                (read_all, PlainTestDataset, X, sizes[0]),
+                (decode_only, X),
             )
             for what, ours, other in (
                 ("train", *train),
                 ("test", *test[:2]),
-                ("test / bare decode", test[0], test[2]),
+                ("test / decoding alone", test[0], test[2]),
             ):
-                rates = ([len(X) / s for s in side.seconds] for side in (ours, other))
-                yield compare(f"{what} {name}", "photos/s", *rates)
+                speeds = ([len(X) / seconds for seconds in side.seconds] for side in (ours, other))
+                yield compare(f"{what} {name}", "images/s", *speeds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prediction from photo to row of the submission, and the saver of masks alone.
+"""Prediction from an image file to a row of the submission, and the writing of masks alone.
 
     python benchmarks/prediction.py
 """
@@ -26,28 +26,28 @@ from data.sample import draw_sample
 from img.transformer import decode_mask, resize
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
-from runtime import machine
+from runtime.machine import choose_machine, keep_freed_memory
 
-CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, images a batch
+CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, batch size
 ORIGIN = (1280, 1918)
 
 
 @dataclass
 class Benchmark:
-    """Times ours and the base line in alternation: 16 photos of a drawn car, 1918x1280, to a submission.
+    """Times ours and the baseline in alternation: 16 images of a drawn car, 1280x1918, to a submission.
 
-    The nets compute all their layers, but the last one hands out drawn masks: an untrained net would make masks of a
-    million runs. For the saver alone, ours against the base line's and against pycocotools' encoder, which is given
-    masks that are enlarged and cut already and writes no file.
+    The nets compute all their layers, but the head outputs a drawn mask: the masks of an untrained net would have a
+    million runs. The saver alone is compared with the baseline's and with pycocotools' encoder, which gets masks that
+    are already upsampled and thresholded, and writes no file.
     """
 
     nets: tuple[Literal[*CASES], ...] = ("UNet1024",)  # at 256x256; UNetOriginal at 572x572 takes minutes
-    rounds: int = 3  # each side predicts the photos so often, after once to warm up
-    json: bool = False  # an object for each row
+    rounds: int = 3  # of 16 images per side, after a warm-up round
+    json: bool = False  # print a JSON object per row
 
 
 class DrawnMask(nn.Module):
-    """In the place of a net's last layer: features (N, C, H, W) -> logits (N, 1, H, W) of a drawn mask."""
+    """Replaces the head of a net: features (N, C, H, W) -> logits (N, 1, H, W) of a drawn mask."""
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -58,40 +58,41 @@ class DrawnMask(nn.Module):
 
 
 def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
-    """Of the photos in root/train; one of root/train_masks is what the net hands out."""
-    chosen = machine.choose_machine("cpu")
-    precision, workers = chosen.precision, chosen.workers
+    """Predict the images of root/train; each mask is one of root/train_masks."""
+    machine = choose_machine("cpu")
     net = NETS[name]((3, side, side))
-    net.head = DrawnMask(resize(mask_of(root), net.output_size))
-    classifier = CarvanaClassifier(net, epochs=1, precision=precision)
-    photos = TestImageDataset(sorted((root / "train").iterdir()), (side, side), net.output_size)
+    net.head = DrawnMask(resize(first_mask(root), net.output_size))
+    classifier = CarvanaClassifier(net, epochs=1, machine=machine)
+    images = sorted((root / "train").iterdir())
+    dataset = TestImageDataset(images, (side, side), net.output_size)
 
     def work() -> None:
         saver = PredictionsSaverCallback(root / "ours.csv.gz", ORIGIN, threshold=0.5)
-        classifier.predict(DataLoader(photos, batch, num_workers=workers), callbacks=[saver])
-        saver.close_saver()
+        classifier.predict(DataLoader(dataset, batch, num_workers=machine.workers), callbacks=[saver])
+        saver.close_saver(images)
 
     return work
 
 
 def plain_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
     net = baseline.make_net(name)
-    net.head = DrawnMask(resize(mask_of(root), NETS[name]((3, side, side)).output_size))
-    photos = baseline.PlainTestDataset(sorted((root / "train").iterdir()), (side, side))
-    return lambda: baseline.predict(net, DataLoader(photos, batch), root / "plain.csv.gz", ORIGIN)
+    net.head = DrawnMask(resize(first_mask(root), NETS[name].check((side, side))))
+    dataset = baseline.PlainTestDataset(sorted((root / "train").iterdir()), (side, side))
+    return lambda: baseline.predict(net, DataLoader(dataset, batch), root / "plain.csv.gz", ORIGIN)
 
 
-def mask_of(root: Path) -> Tensor:
+def first_mask(root: Path) -> Tensor:
     return decode_mask(min((root / "train_masks").iterdir()).read_bytes())
 
 
 def drawn_probs(root: Path, size: Sequence[int]) -> Tensor:
+    """The 16 masks of the drawn car as probabilities, (16, *size)."""
     masks = [decode_mask(path.read_bytes()) for path in sorted((root / "train_masks").iterdir())]
-    return torch.cat([resize(mask, size) for mask in masks]).float() / 255  # (16, *size)
+    return torch.cat([resize(mask, size) for mask in masks]).float() / 255
 
 
 def our_saver(root: Path, size: Sequence[int]) -> Callable[[], None]:
-    machine.keep_freed_memory()
+    keep_freed_memory()
     probs, saver = drawn_probs(root, size), PredictionsSaverCallback(root / "saver.csv.gz", ORIGIN, threshold=0.5)
     names = [f"{index}.jpg" for index in range(len(probs))]
     return lambda: saver.on_batch_gathered(saver.on_predict_batch(names, probs))
@@ -114,15 +115,16 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
         root = Path(folder) / "sample"
         draw_sample(root, cars=1, test_cars=0)
         for name in benchmark.nets:
-            sides = ((predict, root, name, *CASES[name]) for predict in (our_prediction, plain_prediction))
+            side, batch = CASES[name]
+            sides = ((predict, root, name, side, batch) for predict in (our_prediction, plain_prediction))
             ours, plain = take_turns(benchmark.rounds, *sides)
-            title = "prediction {} {}x{}".format(name, *2 * CASES[name][:1])
-            yield compare(title, "photos/s", *([16 / s for s in side.seconds] for side in (ours, plain)))
+            title = f"prediction {name} {side}x{side}"
+            yield compare(title, "images/s", *([16 / seconds for seconds in each.seconds] for each in (ours, plain)))
             yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
         for size in ((388, 388), (1024, 1024)):
             sides = (our_saver, root, size), (plain_saver, root, size), (coco_encoder, root)
             measured = take_turns(5 * benchmark.rounds, *sides)
-            ours, plain, coco = ([1000 * s / 16 for s in side.seconds] for side in measured)
+            ours, plain, coco = ([1000 * seconds / 16 for seconds in each.seconds] for each in measured)
             title = f"saver, masks of {size[0]}x{size[1]}"
             yield compare(title, "ms/mask", ours, plain, lower_is_better=True)
             yield compare(f"{title}, against coco", "ms/mask", ours, coco, lower_is_better=True)

@@ -1,10 +1,10 @@
-"""What each part of a recipe brings: main.py trains with it and without, on the same photos, steps and seeds.
+"""What each part of a recipe gains: trainings of main.py with it and without, on the same images, steps and seeds.
 
     python benchmarks/recipes.py parts --input-dir FOLDER
     python benchmarks/recipes.py "an hour" --input-dir FOLDER --held-out
 
-A training of "parts" takes from three minutes on two cores to twenty on one, one of "an hour" some hour on one; on a
-GPU, half a minute and some minutes. docs/score.md has what they printed.
+A training of "parts" takes between three minutes on two cores and twenty on one; one of "an hour" takes about an hour
+on one core. On a GPU they take half a minute and a few minutes. The results are in docs/score.md.
 """
 
 import shlex
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import measure  # noqa: F401  which lets the package be found
+import measure  # noqa: F401, adds the package to sys.path
 import pandas as pd
 import torch
 import tyro
@@ -39,96 +39,93 @@ SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
 PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
-# The rows of each table, by name: the options of main.py. All but the first are compared with the first
+# table -> row -> options of main.py. Each row is compared with the first one of its table
 TABLES = {
     "parts": {
         "AdamW, one cycle": f"{SMALL} {STEP} --epochs 3",
         "the tutorial's": f"{SMALL} {TUTORIALS} --epochs 3",
-        "labels cut": f"{SMALL} {STEP} --epochs 3 --no-soft-labels",
+        "hard labels": f"{SMALL} {STEP} --epochs 3 --no-soft-labels",
         "learning rate 0.002": f"{SMALL} {STEP} --epochs 3 --learning-rate 0.002",
-        "a short climb, then a cosine": f"{SMALL} {STEP} --epochs 3 --schedule cosine --warmup-epochs 0.2",
-        "batches of 4": f"{SMALL} {STEP} --epochs 3 --batch-size 4",
-        "ema weights": f"{SMALL} {STEP} --epochs 3 --ema-decay 0.98",
-        "clipped gradients": f"{SMALL} {STEP} --epochs 3 --grad-clip 1",
-        "flips alone": f"{SMALL} {STEP} --epochs 3 {FLIPS}",
-        "flips alone, batches of 4": f"{SMALL} {FOURS} --epochs 3",
-        "flips alone, batches of 2": f"{SMALL} {TWOS} --epochs 3",
-        "turns up to 45 degrees": f"{SMALL} {STEP} --epochs 3 --rotation 45",
-        "no turns": f"{SMALL} {STEP} --epochs 3 --rotation 0",
-        "scale by up to 0.25": f"{SMALL} {STEP} --epochs 3 --scale 0.25",
-        "colors": f"{SMALL} {STEP} --epochs 3 --color-jitter 0.2",
-        "some in gray": f"{SMALL} {STEP} --epochs 3 --grayscale 0.15",
+        "short warmup, then a cosine": f"{SMALL} {STEP} --epochs 3 --schedule cosine --warmup-epochs 0.2",
+        "batch size 4": f"{SMALL} {STEP} --epochs 3 --batch-size 4",
+        "EMA of the weights": f"{SMALL} {STEP} --epochs 3 --ema-decay 0.98",
+        "gradient clipping": f"{SMALL} {STEP} --epochs 3 --grad-clip 1",
+        "flips only": f"{SMALL} {STEP} --epochs 3 {FLIPS}",
+        "flips only, batch size 4": f"{SMALL} {FOURS} --epochs 3",
+        "flips only, batch size 2": f"{SMALL} {TWOS} --epochs 3",
+        "rotation up to 45 degrees": f"{SMALL} {STEP} --epochs 3 --rotation 45",
+        "no rotation": f"{SMALL} {STEP} --epochs 3 --rotation 0",
+        "scale up to 0.25": f"{SMALL} {STEP} --epochs 3 --scale 0.25",
+        "color jitter": f"{SMALL} {STEP} --epochs 3 --color-jitter 0.2",
+        "some in grayscale": f"{SMALL} {STEP} --epochs 3 --grayscale 0.15",
         "half of them blurred": f"{SMALL} {STEP} --epochs 3 --blur 1",
-        "two views": f"{SMALL} {STEP} --epochs 3 --tta",
+        "test-time augmentation": f"{SMALL} {STEP} --epochs 3 --tta",
     },
-    "small first": {
+    "progressive resizing": {
         "two epochs": f"{LARGE} {STEP} --ema-decay 0.98 --epochs 2",
-        "four small ones, and one": f"{LARGE} {STEP} --ema-decay 0.98 --epochs 5 --half-size-epochs 4",
+        "four at half size, and one": f"{LARGE} {STEP} --ema-decay 0.98 --epochs 5 --half-size-epochs 4",
     },
     "an hour": {
         "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 17",
         "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
-        "the recipe, in one view": f"{LARGE} {RECIPE} {LONG}",
+        "the recipe, without TTA": f"{LARGE} {RECIPE} {LONG}",
     },
-    "changed": {
+    "changes": {
         "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
-        "on cut labels": f"{LARGE} {RECIPE} {LONG} --no-soft-labels --tta",
-        "without colors": f"{LARGE} {RECIPE} {LONG} --color-jitter 0 --grayscale 0 --tta",
-        "with small moves": f"{LARGE} {RECIPE} {LONG} --shift 0.01 --scale 0.02 --rotation 1 --tta",
-        "in batches of 4": f"{LARGE} {RECIPE} {LONG} --batch-size 4 --tta",
-        "in batches of 8": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --tta",
+        "hard labels": f"{LARGE} {RECIPE} {LONG} --no-soft-labels --tta",
+        "without color jitter": f"{LARGE} {RECIPE} {LONG} --color-jitter 0 --grayscale 0 --tta",
+        "small affine transforms": f"{LARGE} {RECIPE} {LONG} --shift 0.01 --scale 0.02 --rotation 1 --tta",
+        "batch size 4": f"{LARGE} {RECIPE} {LONG} --batch-size 4 --tta",
+        "batch size 8": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --tta",
         "512x512": f"{LARGE} {RECIPE} {LONG} --input-img-resize 512 512 --output-img-resize 512 512 --tta",
     },
     "ten minutes": {
         "the tutorial's": f"{LARGE} {TUTORIALS} --epochs 5",
         "the recipe": f"{LARGE} {RECIPE} {SHORT} --tta",
-        "the recipe, in one view": f"{LARGE} {RECIPE} {SHORT}",
-        "on cut labels": f"{LARGE} {RECIPE} {SHORT} --no-soft-labels --tta",
+        "the recipe, without TTA": f"{LARGE} {RECIPE} {SHORT}",
+        "hard labels": f"{LARGE} {RECIPE} {SHORT} --no-soft-labels --tta",
     },
     "the paper's net": {
-        "mirrored": f"{PAPERS} {FOURS} --epochs 8",
-        "stretched": f"{PAPERS} {FOURS} --epochs 8 --padding stretch",
-        "mirrored, in two views": f"{PAPERS} {FOURS} --epochs 8 --tta",
+        "reflect": f"{PAPERS} {FOURS} --epochs 8",
+        "stretch": f"{PAPERS} {FOURS} --epochs 8 --padding stretch",
+        "reflect, with TTA": f"{PAPERS} {FOURS} --epochs 8 --tta",
     },
 }
 
 
 @dataclass
 class Benchmark:
-    """Trains main.py with each row's options and each seed, and prints a table: scores, and what the change brought.
+    """Trains main.py with each row's options and each seed, and prints a table of scores and gains.
 
-    What it brought is the mean, over the cars, of a car's Dice less its Dice in the first row, of the same seed. The
-    interval (95 %) is for other cars and these trainings; how far other trainings may differ, the seeds show. A run
-    that was stopped goes on, and one that was finished stays.
+    The gain is the mean over the cars of a car's Dice minus its Dice in the first row, with the same seed. Its 95%
+    confidence interval is over the cars; how much trainings vary, the seeds show. A training that was stopped is
+    resumed, and one that is finished is not repeated.
     """
 
     table: Annotated[Literal[tuple(TABLES)], tyro.conf.Positional]  # which rows
-    input_dir: Path = Path("input")  # as main.py's
-    output_dir: Path = Path("output/recipes")  # gets a folder for each training
+    input_dir: Path = Path("input")  # of main.py
+    output_dir: Path = Path("output/recipes")  # has a folder for each training
     seeds: tuple[int, ...] = (0, 1)  # of the split, the weights, the order and the augmentation
-    rows: tuple[str, ...] = ()  # only these, and the first one, which they are compared with
-    held_out: bool = False  # score test/ by test_masks/ (Kaggle gives none), not the validation photos
+    rows: tuple[str, ...] = ()  # only these, and the first one, with which they are compared
+    held_out: bool = False  # score test/ with test_masks/ (which Kaggle does not publish), not the validation images
 
 
 def run(options: str, benchmark: Benchmark, seed: int) -> Path:
-    """Train with these options, or go on, or do nothing where all is done -> the folder with the score, or submission.
+    """Train with these options, resume, or do nothing if all is done. Returns the folder of score.csv and submission.
 
-    Rows that differ in nothing but their views are one training.
+    Rows that differ only in --tta share one training.
     """
     trained_with = options.removesuffix(" --tta")
-    told = f"{benchmark.input_dir} {trained_with} {seed}"
-    training = benchmark.output_dir / f"seed-{seed}-{zlib.crc32(told.encode()):08x}"
-    views = "--no-tta" if options == trained_with else "--tta"
-    scored = training / {"--tta": "two-views", "--no-tta": "one-view"}[views]
+    key = f"{benchmark.input_dir} {trained_with} {seed}"
+    training = benchmark.output_dir / f"seed-{seed}-{zlib.crc32(key.encode()):08x}"
+    tta = "no-tta" if options == trained_with else "tta"
+    scored = training / tta
     if not (scored / ("submit.csv.gz" if benchmark.held_out else "score.csv")).exists():
         started = sorted(training.glob("models/model_*/last.pt"))
         command = ["--resume", started[-1].parent] if started else [*shlex.split(trained_with), "--seed", seed]
         command += ["--input-dir", benchmark.input_dir, "--output-dir", training, "--logs-dir", training / "logs"]
-        command = [*map(str, command), "--predict" if benchmark.held_out else "--no-predict", views]
-        print(f"python main.py {shlex.join(command)}", file=sys.stderr)
-        done = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], stdout=sys.stderr)
-        if done.returncode:
-            sys.exit(done.returncode)  # it has told why
+        command += ["--predict" if benchmark.held_out else "--no-predict", f"--{tta}"]
+        train(list(map(str, command)))
         trained = max(training.glob("models/model_*/last.pt")).parent
         scored.mkdir(exist_ok=True)
         with save_atomically(scored / "score.csv") as file:
@@ -138,8 +135,15 @@ def run(options: str, benchmark: Benchmark, seed: int) -> Path:
     return scored
 
 
-def dice_of_cars(scored: Path, benchmark: Benchmark) -> pd.Series:
-    """The mean Dice of each car's photos at their own size, by car: of the validation's, or of those held out."""
+def train(options: list[str]) -> None:
+    print(f"python main.py {shlex.join(options)}", file=sys.stderr)
+    done = subprocess.run([sys.executable, str(ROOT / "main.py"), *options], stdout=sys.stderr)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has printed why
+
+
+def dice_per_car(scored: Path, benchmark: Benchmark) -> pd.Series:
+    """The mean Dice of each car's images at their original size: validation images, or those held out."""
     if not benchmark.held_out:
         return pd.read_csv(scored / "score.csv").groupby("car")["dice"].mean()
     scores = []
@@ -154,26 +158,26 @@ def main(benchmark: Benchmark) -> None:
     table, seeds = TABLES[benchmark.table], benchmark.seeds
     unknown = set(benchmark.rows) - table.keys()
     if unknown:
-        there_are = ", ".join(map(repr, table))
-        sys.exit(f"There is no row {' or '.join(map(repr, sorted(unknown)))}; there are: {there_are}.")
+        rows = ", ".join(map(repr, table))
+        sys.exit(f"--rows must be among {rows}, not {' or '.join(map(repr, sorted(unknown)))}.")
     first, *others = table
-    print(f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | brought | from | to | by seed |")
+    print(f"| | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | gain | from | to | by seed |")
     print("| --- " * (len(seeds) + 6) + "|", flush=True)
     base = None
     for name in [first, *(row for row in others if row in benchmark.rows or not benchmark.rows)]:
-        cars = {seed: dice_of_cars(run(table[name], benchmark, seed), benchmark) for seed in seeds}
+        cars = {seed: dice_per_car(run(table[name], benchmark, seed), benchmark) for seed in seeds}
         base = cars if base is None else base
         means = [cars[seed].mean() for seed in seeds]
         print(f"| {' | '.join([name, *(f'{mean:.4f}' for mean in (*means, sum(means) / len(means)))])} | ", end="")
-        print(f"{'- | - | - | -' if cars is base else brought(cars, base)} |", flush=True)
+        print(f"{'- | - | - | -' if cars is base else gain(cars, base)} |", flush=True)
 
 
-def brought(cars: dict[int, pd.Series], base: dict[int, pd.Series]) -> str:
-    """The cars' mean difference from the base, both by seed and car; its interval; that of each seed."""
+def gain(cars: dict[int, pd.Series], base: dict[int, pd.Series]) -> str:
+    """The mean difference over the cars, for the same seed and car; its confidence interval; the mean per seed."""
     by_seed = {seed: (cars[seed] - base[seed]) for seed in cars}
     change = pd.concat(by_seed).groupby(level=1).mean()  # a car that several seeds validate on counts once
-    figures = change.mean(), *confidence_interval(change)
-    return " | ".join([*(f"{each:+.4f}" for each in figures), " ".join(f"{by_seed[s].mean():+.4f}" for s in by_seed)])
+    values = change.mean(), *confidence_interval(change)
+    return " | ".join([*(f"{each:+.4f}" for each in values), " ".join(f"{by_seed[s].mean():+.4f}" for s in by_seed)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training step: images a second, and the share of what the machine's matrix products reach.
+"""The training step: images per second, and the fraction of the speed of the machine's matrix products.
 
     python benchmarks/step.py
     python benchmarks/step.py --device cuda --steps 20
@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import helpers
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
-from runtime import errors, machine
+from runtime.errors import check_ranges, friendly_errors
+from runtime.machine import choose_device, choose_machine
 
-CASES = {  # name of the net, side of its images, images a step
+CASES = {  # net, side of its images, batch size
     "UNetOriginal-572": ("UNetOriginal", 572, 3),
     "UNet1024-1024": ("UNet1024", 1024, 2),
     "UNet1024-256": ("UNet1024", 256, 8),
@@ -30,76 +31,78 @@ CASES = {  # name of the net, side of its images, images a step
 
 @dataclass
 class Benchmark:
-    """Times whole steps (forward, loss, backward, optimizer, metrics) of ours and of the base line in alternation.
+    """Times training steps (forward, loss, backward, optimizer, metrics) of ours and of the baseline in alternation.
 
-    Beside ours, its share of the rate of a large matrix product, timed in the same rounds; the operations of a step are
-    those that torch counts in its convolutions, with nothing for BatchNorm, ReLU, pooling and the optimizer. Memory is
-    the peak of the whole process, with Python and torch, or on an accelerator that of the accelerator's tensors.
+    The matrix share is the speed of our step relative to a large matrix product in the same rounds. It counts the
+    operations of the convolutions, and none of BatchNorm, ReLU, pooling and the optimizer. Memory is the peak of the
+    whole process, with Python and PyTorch; on an accelerator, that of the tensors there.
     """
 
-    cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # net and side of its images, at the batch size of README
-    batch_size: int | None = None  # images a step, instead of 3, 2 and 8
-    steps: int = 1  # of a round: more of them where one is too short to be timed, as on a GPU
-    rounds: int = 3  # each side works so often, after a round to warm up
+    cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # net and side of its images, at the README's batch size
+    batch_size: int | None = None  # images per batch instead of 3, 2 and 8
+    steps: int = 1  # per round; raise it if one step is too short to be timed, as on a GPU
+    rounds: int = 3  # per side, after a warm-up round
     device: str = "cpu"  # or cuda, mps, ...
-    precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None takes what main.py takes
-    compile: bool = False  # ours through torch.compile
-    json: bool = False  # an object for each row
+    precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None: as main.py chooses
+    compile: bool = False  # ours with torch.compile
+    json: bool = False  # print a JSON object per row
 
     def __post_init__(self):
-        errors.check_ranges(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
-        machine.choose_device(self.device)  # which refuses one that isn't there
+        check_ranges(self, steps="[1, inf)", rounds="[1, inf)", batch_size="[1, inf)")
+        choose_device(self.device)  # raises UserError if this machine has no such device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return choose_machine(self.device, self.precision).precision
 
 
 def our_step(
     name: str,
     side: int,
     batch: int,
-    precision: torch.dtype,
-    compile: bool,
     steps: int = 1,
     device: str = "cpu",
+    precision: str | None = None,
+    compile: bool = False,
 ) -> Callable[[], object]:
-    """A round of ours; it reads the loss at its end, so that nothing is still being computed then."""
-    device = machine.choose_machine(device).device
+    """A round of ours. It reads the loss at the end, and so waits until everything is computed."""
+    machine = choose_machine(device, precision, workers=0, compile=compile)
     helpers.seed_everything(0)
     net = NETS[name]((3, side, side))
-    if compile:
-        net.compile()
-    classifier = CarvanaClassifier(net, epochs=1, device=device, precision=precision)
+    classifier = CarvanaClassifier(net, epochs=1, machine=machine)
     classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
     images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
     masks = torch.randint(2, (batch, *net.output_size), dtype=torch.uint8) * 255
     pairs = list(zip(images, masks, strict=True)) * steps
-    loader = DataLoader(pairs, batch_size=batch, pin_memory=device.type == "cuda")
-    return lambda: classifier.run_epoch(loader, "train")
+    loader = DataLoader(pairs, batch_size=batch, pin_memory=machine.device.type == "cuda")
+    return lambda: classifier.train_epoch(loader)
 
 
 def plain_step(name: str, side: int, batch: int, steps: int = 1, device: str = "cpu") -> Callable[[], object]:
+    """A round of the baseline."""
     torch.manual_seed(0)
-    device = machine.choose_device(device)[0]
-    net, output_size = make_net(name).to(device), NETS[name]((3, side, side)).output_size
+    net = make_net(name).to(choose_device(device)[0])
     optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
     images = torch.rand(batch, 3, side, side)
-    masks = torch.randint(2, (batch, *output_size)).float()
+    masks = torch.randint(2, (batch, *NETS[name].check((side, side)))).float()
     loader = DataLoader(list(zip(images, masks, strict=True)) * steps, batch_size=batch)
     return lambda: train_epoch(net, loader, optimizer)
 
 
-def operations(name: str, side: int, batch: int) -> int:
-    """Of the convolutions of a step, forward and backward."""
+def count_operations(name: str, side: int, batch: int) -> int:
+    """The floating-point operations of the convolutions of a step, forward and backward."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         NETS[name]((3, side, side))(torch.zeros(batch, 3, side, side)).sum().backward()
     return counter.get_total_flops()
 
 
 def product_row(benchmark: Benchmark) -> Row:
-    """The matrix product in ours and in float32."""
-    where = benchmark.steps, benchmark.device
-    types = precision(benchmark), torch.float32
-    products = take_turns(benchmark.rounds, *((matrix_product, each, *where) for each in types))
-    rates = ([benchmark.steps * PRODUCT / 1e9 / s for s in side.seconds] for side in products)
-    return compare(f"matrix product, {str(precision(benchmark))[6:]} / float32", "GFLOP/s", *rates)
+    """The matrix product in the precision of ours and in float32."""
+    types = benchmark.dtype, torch.float32
+    sides = ((matrix_product, dtype, benchmark.steps, benchmark.device) for dtype in types)
+    products = take_turns(benchmark.rounds, *sides)
+    speeds = ([benchmark.steps * PRODUCT / 1e9 / seconds for seconds in side.seconds] for side in products)
+    return compare(f"matrix product, {str(benchmark.dtype)[6:]} / float32", "GFLOP/s", *speeds)
 
 
 def step_rows(benchmark: Benchmark) -> Iterator[Row]:
@@ -109,20 +112,17 @@ def step_rows(benchmark: Benchmark) -> Iterator[Row]:
         batch = benchmark.batch_size or batch
         ours, plain, product = take_turns(
             benchmark.rounds,
-            (our_step, name, side, batch, precision(benchmark), benchmark.compile, *where),
+            (our_step, name, side, batch, *where, benchmark.precision, benchmark.compile),
             (plain_step, name, side, batch, *where),
-            (matrix_product, precision(benchmark), *where),
+            (matrix_product, benchmark.dtype, *where),
         )
-        rates = ([benchmark.steps * batch / s for s in each.seconds] for each in (ours, plain))
-        title = f"step {name} {side}x{side}, {batch} a step"
-        row = compare(title, "images/s", *rates)
-        row.matrix_share = operations(name, side, batch) / PRODUCT * median(product.seconds) / median(ours.seconds)
+        speeds = ([benchmark.steps * batch / seconds for seconds in each.seconds] for each in (ours, plain))
+        title = f"step {name} {side}x{side}, batch size {batch}"
+        row = compare(title, "images/s", *speeds)
+        products = count_operations(name, side, batch) / PRODUCT
+        row.matrix_share = products * median(product.seconds) / median(ours.seconds)
         yield row
         yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
-
-
-def precision(benchmark: Benchmark) -> torch.dtype:
-    return machine.choose_machine(benchmark.device, benchmark.precision).precision
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
@@ -131,6 +131,6 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    with errors.friendly_errors():
+    with friendly_errors():
         benchmark = tyro.cli(Benchmark)
         show(rows(benchmark), benchmark.json)

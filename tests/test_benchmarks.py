@@ -1,8 +1,9 @@
-"""The base line that the benchmarks compare with does the same work, and each side is measured alone."""
+"""The baseline of the benchmarks does the same work as ours, and each side is measured alone."""
 
 import importlib
 import json
 import multiprocessing
+import os
 import runpy
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from img.transformer import decode_mask
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
-from runtime.run import from_command_line
+from runtime.run import check, parse
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import baseline
@@ -53,14 +54,14 @@ def test_the_plain_encoder_is_right():
     assert baseline.rle_encode(mask) == rle.encode(mask)
 
 
-def test_a_ratio_above_one_is_in_our_favour():
+def test_a_ratio_above_one_is_in_our_favor():
     rates = compare("", "images/s", [3.0, 4.0, 2.0], [1.0, 1.0, 1.0])
     times = compare("", "ms", [1.0, 1.0, 1.0], [3.0, 4.0, 2.0], lower_is_better=True)
     for row in (rates, times):
         assert (row.ratio, row.ratio_min, row.ratio_max) == (3, 2, 4)
 
 
-def test_the_sides_take_turns_in_processes_of_their_own():
+def test_the_sides_take_turns_in_separate_processes():
     """A side is (build, *arguments), and partial(sleep, 0.2) is the work that is timed."""
     quick, slow = take_turns(3, (partial, time.sleep, 0.01), (partial, time.sleep, 0.2), warm_up=False)
     assert len(quick.seconds) == len(slow.seconds) == 3
@@ -85,10 +86,10 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [values, values]
     show([row], as_json=False)
     title, line = capsys.readouterr().out.splitlines()
-    assert "base line" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50 %".split()
+    assert "baseline" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50%".split()
 
 
-@pytest.mark.parametrize("name", "__main__ step loader prediction growth learning scaling submission recipes".split())
+@pytest.mark.parametrize("name", "__main__ step loader prediction learning scaling recipes".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -99,22 +100,9 @@ def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     assert script.Benchmark.__doc__.split(".")[0].split(",")[0] in printed
 
 
-def test_an_epoch_on_many_gpus_is_its_images_and_the_ring(capsys):
-    epoch_time = importlib.import_module("epoch_time")
-    four = epoch_time.Model(photos=100, images_per_second=10, batch_size=5, gpus_a_box=4, inside=2, between_boxes=1)
-    sent = epoch_time.gradient_bytes("UNet1024")
-    assert sent == 4 * sum(weights.numel() for weights in UNet1024().parameters())
-    assert epoch_time.step_seconds(four, 1, sent) == (0.5, 0)
-    assert epoch_time.step_seconds(four, 4, 2e9) == (0.5, 1.5)  # each sends three quarters of it, twice
-    assert epoch_time.step_seconds(four, 8, 2e9) == (0.5, 3.5)  # and seven eighths, between boxes
-    epoch_time.main(four)
-    first, second = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:4])
-    assert first[2] == "20" and first[5] == "10.0" and second[2] == "10" and float(second[5]) > 5
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="the system counts what is sent in /proc on Linux")
-def test_two_processes_send_what_the_arithmetic_says():
+def test_two_processes_send_what_theory_says():
     scaling = importlib.import_module("scaling")
     speed, sent = scaling.rows(scaling.Benchmark(side=128, batch_size=1, steps=2, rounds=1))
     assert speed.ours > 0 and 0.95 < sent.ratio < 1.1
@@ -129,12 +117,12 @@ def trained(tmp_path, monkeypatch):
     def run(command, stdout):
         assert command[1].endswith("main.py") and ("--epochs" in command) != ("--resume" in command)
         values = [word for word in command[2:] if word not in ("--tta", "--no-tta", "--predict", "--no-predict")]
-        options = dict(zip(values[::2], values[1::2], strict=True)) | {"views": command[-1]}
+        options = dict(zip(values[::2], values[1::2], strict=True)) | {"tta": command[-1]}
         run = Path(options["--output-dir"]) / "models" / "model_2026"
         run.mkdir(parents=True, exist_ok=True)
         (run / "last.pt").touch()
         if "--predict" in command:
-            (Path(options["--output-dir"]) / "submit.csv.gz").write_text(options["views"])
+            (Path(options["--output-dir"]) / "submit.csv.gz").write_text(options["tta"])
         gain = 0.001
         if "--resume" not in options:
             gain = 0.01 * (int(options["--epochs"]) - 1) * (1 + int(options["--seed"]))
@@ -155,8 +143,8 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     assert first == "| first | 0.8550 | 0.8550 | 0.8550 | - | - | - | - |"
     # car a gains 0.01 and 0.02 with the two seeds, b twice as much: 0.015 and 0.03 are the cars' means
     spread = stats.t.ppf(0.975, 1) * 0.015 / 2
-    told = f"| {0.0225:+.4f} | {0.0225 - spread:+.4f} | {0.0225 + spread:+.4f} | +0.0150 +0.0300 |"
-    assert second == f"| second, better | 0.8700 | 0.8850 | 0.8775 {told}"
+    gain = f"| {0.0225:+.4f} | {0.0225 - spread:+.4f} | {0.0225 + spread:+.4f} | +0.0150 +0.0300 |"
+    assert second == f"| second, better | 0.8700 | 0.8850 | 0.8775 {gain}"
     assert [options["--epochs"] + options["--seed"] for options in trainings] == ["10", "11", "20", "21"]
     recipes.main(benchmark)
     assert len(trainings) == 4 and capsys.readouterr().out.splitlines()[-1] == second  # nothing is trained twice
@@ -167,47 +155,76 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     recipes.TABLES["parts"]["second, better"] = "--epochs 1 --tta"
     recipes.main(benchmark)
     resumed = [Path(options["--resume"]).parents[1] for options in trainings[6:]]
-    assert resumed == [Path(options["--output-dir"]) for options in trainings[:2]]  # and other views train nothing
-    assert [options["views"] for options in trainings] == 6 * ["--no-tta"] + 2 * ["--tta"]
+    assert resumed == [Path(options["--output-dir"]) for options in trainings[:2]]  # and TTA trains nothing
+    assert [options["tta"] for options in trainings] == 6 * ["--no-tta"] + 2 * ["--tta"]
     *_, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("| first | 0.8550 |") and second.startswith("| second, better | 0.8565 |")
-    with pytest.raises(SystemExit, match="There is no row 'third'; there are: 'first', 'second, better'"):
+    with pytest.raises(SystemExit, match="--rows must be among 'first', 'second, better', not 'third'."):
         recipes.main(replace(benchmark, rows=("third",)))
 
 
-def test_a_row_has_the_scores_and_the_submission_of_its_views(trained):
+def test_a_row_has_the_scores_and_the_submission_with_its_tta(trained):
     recipes, trainings, benchmark = trained
     held_out = replace(benchmark, held_out=True)
-    for views in ("", " --tta"):
-        scored = [recipes.run(f"--epochs 1{views}", asked, 0) for asked in (held_out, held_out, benchmark)]
+    for tta in ("", " --tta"):
+        scored = [recipes.run(f"--epochs 1{tta}", wanted, 0) for wanted in (held_out, held_out, benchmark)]
         assert len(set(scored)) == 1
-    assert [options["views"] for options in trainings] == ["--no-tta", "--tta"]
-    one, two = (benchmark.output_dir.rglob(f"{views}/submit.csv.gz") for views in ("one-view", "two-views"))
-    assert [next(files).read_text() for files in (one, two)] == ["--no-tta", "--tta"]
-    scores = [pd.read_csv(file)["dice"].tolist() for file in sorted(benchmark.output_dir.rglob("*view*/score.csv"))]
+    assert [options["tta"] for options in trainings] == ["--no-tta", "--tta"]
+    without, with_tta = (benchmark.output_dir.rglob(f"{tta}/submit.csv.gz") for tta in ("no-tta", "tta"))
+    assert [next(files).read_text() for files in (without, with_tta)] == ["--no-tta", "--tta"]
+    scores = [pd.read_csv(file)["dice"].tolist() for file in sorted(benchmark.output_dir.rglob("*tta/score.csv"))]
     assert len(scores) == 2 and scores[0] != scores[1]
     recipes.run("--epochs 2", benchmark, 0)
-    recipes.run("--epochs 2", held_out, 0)  # which asks for the submission behind the score
+    recipes.run("--epochs 2", held_out, 0)  # which needs the submission too
     assert len(trainings) == 4 and "--resume" in trainings[3]
 
 
-@pytest.mark.parametrize(("words", "told"), [("--steps 0", "--steps 0 can't"), ("--device no", "--device no is no")])
-def test_a_step_that_can_not_be_timed_is_refused(words, told, capsys, monkeypatch):
+def study(tmp_path, *options, **environment):
+    """benchmarks/gpu_study.py with small images -> the finished process, and the rows that it wrote."""
+    rows = tmp_path / "study.jsonl"
+    command = [sys.executable, ROOT / "benchmarks/gpu_study.py", "--tiny", "--rows", rows, *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return done, [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_gpu_study_runs_on_a_cpu(tmp_path):
+    done, rows = study(tmp_path, "--device", "cpu", "--only", "micro", "graphs", "io")
+    assert done.returncode == 0, done.stderr
+    assert {row["section"] for row in rows} == {"micro", "graphs", "io"}
+    assert len(rows) > 30 and not [row for row in rows if "error" in row]
+    assert all(row["name"] in done.stdout for row in rows)
+
+
+@pytest.mark.slow
+def test_the_gpu_study_continues_after_a_variant_that_fails(tmp_path):
+    done, rows = study(tmp_path, "--device", "cuda", "--only", "io", CUDA_VISIBLE_DEVICES="")
+    failed = [row["name"] for row in rows if "error" in row]
+    assert done.returncode == 0 and "augment b2" in failed
+    assert "decode_jpeg on one core" in {row["name"] for row in rows} - set(failed)
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ("--steps 0", "--steps must be at least 1, not 0."),
+    ("--device no", "--device must be cpu, cuda"),
+])
+def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):
     step = importlib.import_module("step")
     monkeypatch.setattr("sys.argv", ["step.py", *words.split()])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=sentence):
         tyro.cli(step.Benchmark)
     assert step.Benchmark(steps=2).steps == 2
 
 
-def test_main_knows_the_options_of_every_row(monkeypatch):
+def test_main_knows_the_options_of_every_row():
     recipes = importlib.import_module("recipes")
     hyperparameters = runpy.run_path(str(ROOT / "main.py"))["Hyperparameters"]
     for table in recipes.TABLES.values():
         seen = set()
         for options in table.values():
-            monkeypatch.setattr("sys.argv", ["main.py", *options.split()])
-            seen.add(str(from_command_line(hyperparameters)))
+            hp, run_options = parse(hyperparameters, options.split())
+            check(hp, run_options)
+            seen.add(str(hp))
             assert "--tta" not in options.removesuffix(" --tta")  # where run() looks for it
         assert len(seen) == len(table)  # no two rows are the same
 
@@ -221,8 +238,8 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
     truths[1:] = 0
     saver.on_batch_gathered(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
-    saver.close_saver()
-    cars = recipes.dice_of_cars(folder, replace(benchmark, input_dir=drawn, held_out=True))
+    saver.close_saver(masks)
+    cars = recipes.dice_per_car(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
 
 
