@@ -1,14 +1,16 @@
-"""Reads every photo and mask once, and lists all that is wrong with them in one go."""
+"""Reads every image and mask once, and lists all problems together."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import check_pair, read
-from data.fetcher import DatasetFetcher
+from data.download import is_there
+from data.fetcher import DatasetFetcher, check_test_size
 from helpers import Progress, pluralize
 from img import transformer
 from runtime.errors import UserError
@@ -16,49 +18,54 @@ from runtime.machine import count_cores
 
 
 def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
-    """Print what is strange in the data set. Raises UserError that lists all that is wrong in it.
+    """Print a warning about each unusual mask. Raises UserError that lists every problem with the data set.
 
-    workers: how many processes read; None takes one a core, and 32 at most.
+    workers: number of processes that read; None: one per core, at most 32.
     """
-    faults, pairs, tests = ds_fetcher.find_faults()
-    files = _Files([*pairs.items(), *((photo, None) for photo in tests)])
-    oddities, sizes = [], {}
+    layout, problems, warnings, sizes = ds_fetcher.layout, [], [], {}
+    layout.print_ignored("train", "train_masks", shown=None)
+    problems += layout.faults(shown=None)
+    images, masks, tests = layout.images(), layout.masks(), []
+    if layout.has_test_images and is_there(layout.folder("test")):
+        layout.print_ignored("test", shown=None)
+        problems += layout.folder_faults("test", shown=None)
+        tests = sorted(layout.images("test").values())
+    elif layout.has_test_images:
+        warnings.append("There are no test images. Pass --no-predict to train only.")
+
+    pairs = [(path, masks[stem][0] if stem in masks else None) for stem, path in images.items()]
+    files = _Files(pairs + [(path, None) for path in tests])
     loader = DataLoader(files, batch_size=None, num_workers=min(count_cores(), 32) if workers is None else workers)
-    for path, size, wrong, odd in Progress(loader, "checking", unit="photo"):
+    for path, size, new_problems, new_warnings in Progress(loader, "checking", unit="image"):
         sizes[path] = size
-        faults += wrong
-        oddities += odd
-    wanted = next((sizes[path] for path in pairs if sizes[path]), None)
+        problems += new_problems
+        warnings += new_warnings
+    mask_size = next((sizes[path] for path, _ in pairs if sizes[path]), None)
     for path in tests:
-        if sizes[path] and wanted:
-            _attempt(faults, ds_fetcher.check_test_size, path, sizes[path], wanted)
-    if not tests and ds_fetcher.dataset != "own":
-        oddities.append("there are no photos to predict, so say --no-predict to train only.")
-    for sentence in oddities:
-        print(f"Strange, but no fault: {sentence}")
-    masks = sum(mask is not None for mask in pairs.values())
-    to_predict = "" if ds_fetcher.dataset == "own" else f" and {pluralize(len(tests), 'photo')} to predict"
-    read_all = f"{pluralize(len(pairs), 'photo')}, {pluralize(masks, 'mask')}{to_predict}, all read"
-    if faults:
-        count = pluralize(len(faults), "fault")
-        raise UserError("\n  ".join([f"{count} in {ds_fetcher.input_dir} ({read_all}):", *faults]))
-    print(f"{read_all}: no fault.")
+        if sizes[path] and mask_size:
+            _attempt(problems, check_test_size, path, sizes[path], mask_size)
+
+    for warning in warnings:
+        print(f"Warning: {warning}")
+    mask_count = sum(mask is not None for _, mask in pairs)
+    counts = pluralize(len(images), "image"), pluralize(mask_count, "mask"), pluralize(len(tests), "test image")
+    read_all = f"{', '.join(counts)} read"
+    if problems:
+        title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all}):"
+        raise UserError("\n  ".join([title, *problems]))
+    print(f"{read_all}: no problems.")
 
 
-def _attempt(faults: list[str], check: Callable, *arguments: object) -> Any:
-    """What the check returns; None where it raises a UserError, whose sentence is added to `faults`."""
+def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:
+    """Return what check(*arguments) returns. If it raises a UserError, add the sentence to `problems`."""
     try:
         return check(*arguments)
     except UserError as error:
-        faults.append(str(error))
-        return None
+        problems.append(str(error))
 
 
 class _Files(Dataset):
-    """What is wrong with a photo and its mask.
-
-    pairs: the path of each photo and that of its mask, or None.
-    """
+    """Reads images and masks. pairs: the paths of each image and its mask (or None)."""
 
     def __init__(self, pairs: list[tuple[Path, Path | None]]):
         self.pairs = pairs
@@ -67,23 +74,28 @@ class _Files(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Path, tuple[int, int] | None, list[str], list[str]]:
-        """-> the photo's path, its (height, width) or None if it can't be read, faults, and what is only strange."""
-        photo_path, mask_path = self.pairs[index]
-        faults, odd = [], []
-        photo = _attempt(faults, read, photo_path, transformer.decode_image)  # (3, H, W)
-        mask = _attempt(faults, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
-        if photo is not None and mask is not None:
-            _attempt(faults, check_pair, photo_path, photo.shape[1:], mask_path, mask.shape[1:])
-        if mask is not None:
-            counts = torch.bincount(mask.flatten(), minlength=256)  # of the pixels, by their value
-            values = counts.nonzero().flatten().tolist()
-            between, car = (counts[a:b].sum().item() / mask.numel() for a, b in ((26, 230), (128, 256)))
-            if between > 0.05:
-                odd.append(f"{mask_path} is gray, neither car nor background, in {100 * between:.0f} % of its pixels.")
-            elif len(values) == 1:
-                odd.append(f"{mask_path} {'is all car' if values[0] else 'holds no car'}.")
-            elif car > 0.9:
-                odd.append(f"{mask_path} is car in {100 * car:.0f} % of its pixels.")
-            elif values == [0, 1, 255]:
-                odd.append(f"{mask_path} holds 0, 1 and 255, of which 255 is car. If 1 is, make the others 0.")
-        return photo_path, None if photo is None else tuple(photo.shape[1:]), faults, odd
+        """-> image path, its (height, width) or None if it cannot be read, problems, warnings."""
+        image_path, mask_path = self.pairs[index]
+        problems = []
+        image = _attempt(problems, read, image_path, transformer.decode_image)  # (3, H, W)
+        mask = _attempt(problems, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
+        if image is not None and mask is not None:
+            _attempt(problems, check_pair, image_path, image.shape[1:], mask_path, mask.shape[1:])
+        size = None if image is None else tuple(image.shape[1:])
+        return image_path, size, problems, [] if mask is None else _unusual(mask_path, mask)
+
+
+def _unusual(path: Path, mask: Tensor) -> list[str]:
+    """mask: (1, H, W) uint8 -> at most one sentence that says what is unusual about it."""
+    counts = torch.bincount(mask.flatten(), minlength=256)  # pixels per value
+    values = counts.nonzero().flatten().tolist()
+    gray, car = (counts[low:high].sum().item() / mask.numel() for low, high in ((26, 230), (128, 256)))
+    if gray > 0.05:
+        return [f"{path} is gray (neither car nor background) in {gray:.0%} of its pixels."]
+    if len(values) == 1:
+        return [f"{path} is {'all car' if values[0] else 'all background'}."]
+    if car > 0.9:
+        return [f"{path} is car in {car:.0%} of its pixels."]
+    if values == [0, 1, 255]:
+        return [f"{path} has the values 0, 1 and 255, and only 255 is car. If 1 is car, set the others to 0."]
+    return []

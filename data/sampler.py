@@ -1,6 +1,6 @@
-"""Which photos a process reads, and in which order. All processes together read each photo once."""
+"""Which images a process reads, and in which order. Together, all processes read each image once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import torch
 from torch.utils.data import Sampler
@@ -9,31 +9,32 @@ from runtime.distributed import RANK, WORLD_SIZE
 
 
 class ShardedRandomSampler(Sampler[int]):
-    """The indices of the photos that this process trains on, in an order that is a function of (seed, epoch) alone.
+    """Shuffled indices of a data set, of which each process gets every world_size-th.
 
-    The order of all `length` photos is dealt out, so `count` processes with batches of B photos see together, batch by
-    batch, what one process sees with batches of count * B. The last batch may be shorter, or empty in some processes.
-    (torch's DistributedSampler shows some photos twice, so that all processes have as many.)
+    The order is a function of (seed, epoch) alone, so the batches at one step of all processes contain the images of
+    one batch that is world_size times as large in a single process. Shards may differ in length by one: unlike torch's
+    DistributedSampler, no image is repeated.
     """
 
-    def __init__(self, length: int, seed: int = 0, rank: int = RANK, count: int = WORLD_SIZE):
-        self.length, self.seed, self.rank, self.count, self.epoch = length, seed, rank, count, 0
+    def __init__(self, dataset: Sized, seed: int = 0, rank: int = RANK, world_size: int = WORLD_SIZE):
+        self.length, self.seed, self.epoch = len(dataset), seed, 0
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        return iter(order[self.rank :: self.count].tolist())
+        return iter(order[self.rank :: self.world_size].tolist())
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.length, self.count))
+        return len(range(self.rank, self.length, self.world_size))
 
 
-def shard(length: int, batch_size: int, rank: int = RANK, count: int = WORLD_SIZE) -> list[int]:
-    """The indices of the photos that this process predicts: every count-th of the whole batches, in order.
+def shard(length: int, batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE) -> list[int]:
+    """The indices that a process predicts, in order: every world_size-th batch.
 
-    So each batch holds what it holds where one process has them all, and gives the same predictions to the bit.
+    Batches are the same with any number of processes, and so are the predictions, to the bit.
     """
-    firsts = range(rank * batch_size, length, count * batch_size)
-    return [index for first in firsts for index in range(first, min(first + batch_size, length))]
+    starts = range(rank * batch_size, length, world_size * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, length))]

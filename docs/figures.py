@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from callbacks.tensorboard import side_by_side  # noqa: E402
 from data.dataset import TestImageDataset, read  # noqa: E402
 from data.fetcher import DatasetFetcher  # noqa: E402
+from data.layout import make_layout  # noqa: E402
 from img.augmentation import augment_img  # noqa: E402
 from img.transformer import decode_image, decode_mask, reflect_pad, resize  # noqa: E402
 from nn.classifier import CarvanaClassifier  # noqa: E402
@@ -58,7 +59,7 @@ def pair(index: int, size: tuple[int, int] = SMALL) -> tuple[Tensor, Tensor]:
 
 
 def fetcher() -> DatasetFetcher:
-    return DatasetFetcher(ROOT / "input", "sample")
+    return DatasetFetcher(make_layout("sample", ROOT / "input"))
 
 
 def levels(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:

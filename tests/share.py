@@ -39,7 +39,7 @@ with distributed.init_distributed():
     classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, grad_clip=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    train_loader = DataLoader(photos, batch_size, sampler=ShardedRandomSampler(len(photos)))
+    train_loader = DataLoader(photos, batch_size, sampler=ShardedRandomSampler(photos))
     valid_loader = DataLoader(photos, batch_size, sampler=shard(len(photos), batch_size))
     classifier.train(train_loader, valid_loader, optimizer, 1)
     changes = [

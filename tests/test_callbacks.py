@@ -35,6 +35,7 @@ from callbacks.tensorboard import (
 from conftest import ROOT
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from img import rle
 from img.transformer import resize
 from nn.callback import Callback
@@ -59,7 +60,7 @@ def train(drawn, epochs, callbacks, resume=False, of=None):
     of: with all that a step can have, in a schedule of so many epochs.
     """
     torch.manual_seed(0)
-    X_train, y_train, X_valid, y_valid = DatasetFetcher(drawn).get_train_files(0.5)
+    X_train, y_train, X_valid, y_valid = DatasetFetcher(CarvanaLayout(drawn)).get_train_files(0.5)
     loaders = [
         DataLoader(TrainImageDataset(X, y, (16, 24), (16, 24)), 8) for X, y in ((X_train, y_train), (X_valid, y_valid))
     ]
@@ -144,7 +145,7 @@ def test_tensorboard_shows_the_same_photos_every_epoch(drawn, tmp_path):
 
 def test_tensorboard_shows_the_worst_photos_of_each_epoch(drawn, tmp_path):
     """A classifier whose Dice are known, in an order of their own each epoch."""
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     dataset = TrainImageDataset(X[:8], y[:8], (20, 28), (16, 24))
     classifier = CarvanaClassifier(Bright(), 2)
     classifier.run_epoch(DataLoader(dataset, 3), "valid")
@@ -182,7 +183,7 @@ class Bright(torch.nn.Module):
 
 @pytest.mark.parametrize("padding", ["reflect", "stretch"])
 def test_tensorboard_shows_photo_verdict_and_cut_out_of_one_window(drawn, tmp_path, padding):
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     dataset = TrainImageDataset(X[:16], y[:16], (20, 28), (16, 24), padding=padding)
     classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, 1, width=24)
     classifier.run_epoch(DataLoader(dataset), "valid")

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from img.tta import merge_tta
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
@@ -61,7 +62,7 @@ class Recorder(Callback):
 )
 def test_each_net_overfits_one_batch(drawn, make, size, mask_size, epochs, precision):
     precision, _ = choose_precision(precision, torch.device("cpu"))
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     dataset = TrainImageDataset(X[:4], y[:4], (size, size), (mask_size, mask_size), soft_labels=False)
     loader = DataLoader(dataset, batch_size=4)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from PIL import Image
 from data.dataset import TestImageDataset as ToPredict  # pytest takes a name in Test for a class of tests
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from img.augmentation import augment_img
 from img.transformer import decode_image, decode_mask, resize
 from nn.metrics import dice_per_image
@@ -134,7 +135,7 @@ def test_the_second_view_has_the_detail_of_the_photo(tmp_path, format, mask_size
 
 def augmented(drawn, epoch, workers, seed=0):
     """The photos of an epoch, after a loader's workers have lived through another epoch."""
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     dataset = TrainImageDataset(X[:6], y[:6], (32, 32), (32, 32), X_transform=augment_img, seed=seed)
     loader = torch.utils.data.DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0)
     for each in (epoch + 1, epoch):
@@ -154,7 +155,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index_with_any_count_of_wo
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_first_epochs_are_of_half_the_size(drawn, workers):
     """And hold what the full size holds, made smaller."""
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     dataset = TrainImageDataset(X[:4], y[:4], (64, 96), (64, 96), half_size_epochs=2)
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers, persistent_workers=workers > 0)
     pairs = {}
@@ -172,13 +173,13 @@ def test_augmentation_leaves_the_generator_of_the_training_alone(drawn):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     _ = TrainImageDataset(X, y, (32, 32), (32, 32), X_transform=augment_img)[0]
     assert torch.rand(1) == expected
 
 
 def test_drawn_masks_fit_their_photos_at_every_size(drawn):
-    X, y, *_ = DatasetFetcher(drawn).get_train_files()
+    X, y, *_ = DatasetFetcher(CarvanaLayout(drawn)).get_train_files()
     for size in ((188, 4), (220, 36), (64, 64)):
         photo, mask = TrainImageDataset(X, y, (size[0],) * 2, (size[1],) * 2)[0]
         assert photo.shape == (3, size[0], size[0]) and mask.shape == (size[1], size[1]) and mask.max() > 0

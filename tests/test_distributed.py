@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from data.sampler import ShardedRandomSampler, shard
 from runtime import distributed
 from runtime.errors import UserError
@@ -236,7 +237,7 @@ def test_torchrun_starts_a_killed_training_anew_from_its_last_epoch(drawn, tmp_p
 def test_an_error_of_one_process_is_told_once(drawn, tmp_path):
     folder = tmp_path / "input"
     shutil.copytree(drawn, folder)
-    X_train, *_ = DatasetFetcher(folder).get_train_files(0.5)
+    X_train, *_ = DatasetFetcher(CarvanaLayout(folder)).get_train_files(0.5)
     (share := ShardedRandomSampler(len(X_train), 0, rank=1, count=2)).set_epoch(1)
     broken = X_train[next(iter(share))]
     broken.write_bytes(broken.read_bytes()[:2000])

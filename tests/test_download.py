@@ -28,6 +28,7 @@ from kagglesdk.kaggle_env import get_endpoint, get_env
 from conftest import ROOT
 from data import download, fetcher
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from data.unpack import RefusedError, unpack
 from runtime import files
 from runtime.errors import UserError
@@ -196,7 +197,7 @@ def server(kaggles, monkeypatch):
 
 
 def fetch(folder, test_images=False, **options):
-    DatasetFetcher(folder, **options).download_dataset(test_images)
+    DatasetFetcher(CarvanaLayout(folder, **options)).download_dataset(test_images)
 
 
 def refusal(*arguments, **options):
@@ -223,7 +224,7 @@ def test_everything_is_fetched_and_nothing_twice(server, kaggles, tmp_path, caps
     fetch(folder, test_images=True)
     assert read_tree(folder) == expected_tree(kaggles, *TRAINING, *PREDICTION)
     assert server.sent == {f"{name}.zip": len(kaggles[f"{name}.zip"]) for name in TRAINING + PREDICTION}
-    assert len(DatasetFetcher(folder).get_train_files()[0]) == 48
+    assert len(DatasetFetcher(CarvanaLayout(folder)).get_train_files()[0]) == 48
     requests = len(server.seen)
     fetch(folder, test_images=True)
     assert len(server.seen) == requests
@@ -584,7 +585,7 @@ def test_what_lies_there_by_hand_is_taken_without_a_key(kaggles, drawn, tmp_path
     }  # fmt: skip
     assert {path.name: path.read_bytes() for path in (tmp_path / "train_hq").iterdir()} == photos
     assert len(list((tmp_path / "test").iterdir())) == 5
-    assert len(DatasetFetcher(tmp_path).get_train_files()[0]) == 48
+    assert len(DatasetFetcher(CarvanaLayout(tmp_path)).get_train_files()[0]) == 48
 
 
 def test_a_zip_by_hand_that_is_broken_is_left_and_named(tmp_path, kaggles):

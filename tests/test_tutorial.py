@@ -15,6 +15,7 @@ from PIL import Image
 import predict
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
+from data.layout import CarvanaLayout
 from main import Hyperparameters
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -138,7 +139,7 @@ def figures(drawn, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     script = importlib.import_module("figures")
     monkeypatch.setattr(script, "OUT", tmp_path)
-    monkeypatch.setattr(script, "fetcher", lambda: DatasetFetcher(drawn))
+    monkeypatch.setattr(script, "fetcher", lambda: DatasetFetcher(CarvanaLayout(drawn)))
     return script
 
 

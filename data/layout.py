@@ -1,0 +1,335 @@
+"""Where the files of a data set are, which of them belong together, and what is wrong with their names."""
+
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from PIL import Image
+
+from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, find_zip, is_there, leftovers
+from helpers import first_few, pluralize
+from img.transformer import FORMATS
+from runtime.errors import UserError, require
+
+IMAGE_NAME = re.compile(r".+_\d\d\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's
+MASK_NAME = re.compile(r".+_\d\d_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
+TABLE = "sample_submission.csv"  # lists the test images
+IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
+MASK_FOLDERS = ("train_masks", "masks")
+NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
+
+
+def make_layout(
+    dataset: Literal["carvana", "sample", "own"] = "carvana",
+    input_dir: str | Path = "input",
+    hq_files: bool | None = None,
+    group_regex: str | None = None,
+) -> "Layout":
+    """The layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
+    own = dataset == "own"
+    require(own or group_regex is None, "--group-regex needs --dataset own. Pass that too, or leave it out.")
+    require(dataset == "carvana" or not hq_files, f"--hq-files does not work with --dataset {dataset}. Leave it out.")
+    if own:
+        return OwnLayout(input_dir, group_regex)
+    if dataset == "sample":
+        return CarvanaLayout(Path(input_dir) / "sample", drawn=True)
+    return CarvanaLayout(input_dir, hq_files)
+
+
+class Layout:
+    """Pairs images with masks by name, and finds every problem with the names.
+
+    Folders are called "train", "train_masks" and "test" here, whatever their real names. A subclass defines
+
+    folder(name) -> the real folder
+    kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
+    group_of(stem) -> the group of an image, from its name without extension; None if it has none
+    group_faults(shown) -> the problems with the groups
+    next_step(...) -> see DatasetFetcher.next_step
+    """
+
+    input_dir: Path
+    unit: str  # what the split keeps together: "car", "group", or "image" if each image is its own group
+    naming: str  # the rule for names, for messages
+    mask_hint = ""
+    has_test_images = False
+    drawn = False  # by data/sample.py
+
+    def files(self, name: str) -> dict[str, list[Path]]:
+        """kind -> files, sorted by name. Hidden ones, such as .DS_Store, are left out."""
+        folder, files = self.folder(name), defaultdict(list)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not path.name.startswith("."):
+                files["not text" if NOT_TEXT.search(path.name) else self.kind(path, name)].append(path)
+        return files
+
+    def images(self, name: str = "train") -> dict[str, Path]:
+        """The images by stem (name without extension)."""
+        return {path.stem: path for path in self.files(name)["used"]}
+
+    def masks(self) -> dict[str, list[Path]]:
+        """The masks by the stem of their image, which may not exist."""
+        images, masks = self.images(), defaultdict(list)
+        for path in self.files("train_masks")["used"]:
+            masks[image_of(path, images)].append(path)
+        return dict(masks)
+
+    def groups(self, name: str = "train") -> dict[str, list[Path]]:
+        """The images by group."""
+        groups = defaultdict(list)
+        for stem, path in self.images(name).items():
+            groups[self.group_of(stem)].append(path)
+        groups.pop(None, None)
+        return groups
+
+    def faults(self, shown: int | None = 3) -> Iterator[str]:
+        """Every problem with the training images and masks, in a sentence that lists `shown` names (None: all)."""
+        yield from self.folder_faults("train", shown)
+        yield from self.folder_faults("train_masks", shown)
+        yield from self._pair_faults(shown)
+        yield from self.group_faults(shown)
+        count, folder = len(self.groups()), self.folder("train")
+        if count < 2:
+            needed = "at least 2 are needed, to train and to validate"
+            yield f"{pluralize(count, self.unit)} in {folder} is too few: {needed}. Add {self.unit}s."
+
+    def folder_faults(self, name: str, shown: int | None = 3) -> Iterator[str]:
+        """The problems with the file names in one folder."""
+        folder, files = self.folder(name), self.files(name)
+        for kind, problem, remedy in (
+            ("not text", "a name that is not text", "Rename them."),
+            ("misnamed", "an unexpected name", f"{self.naming}. Rename or remove them, or pass --dataset own."),
+        ):
+            if files[kind]:
+                names = first_few((repr(path.name) for path in files[kind]), shown)
+                yield f"{pluralize(len(files[kind]), 'file')} in {folder} with {problem}: {names}. {remedy}"
+        if not files["used"]:
+            what = "masks" if name == "train_masks" else "images"
+            yield f"There are no {what} in {folder}. {self.naming}; subfolders are not searched."
+        stems = Counter(path.stem for path in files["used"])
+        twice = [path.name for path in files["used"] if stems[path.stem] > 1]
+        if twice and name != "train_masks":
+            names = first_few(twice, shown)
+            yield f"Images in {folder} differ only in the extension: {names}. Keep one of them.{self.mask_hint}"
+
+    def _pair_faults(self, shown: int | None) -> Iterator[str]:
+        images, masks = self.images(), self.masks()
+        image_dir, mask_dir = self.folder("train"), self.folder("train_masks")
+        missing = [path.name for stem, path in images.items() if stem not in masks]
+        orphans = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
+        doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]
+        for names, noun, problem, remedy in (
+            (missing, "image", f"without a mask in {mask_dir}", "Add the masks, or remove the images."),
+            (orphans, "mask", f"without an image in {image_dir}", "Add the images, or remove the masks."),
+            (doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."),
+        ):
+            if names:
+                yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}{self.mask_hint}"
+
+    def print_ignored(self, *names: str, shown: int | None = 3) -> None:
+        for name in names:
+            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]], shown)
+
+    def missing_files(self, test_images: bool) -> list[str]:
+        """The names of what must be unpacked or downloaded."""
+        return []
+
+    def kaggle_refusal(self, names: Collection[str]) -> str:
+        """Why Kaggle would refuse masks of the images with these names; "" if it would not."""
+        return ""
+
+
+class CarvanaLayout(Layout):
+    """Kaggle's folders: train/ or train_hq/, train_masks/, and test/ or test_hq/.
+
+    hq_files: use the high-quality images in train_hq/ and test_hq/? None: if they are there.
+    drawn: the images are drawn, not Kaggle's.
+    """
+
+    unit = "car"
+    naming = "Images must be named <car>_<01..16>.jpg, and masks <car>_<01..16>_mask.gif"
+    has_test_images = True
+
+    def __init__(self, input_dir: str | Path = "input", hq_files: bool | None = None, drawn: bool = False):
+        self.input_dir, self.drawn = Path(input_dir), drawn
+        self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
+
+    def names(self, name: str) -> list[str]:
+        """The names that a folder may have, the preferred one first."""
+        return [name] if name == "train_masks" else [name + suffix for suffix in self.suffixes]
+
+    def find(self, name: str) -> str | None:
+        """The name of the folder that is there or, without one, of the zip."""
+        folders = [each for each in self.names(name) if is_there(self.input_dir / each)]
+        zips = [each for each in self.names(name) if find_zip(self.input_dir, each)]
+        return next(iter(folders + zips), None)
+
+    def folder(self, name: str) -> Path:
+        return self.input_dir / (self.find(name) or self.names(name)[-1])
+
+    def kind(self, path: Path, name: str) -> str:
+        pattern = MASK_NAME if name == "train_masks" else IMAGE_NAME
+        if pattern.fullmatch(path.name):
+            return "used"
+        return "misnamed" if path.suffix.lower() in Image.registered_extensions() else "ignored"
+
+    def group_of(self, stem: str) -> str:
+        return stem.rpartition("_")[0]
+
+    def group_faults(self, shown: int | None) -> Iterator[str]:
+        cars = {car: {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
+        uneven = [
+            f"{car} {verb} {', '.join(sorted(angles))}"
+            for car, found in cars.items()
+            for verb, angles in (("lacks", ANGLES - found), ("also has", found - ANGLES))
+            if angles
+        ]
+        if uneven:
+            yield (
+                f"Each car in {self.folder('train')} must have the 16 angles 01 to 16, but {first_few(uneven, shown)}. "
+                "Add what is missing, remove the car's images and masks, or pass --dataset own."
+            )
+
+    def missing_files(self, test_images: bool) -> list[str]:
+        """Small files first, so that a refusal comes early."""
+        train, test = self.find("train") or self.names("train")[-1], self.find("test")
+        names = ["train_masks", train]
+        if test_images:
+            names += [TABLE] if not test or find_zip(self.input_dir, TABLE) else []
+            names += [test or train.replace("train", "test")]  # of the same quality
+        return [name for name in names if not is_there(self.input_dir / name) or leftovers(self.input_dir, name)]
+
+    def describe_names(self, name: str) -> str:
+        return " or ".join(f"{each}/" for each in reversed(self.names(name)))
+
+    def help_text(self, test_images: bool) -> str:
+        """What is missing, and three ways to get it."""
+        names = ("train", "train_masks", "test") if test_images else ("train", "train_masks")
+        missing = [self.describe_names(name) for name in names if not self.find(name)]
+        without = "; pass --no-predict to train only" if missing == [self.describe_names("test")] else ""
+        bundle = self.input_dir / f"{SLUG}.zip"
+        inside = f"Unpack {bundle} there: the zips inside it are needed.\n" if bundle.exists() else ""
+        return (
+            f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. {inside}Three options:\n"
+            f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
+            f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md lists other keys).\n"
+            f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
+            "     packed or unpacked, or pass the folder that has them: python main.py --input-dir FOLDER\n"
+            "     (images and masks of your own: --dataset own).\n"
+            "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
+        )
+
+    def kaggle_refusal(self, names: Collection[str]) -> str:
+        """Compares them with sample_submission.csv or, without that, counts them."""
+        table, count = self.input_dir / TABLE, COUNTS["test"]
+        if self.drawn:
+            return ""
+        if not table.is_file():
+            problem = f"it has {pluralize(len(names), 'mask')}, not {count:,}" if len(names) != count else ""
+        else:
+            try:
+                wanted = set(pd.read_csv(table, usecols=["img"], dtype=str, keep_default_na=False)["img"])
+            except ValueError as error:  # not text, or no such column
+                raise UserError(f"{table} has no column img. Download it again, or remove it.") from error
+            missing, others = sorted(wanted - set(names)), sorted(set(names) - wanted)
+            counts = f"lacks {len(missing):,} of the {len(wanted):,} images in {table} and has {len(others):,} others"
+            problem = f"it {counts} ({first_few(missing + others)})" if missing or others else ""
+        return f"Kaggle will refuse this submission: {problem}." if problem else ""
+
+    def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
+        if self.drawn:
+            return f"the cars    {self.input_dir}, drawn; README.md explains how to train on Kaggle's images"
+        return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
+
+
+class OwnLayout(Layout):
+    """Your own images and masks, of any names and sizes. None are test images: predict.py predicts others.
+
+    group_regex: a pattern that finds, in an image's name without extension, the part that all images of one object
+        share: its first parentheses or else all of it. None: each image is its own group.
+    """
+
+    naming = (
+        "Images must be in train/, images/ or imgs/ of --input-dir or directly in it; masks in train_masks/ or masks/ "
+        "or, as NAME_mask.png, next to the images"
+    )
+    mask_hint = " The mask of NAME.jpg is NAME_mask.png, or NAME.png in a separate folder."
+
+    def __init__(self, input_dir: str | Path = "input", group_regex: str | None = None):
+        self.input_dir, self.unit = Path(input_dir), "image" if group_regex is None else "group"
+        try:
+            self.pattern = re.compile(".+" if group_regex is None else group_regex)
+        except re.error as error:
+            raise UserError(
+                f"--group-regex {group_regex!r} is not a regular expression ({error}). For example, '(.+)_' finds "
+                "everything before the last underscore."
+            ) from error
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """The first of each folder's names that contains an image."""
+        images = self._first(IMAGE_FOLDERS, self.input_dir)
+        return {"train": images, "train_masks": self._first(MASK_FOLDERS, images)}
+
+    def _first(self, names: tuple[str, ...], default: Path) -> Path:
+        folders = [self.input_dir / name for name in names]
+        return next((each for each in folders if each.is_dir() and any(map(is_image, each.iterdir()))), default)
+
+    def folder(self, name: str) -> Path:
+        return self.folders[name]
+
+    def kind(self, path: Path, name: str) -> str:
+        image_dir, mask_dir = self.folders.values()
+        together = image_dir == mask_dir
+        if path == mask_dir or (together and is_mask(path) != (name == "train_masks")):
+            return "elsewhere"
+        return "used" if is_image(path) else "ignored"
+
+    def group_of(self, stem: str) -> str | None:
+        found = self.pattern.search(stem)
+        return (found[1 if self.pattern.groups else 0] or None) if found else None
+
+    def group_faults(self, shown: int | None) -> Iterator[str]:
+        images = self.images()
+        unfit = [path.name for stem, path in images.items() if self.group_of(stem) is None]
+        if unfit:
+            yield (
+                f"--group-regex {self.pattern.pattern!r} matches {len(images) - len(unfit)} of {len(images)} names in "
+                f"{self.folder('train')}, but not {first_few(unfit, shown)}. Pass one that matches all names (without "
+                "extension), or rename or remove these images."
+            )
+
+    def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
+        image = str(self.folder("train") / worst_image)
+        command = shlex.join(["python", "predict.py", image, "--model", str(best), *predict_options])
+        return f"cut it out  {command}\n            (the worst image; pass others, or folders of them)"
+
+
+def is_image(path: Path) -> bool:
+    """Whether it is a file, not hidden, with the extension of an image format that can be read."""
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    return image_format in FORMATS and not path.name.startswith(".") and path.is_file()
+
+
+def is_mask(path: Path) -> bool:
+    """Whether it is named NAME_mask."""
+    return path.stem.lower().endswith("_mask")
+
+
+def image_of(mask: Path, images: Collection[str]) -> str:
+    """The stem of the image that NAME_mask.png or NAME.png belongs to; `images` are the stems that exist."""
+    return mask.stem[: -len("_mask")] if is_mask(mask) and mask.stem not in images else mask.stem
+
+
+def print_ignored(folder: Path, names: list[str], shown: int | None = 3) -> None:
+    """Print the first names (None: all) of files that are not images."""
+    unsupported = sorted({Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"})
+    remedy = f" ({unsupported[0]} is not supported: convert it to JPEG)" if unsupported else ""
+    if names:
+        print(f"ignored in {folder} (not images): {first_few(names, shown)}{remedy}")
