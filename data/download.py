@@ -1,10 +1,9 @@
-"""Kaggle -> input/: signs in, fetches zips so that a broken download goes on where it broke, and has them unpacked.
+"""Download the competition's zips from Kaggle, resuming interrupted downloads, and unpack them into the input folder.
 
-Through kagglesdk, the client inside the package kaggle. `import kaggle` itself would sign in over the network before
-it is asked to, without a limit of time, and end the program with a page of help where that fails.
+The requests are those of Kaggle's client, which has no timeouts and appends a response without checking which bytes
+it holds. `import kaggle` would also sign in over the network, so only its package kagglesdk is used here.
 """
 
-import io
 import json
 import os
 import re
@@ -13,296 +12,219 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import requests
-from kagglesdk import KaggleClient, KaggleCredentials, get_access_token_from_env
-from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest, ApiListDataFilesRequest
-from kagglesdk.kaggle_env import get_env
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env
+from kagglesdk.kaggle_http_client import KaggleHttpClient
+from requests.exceptions import ChunkedEncodingError, InvalidJSONError, SSLError
 
+from data.credentials import SETTINGS, find_credentials
 from data.unpack import RefusedError, format_bytes, require_space, unpack
 from helpers import Progress
 from runtime.errors import UserError, require, set_exit_hint
-from runtime.files import File, save_atomically, write_errors
+from runtime.files import save_atomically, write_errors
 
 COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
 SLUG = COMPETITION.rpartition("/")[2]
-SETTINGS = "https://www.kaggle.com/settings/api"
-COUNTS = {"train": 5088, "train_hq": 5088, "train_masks": 5088, "test": 100_064, "test_hq": 100_064}  # 16 of each car
-GROWTH = {"train_masks": 1.5, "metadata.csv": 12, "sample_submission.csv": 12}  # bytes on the disk for one of the zip
-GROWTH_OF_PHOTOS = 1.25
-CONNECT, READ_TIMEOUT = 20, 60  # seconds to wait for a connection, and for a server that says nothing
-BACKOFF = (1, 3, 10, 30, 60)  # seconds before each new try of what failed; one that got further begins anew
-MAX_BACKOFF = 600  # seconds, whatever a server asks for
+REMEDIES = {  # by status, if retrying does not help
+    401: f"Create a new token at {SETTINGS}.",
+    403: f"Accept the competition's rules at {COMPETITION}/rules.",
+    404: f"See {COMPETITION}/data.",
+}
+COUNTS = {"train": 5088, "train_hq": 5088, "train_masks": 5088, "test": 100_064, "test_hq": 100_064}  # 16 per car
+GROWTH = {"train_masks": 1.5, "sample_submission.csv": 12}  # unpacked bytes on disk per byte of the zip
+IMAGE_GROWTH = 1.25
+CONNECT, READ_TIMEOUT = 20, 60  # seconds to wait for a connection, and for the next bytes
+BACKOFF = (1, 3, 10, 30, 60)  # seconds to wait before each retry
+MAX_BACKOFF = 600  # seconds, even if the server asks for more
 CHUNK = 2**17  # bytes
 T = TypeVar("T")
 
 
-def find_credentials() -> tuple[str, dict[str, str]] | None:
-    """-> where they were found, and what KaggleClient takes; None where there are none. The first of these counts:
-
-    1. KAGGLE_API_TOKEN, then the file ~/.kaggle/access_token
-    2. KAGGLE_USERNAME and KAGGLE_KEY; the tutorial's KAGGLE_USER and KAGGLE_PASSWD mean the same
-    3. kaggle.json in KAGGLE_CONFIG_DIR, ~/.kaggle or ~/.config/kaggle
-    4. ~/.kaggle/credentials.json, which `kaggle auth login` leaves
-
-    Kaggle's own client has this order too, but for the tutorial's names, which it doesn't know: one account fetches the
-    photos and uploads the masks.
-    """
-    home = Path(os.path.expanduser("~"))
-    token, source = os.environ.get("KAGGLE_API_TOKEN", "").strip(), "KAGGLE_API_TOKEN"
-    if len(token) < 256:  # the client asks whether a file has that name, and a longer one is none
-        try:
-            token, source = get_access_token_from_env()
-        except (OSError, ValueError):  # whose text may be the token
-            place = source if token else "~/.kaggle/access_token"
-            raise UserError(f"What {place} names or holds can't be read: make a token at {SETTINGS}.") from None
-    if token:
-        source = "~/.kaggle/access_token" if source == "access_token" else source
-        return source, _clean_secret(source, api_token=token)
-
-    user, key = (
-        next((name for name in names if os.environ.get(name, "").strip()), None)
-        for names in (("KAGGLE_USERNAME", "KAGGLE_USER"), ("KAGGLE_KEY", "KAGGLE_PASSWD"))
-    )
-    other = "KAGGLE_KEY" if user else "KAGGLE_USERNAME"
-    require(bool(user) == bool(key), f"{user or key} is set, but {other} isn't: set both, or neither.")
-    if user:
-        return f"{user} and {key}", _clean_secret(key, username=os.environ[user], password=os.environ[key])
-
-    folders = [Path(os.environ.get("KAGGLE_CONFIG_DIR") or home / ".kaggle"), home / ".kaggle", home / ".config/kaggle"]
-    file = next((folder / "kaggle.json" for folder in folders if (folder / "kaggle.json").exists()), None)
-    if file:
-        try:
-            held = json.loads(file.read_text(encoding="utf-8-sig"))
-            return str(file), _clean_secret(file, username=held["username"], password=held["key"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{file} holds no username and key: have it made anew at {SETTINGS}.") from None
-    file = home / ".kaggle/credentials.json"
-    return (str(file), {}) if file.exists() else None
-
-
-def _clean_secret(source: object, **secrets: str) -> dict[str, str]:
-    """The secrets without the space around them. What can't be sent would come back in an error, so it is not tried."""
-    secrets = {name: secret.strip() for name, secret in secrets.items()}
-    fits = all(secret and secret.isascii() and secret.isprintable() for secret in secrets.values())
-    require(fits, f"What {source} holds can't be a key: copy it once more from {SETTINGS}.")
-    return secrets
-
-
-class TimeoutAdapter(HTTPAdapter):
-    """Gives up on a server that says nothing. The client sets no limit."""
-
-    def send(self, request, stream=False, timeout=None, **options):
-        return super().send(request, stream, timeout or (CONNECT, READ_TIMEOUT), **options)
-
-
 class Kaggle:
-    """The competition's zips, through Kaggle's client. Raises UserError where they can't be had."""
+    """A session with Kaggle's API. Methods raise UserError if a request keeps failing."""
 
     def __init__(self):
         self.source, secrets = find_credentials()
         try:
-            get_env()
-        except Exception as error:  # which is of no type of its own
-            raise UserError(f"{error}: unset it, or say PROD.") from None
-        self._sign_in(**secrets)
-        if not secrets:  # what `kaggle auth login` left: the client makes a token of it, and renews that
-            no_login = f"{self.source} holds no login: say once more kaggle auth login"
-            try:
-                login = KaggleCredentials.load(self._client)
-            except (OSError, ValueError, TypeError, AttributeError):
-                raise UserError(no_login) from None
-            token = login and self.retry("a token", lambda: _of_kaggle(login.get_access_token))
-            require(bool(token), no_login)
-            self._sign_in(api_token=token)
+            environment = get_env()
+        except Exception as error:  # the client raises a bare Exception
+            raise UserError(f"{error}. Unset it or set it to PROD.") from None
+        self.url = get_endpoint(environment) + ("/v1" if environment is KaggleEnv.PROD else "/api/v1")
+        self.session = requests.Session()
+        self.session.headers["Accept-Encoding"] = "identity"
+        if "refresh_token" in secrets:
+            body = {"refreshToken": secrets["refresh_token"], "apiVersion": "API_VERSION_V1"}
+            body["expirationDuration"] = "43200s"  # 12 hours, as Kaggle's client asks for
+            method = "users.AccountService/GenerateAccessToken"
+            secrets = {"token": self._ask("an access token", method, body, lambda answer: answer["token"])}
+        bearer = "token" in secrets
+        self.session.auth = KaggleHttpClient.BearerAuth(**secrets) if bearer else (secrets["username"], secrets["key"])
 
-    def _sign_in(self, **secrets: str) -> None:
-        self._client = KaggleClient(**secrets).__enter__()
-        self._session = self._client.http_client()._session  # limits and headers have no other way in
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, TimeoutAdapter())
-        self._files = self._client.competitions.competition_api_client
-
-    def sizes(self) -> dict[str, int]:
-        """-> the bytes of each file of the competition."""
-        sizes, request = {}, ApiListDataFilesRequest()
-        request.competition_name, request.page_size = SLUG, 200
+    def list_files(self) -> dict[str, int]:
+        """Returns the size in bytes of each file of the competition."""
+        sizes, body = {}, {"competitionName": SLUG, "pageSize": 200}
         while True:
-            listed = self.retry("the list of its files", lambda: _of_kaggle(self._files.list_data_files, request))
-            new = {file.name: file.total_bytes or 0 for file in listed.files if file.name not in sizes}
-            sizes |= new
-            if not new or not listed.next_page_token:
+            method = "competitions.CompetitionApiService/ListDataFiles"
+            files, next_page = self._ask("the file list", method, body, _read_page)
+            sizes |= files
+            if not next_page:
                 return sizes
-            request.page_token = listed.next_page_token
+            body["pageToken"] = next_page
 
     def fetch(self, name: str, part: Path, size: int) -> None:
-        """Write the file `name`, of some `size` bytes, to `part`, going on behind what is there of the same version."""
-        set_exit_hint("What has been fetched is kept, and the same command goes on.", part)
-        self.retry(name, lambda: self._go_on(name, part, size), lambda: part.stat().st_size if part.exists() else 0)
+        """Download the file `name`, of about `size` bytes, to `part`. Resume if `part` is of the same version."""
+        set_exit_hint("The download so far is kept. Run the same command again to resume it.", part)
+        self.retry(name, lambda: self._resume(name, part, size), lambda: _size(part))
 
-    def _go_on(self, name: str, part: Path, size: int) -> None:
-        known = _read_version(part)
-        have = part.stat().st_size if known and part.exists() else 0
-        if have and have == known["size"]:
+    def _post(self, method: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> requests.Response:
+        """Returns the response with its body unread."""
+        options = {"stream": True, "timeout": (CONNECT, READ_TIMEOUT)}
+        response = self.session.post(f"{self.url}/{method}", json=body, headers=headers, **options)
+        response.raise_for_status()
+        return response
+
+    def _ask(self, what: str, method: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """Returns what `read` finds in the JSON of the response."""
+
+        def attempt() -> T:
+            answer = self._post(method, body).json()
+            try:
+                return read(answer)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise InvalidJSONError from error
+
+        return self.retry(what, attempt)
+
+    def _resume(self, name: str, part: Path, size: int) -> None:
+        version, full_size = _read_version(part)
+        have = _size(part) if version else 0
+        if have and have == full_size:
             return
-        behind = {"Range": f"bytes={have}-", "If-Range": known["version"]} if 0 < have < known.get("size", 0) else {}
-        with self._ask_for(name, part, behind) as response:
-            if behind and response.status_code == 206:
-                asked = re.match(rf"bytes {have}-\d+/{known['size']}$", response.headers.get("Content-Range", ""))
-                if not asked or _version(response) != known["version"]:
+        headers = {"Range": f"bytes={have}-", "If-Range": version} if 0 < have < full_size else {}
+        method = "competitions.CompetitionApiService/DownloadDataFile"
+        with self._post(method, {"competitionName": SLUG, "fileName": name}, headers) as response:
+            if response.status_code == 206:  # the rest of the file
+                received = response.headers.get("Content-Range", "")
+                if _version(response) != version or not re.fullmatch(rf"bytes {have}-\d+/{full_size}", received):
                     discard_partial(part)
-                    raise requests.ConnectionError("this is not what it was asked for")
-                _append(response, part, have, known["size"])
-            elif response.headers.get("Content-Type", "").startswith("text/html"):  # of a login, as hotels have it
-                raise requests.RequestException("a page in place of the file")
-            else:  # from the beginning, as it is new, or has changed meanwhile
+                    raise requests.ConnectionError("not the requested range")
+            else:  # the whole file, which is new or has changed
                 discard_partial(part)
-                size = int(response.headers.get("Content-Length") or size)
-                if _version(response):
-                    with save_atomically(_version_file(part)) as file:
-                        file.write(json.dumps({"version": _version(response), "size": size}).encode())
-                _append(response, part, 0, size)
-
-    def _ask_for(self, name: str, part: Path, headers: dict[str, str]) -> requests.Response:
-        """The answer, of which only the headers have been read."""
-        request = ApiDownloadDataFileRequest()
-        request.competition_name, request.file_name = SLUG, name
-        headers = headers | {"Accept-Encoding": "identity"}
-        self._session.headers.update(headers)  # they go along where Kaggle redirects to
-        try:
-            return _of_kaggle(self._files.download_data_file, request)
-        except requests.HTTPError as error:
-            if error.response.status_code == 416:  # the file has become shorter than what is here
-                discard_partial(part)
-            raise
-        finally:
-            for header in headers:
-                del self._session.headers[header]
+                have, full_size = 0, int(response.headers.get("Content-Length") or size)
+                _write_version(part, _version(response), full_size)
+            _append(response, part, have, full_size)
 
     def retry(self, what: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """What attempt() returns. It is tried again after BACKOFF, where that may help, and says so."""
-        waits, reached = iter(BACKOFF), progress()
+        """Returns attempt(). If it fails, wait and retry. After `progress`, BACKOFF starts again."""
+        delays, reached = iter(BACKOFF), progress()
         while True:
             try:
                 return attempt()
-            except (OSError, ValueError) as error:  # those of requests, and of JSON that is none
-                sentence, may_help = self._explain(error, what)
-                asked = _asked_to_wait(error)
+            except OSError as error:  # the base class of the exceptions of requests
+                sentence, temporary = self._explain(error, what)
+                retry_after = _retry_after(error)
             if progress() > reached:
-                waits, reached = iter(BACKOFF), progress()
-            wait = next(waits, None)
-            require(may_help and wait is not None, sentence)
-            wait = max(wait, asked)
-            print(f"{sentence} Trying again in {wait:g} s.")
-            time.sleep(wait)
+                delays, reached = iter(BACKOFF), progress()
+            delay = next(delays, None)
+            require(temporary and delay is not None, sentence)
+            delay = max(delay, retry_after)
+            print(f"Warning: {sentence} Retrying in {delay:g} s.")
+            time.sleep(delay)
 
-    def _explain(self, error: Exception, what: str) -> tuple[str, bool]:
-        """A sentence, which never quotes the error: that may hold a signed address. And whether a new try may help."""
+    def _explain(self, error: OSError, what: str) -> tuple[str, bool]:
+        """Returns a sentence and whether to retry. The error is not quoted: it may contain a signed URL."""
+        if error.errno:
+            raise error  # of a file; those of requests have no errno
         response = getattr(error, "response", None)
         if response is not None:
-            status = response.status_code
-            refusals = {
-                401: f"Kaggle doesn't know the key in {self.source} (401): it is wrong or expired. Make a new one at "
-                f"{SETTINGS}.",
-                403: f"Kaggle gives {what} only to who has accepted the competition's rules (403): do so at "
-                f"{COMPETITION}/rules",
-                404: f"Kaggle answers 404, not found, when asked for {what}: see {COMPETITION}/data",
-            }
-            if status in refusals and not response.history:  # not of the store that Kaggle redirects to
-                return refusals[status], False
-            sentence = f"Kaggle answers {status} when asked for {what}; https://status.kaggle.com may tell why."
-            return sentence, status in (408, 416, 429) or status >= 500 or bool(response.history)
-        if isinstance(error, requests.exceptions.ProxyError):
-            return f"The proxy in HTTPS_PROXY or HTTP_PROXY doesn't let {what} through: mend or unset it.", True
-        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):  # Kaggle's are right
-            return "HTTPS_PROXY or HTTP_PROXY is no address of a proxy: mend or unset it.", False
-        if not isinstance(error, requests.RequestException | ValueError):
-            if error.errno:
-                raise error  # of the system, not of requests
-            return "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates: mend or unset it.", False
-        if isinstance(error, requests.exceptions.SSLError):
-            return (
-                f"Who answers for Kaggle when asked for {what} has a certificate that isn't trusted. Where that is "
-                "your own proxy, name its certificate in REQUESTS_CA_BUNDLE."
-            ), False
-        if isinstance(error, requests.Timeout) or "timed out" in str(error):
-            return f"The connection to Kaggle stalled at {what}.", True
-        if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-            return (
-                f"The connection to Kaggle broke, or there is none, at {what}. Without a network, copy the zips of "
-                f"{COMPETITION}/data by hand."
-            ), True
-        return f"What answers for Kaggle when asked for {what} isn't Kaggle: does this network want a login?", True
+            status, redirected = response.status_code, bool(response.history)  # to a signed URL, which expires
+            if status in REMEDIES and not redirected:
+                sentence = f"Kaggle answered {status} to the request for {what} with the credentials in {self.source}."
+                return f"{sentence} {REMEDIES[status]}", False
+            sentence = f"Kaggle answered {status} to the request for {what}. See https://status.kaggle.com."
+            return sentence, redirected or status in (408, 429) or status >= 500
+        if isinstance(error, InvalidJSONError):
+            return f"The server that answered for {what} is not Kaggle. Log in if this network requires it.", True
+        sentence = (
+            f"The connection to Kaggle failed for {what} ({type(error).__name__}). Check the network, HTTPS_PROXY, "
+            f"HTTP_PROXY and REQUESTS_CA_BUNDLE, or copy the zips from {COMPETITION}/data by hand."
+        )
+        interrupted = isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
+        return sentence, interrupted and not isinstance(error, SSLError)
 
 
-def _of_kaggle(call: Callable[..., T], *arguments: object) -> T:
-    """What a call of the client returns. Raises ValueError where the answer isn't one that it can read."""
-    try:
-        return call(*arguments)
-    except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError("no answer of Kaggle's") from error
+def _read_page(page: dict[str, Any]) -> tuple[dict[str, int], str | None]:
+    return {file["name"]: file.get("totalBytes", 0) for file in page["files"]}, page.get("nextPageToken")
 
 
-def _asked_to_wait(error: Exception) -> float:
-    """The seconds that a server asks to be left alone for, in reason."""
-    with suppress(Exception):  # no answer, no such header, or no sense in it
-        return min(Retry().get_retry_after(error.response) or 0, MAX_BACKOFF)
-    return 0
+def _retry_after(error: OSError) -> int:
+    """Returns how many seconds the server asks to wait, at most MAX_BACKOFF. A date in their place is ignored."""
+    response = getattr(error, "response", None)
+    seconds = "" if response is None else response.headers.get("Retry-After", "")
+    return min(int(seconds), MAX_BACKOFF) if seconds.isdecimal() else 0
 
 
 def _append(response: requests.Response, part: Path, have: int, size: int) -> None:
-    """Write what comes behind the `have` bytes of `part`, which is to have `size` in the end."""
-    units = dict(unit="B", unit_scale=True, unit_divisor=1024)
-    bar = Progress(desc=part.stem, total=size, initial=have, **units)
-    with io.BufferedWriter(File(part, mode="a")) as file, bar:
+    """Append the body to `part`, which has `have` bytes and must have `size` at the end."""
+    with Progress(desc=part.stem, total=size, initial=have, unit="B", unit_scale=True, unit_divisor=1024) as bar:
         for chunk in response.iter_content(CHUNK):
-            have += len(chunk)
-            if have > size:
-                break
-            file.write(chunk)
+            with write_errors(part), part.open("ab") as file:
+                file.write(chunk)
             bar.update(len(chunk))
-    if have != size:
-        raise requests.ConnectionError("it has another length than it said")
+    if _size(part) != size:
+        raise requests.ConnectionError("not the announced length")
 
 
-def _version(response: requests.Response) -> str | None:
-    """What If-Range takes: a strong ETag, else the time of the last change."""
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _version(response: requests.Response) -> str:
+    """Returns what If-Range accepts: a strong ETag, else Last-Modified, else nothing."""
     tag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if tag.startswith("W/") else tag
+    return response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
 def _version_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_version(part: Path) -> dict:
-    """version and size of the file that `part` is the beginning of; nothing where that isn't known."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = json.loads(_version_file(part).read_text())
-        version, size = known["version"], known["size"]
-        if version.isascii() and version.isprintable() and isinstance(size, int):
-            return known
-    return {}
+def _write_version(part: Path, version: str, size: int) -> None:
+    with save_atomically(_version_file(part)) as file:
+        file.write(json.dumps([version, size]).encode())
+
+
+def _read_version(part: Path) -> tuple[str, int]:
+    """Returns the version and size of the file that `part` is the beginning of; ("", 0) if that is unknown."""
+    with suppress(OSError, ValueError, TypeError):
+        version, size = json.loads(_version_file(part).read_text())
+        if isinstance(size, int) and re.fullmatch("[ -~]+", version):  # printable ASCII
+            return version, size
+    return "", 0
 
 
 def discard_partial(part: Path) -> None:
-    """Remove a part, and before it what would let it pass for the beginning of a file."""
+    """Remove a partial download. Its version goes first: without it, `part` is never resumed."""
     for path in (_version_file(part), part):
         with write_errors(path):
             path.unlink(missing_ok=True)
 
 
+def part_of(folder: Path, name: str) -> Path:
+    """Returns the path of the zip while it is being downloaded."""
+    return folder / f"{name}.zip.part"
+
+
 def leftovers(folder: Path, name: str) -> list[Path]:
-    """What a process that was killed may have left of fetching and unpacking the zip of that name."""
+    """Returns what a killed process left of downloading and unpacking the zip of that name."""
     part = part_of(folder, name)
     return [path for path in (part, _version_file(part), folder / f"{name}.part") if path.exists()]
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file such as metadata.csv, or a folder such as train with something in it, stands at its place."""
+    """Returns whether a file such as sample_submission.csv exists, or a folder such as train with something in it."""
     if path.suffix:
         return path.is_file()
     return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
@@ -313,52 +235,51 @@ def find_zip(folder: Path, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def part_of(folder: Path, name: str) -> Path:
-    """Where a zip grows while it is fetched."""
-    return folder / f"{name}.zip.part"
-
-
 def download(folder: Path, names: Sequence[str]) -> None:
-    """Bring each of `names`, such as train_hq or metadata.csv, into `folder`, out of its zip, which then is removed.
+    """Put each of `names`, such as train_hq or sample_submission.csv, into `folder`.
 
-    A zip that isn't there is fetched from Kaggle. Raises UserError where that, the disk or a zip doesn't allow it.
+    Unpack its zip, downloaded from Kaggle if it is not in `folder`, and delete the zip. Raises UserError if the
+    credentials, a download, a zip or the free space do not allow it.
     """
-    for name in names:
-        if is_there(folder / name):  # the process was ended between the last two steps
-            discard_partial(part_of(folder, name))
-            shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
-    names = [name for name in names if not is_there(folder / name)]
+    missing = []
     for name in names:
         path = folder / name
-        empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-        require(empty or not os.path.lexists(path), f"{path} is in the way, and holds no photos: remove it.")
-    fetched = [name for name in names if find_zip(folder, name) is None]
-    if fetched:
-        kaggle = Kaggle()
-        sizes = kaggle.sizes()
-        gone = [f"{name}.zip" for name in fetched if f"{name}.zip" not in sizes]
-        require(not gone, f"Kaggle has no {' and no '.join(gone)} any more: see {COMPETITION}/data")
-        _require_space_for_all(folder, {name: sizes[f"{name}.zip"] for name in fetched})
-    for name in names:
-        if name not in fetched:
-            unpack(find_zip(folder, name), folder / name)
+        if is_there(path):  # the process was killed before it removed the rest
+            discard_partial(part_of(folder, name))
+            shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
             continue
-        part = part_of(folder, name)
-        print(f"fetching {name}.zip ({format_bytes(sizes[f'{name}.zip'])}) of {COMPETITION}")
-        kaggle.fetch(f"{name}.zip", part, sizes[f"{name}.zip"])
-        try:
-            unpack(part, folder / name, COUNTS.get(name))
-        except RefusedError:
-            discard_partial(part)
-            raise
+        empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        require(empty or not os.path.lexists(path), f"{path} exists but contains no images. Remove it.")
+        missing.append(name)
+    to_fetch = [name for name in missing if find_zip(folder, name) is None]
+    if to_fetch:
+        kaggle = Kaggle()
+        sizes = kaggle.list_files()
+        gone = [f"{name}.zip" for name in to_fetch if f"{name}.zip" not in sizes]
+        require(not gone, f"Kaggle no longer has {' and '.join(gone)}. See {COMPETITION}/data.")
+        _require_space_for_all(folder, {name: sizes[f"{name}.zip"] for name in to_fetch})
+    for name in missing:
+        if name in to_fetch:
+            _fetch_and_unpack(kaggle, folder, name, sizes[f"{name}.zip"])
+        else:
+            unpack(find_zip(folder, name), folder / name)
+
+
+def _fetch_and_unpack(kaggle: Kaggle, folder: Path, name: str, size: int) -> None:
+    part = part_of(folder, name)
+    print(f"Downloading {name}.zip ({format_bytes(size)}) from {COMPETITION}")
+    kaggle.fetch(f"{name}.zip", part, size)
+    try:
+        unpack(part, folder / name, COUNTS.get(name))
+    except RefusedError:
         discard_partial(part)
+        raise
+    discard_partial(part)
 
 
 def _require_space_for_all(folder: Path, sizes: dict[str, int]) -> None:
-    """sizes: of each zip, in the order in which one after the other is fetched, unpacked and removed."""
-    unpacked = most = 0
-    for name, size in sizes.items():
-        part = part_of(folder, name)
-        unpacked += round(size * GROWTH.get(name, GROWTH_OF_PHOTOS))
-        most = max(most, unpacked + size - (part.stat().st_size if part.exists() else 0))
-    require_space(folder, most, f"to fetch and unpack {', '.join(f'{name}.zip' for name in sizes)}")
+    """sizes: of the zips, each of which is downloaded, unpacked and deleted before the next."""
+    unpacked = sum(size * GROWTH.get(name, IMAGE_GROWTH) for name, size in sizes.items())
+    here = sum(_size(part_of(folder, name)) for name in sizes)
+    needed = round(unpacked) + max(sizes.values()) - here
+    require_space(folder, needed, f"downloading and unpacking {', '.join(f'{name}.zip' for name in sizes)}")
