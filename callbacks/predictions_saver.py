@@ -5,7 +5,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from img.transformer import to_mask
 from nn.callback import Callback
 from runtime.distributed import is_main_process
 from runtime.errors import UserError
-from runtime.files import lock, save_atomically
+from runtime.files import lock, save_atomically, write_errors
 
 
 class PredictionsSaverCallback(Callback):
@@ -44,7 +44,8 @@ class PredictionsSaverCallback(Callback):
         if self._csv is None:
             self._open()
         height, width = self.origin_img_size
-        self._csv.writerows(result)
+        with write_errors(self.to_file):
+            self._csv.writerows(result)
         self.empty += [name for name, runs in result if not runs]
         self.full += [name for name, runs in result if runs == f"1 {height * width}"]
 
@@ -71,7 +72,7 @@ class PredictionsSaverCallback(Callback):
             self._open_files.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     def _open(self) -> None:
-        self._open_files.enter_context(lock(self.to_file.parent) or nullcontext())
+        self._open_files.enter_context(lock(self.to_file.parent))
         file = self._open_files.enter_context(save_atomically(self.to_file))
         # Without a name and a time in the archive, the same masks give the same bytes
         archive = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))

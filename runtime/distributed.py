@@ -1,7 +1,6 @@
-"""Training in several processes, started by torchrun: `torchrun --nproc_per_node=4 main.py`. One process is a world of
-size 1, for which every function here works without torch.distributed.
+"""Training in several processes, as torchrun --nproc_per_node=4 main.py; without torchrun, in a world of size 1.
 
-Each process trains on its shard of every batch. The main process (rank 0) prints, and saves what all have computed.
+Each process trains on its shard of the images. The main process (rank 0) prints, and saves what all have computed.
 """
 
 import hashlib
@@ -26,14 +25,14 @@ from torch.utils.data import DataLoader
 
 from runtime.errors import UserError, require
 
-# torchrun sets all of these. Some schedulers set a few of them, without starting several processes
+# Set by torchrun; some schedulers set only a few of these, in a single process
 _by_torchrun = all(os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
 _environ = os.environ if _by_torchrun else {}
 WORLD_SIZE, LOCAL_WORLD_SIZE = int(_environ.get("WORLD_SIZE", 1)), int(_environ.get("LOCAL_WORLD_SIZE", 1))
 RANK, LOCAL_RANK = int(_environ.get("RANK", 0)), int(_environ.get("LOCAL_RANK", 0))  # "local": on this machine
 
-TIMEOUT = timedelta(minutes=10)  # after this, a process that does not answer is taken for dead
-DATA_TIMEOUT = timedelta(days=2)  # the same while the main process of a machine downloads the data set
+TIMEOUT = timedelta(minutes=10)  # a process that does not answer for longer is taken for dead
+DATA_TIMEOUT = timedelta(days=2)  # the same while one of them downloads the data set
 
 _groups: dict[str, dist.ProcessGroup] = {}  # "control" and "data", both on the CPU (gloo)
 
@@ -44,10 +43,9 @@ def is_main_process() -> bool:
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """Connect the processes for the block, and silence all but the main process. An error in one ends all of them.
+    """Connect the processes, and silence all but the main process. An error in one ends all, and only one prints it.
 
-    One process prints the error: the one that failed, or the main process if several did. If a process was killed, or
-    does not answer within TIMEOUT, another one prints that.
+    If a process was killed, or does not answer within TIMEOUT, another one prints that.
     """
     if WORLD_SIZE == 1:
         yield
@@ -60,7 +58,7 @@ def init_distributed() -> Iterator[None]:
         _init_groups(store)
         yield
         dist.destroy_process_group()
-    except (KeyboardInterrupt, SystemExit):  # the same in all processes: a signal, or a mistake in the command line
+    except (KeyboardInterrupt, SystemExit):  # all processes get the signal, or read the same wrong command line
         raise
     except BaseException as error:
         reporter = _elect_reporter(store)
@@ -71,15 +69,16 @@ def init_distributed() -> Iterator[None]:
             raise UserError(f"Process {reporter} failed, so all processes stopped.") from error
         if _lost_connection(error):
             resume = "" if is_main_process() else " Resume with --resume last."
+            minutes, reason = f"{TIMEOUT.seconds / 60:.3g} minutes", " ".join(str(error).split())
             raise UserError(
-                f"Another process of this training was killed, or did not answer for {TIMEOUT.seconds / 60:.3g} "
-                f"minutes, so all processes stopped ({' '.join(str(error).split()):.200}).{resume}"
+                f"Another process of this training was killed, or did not answer for {minutes}, so all processes "
+                f"stopped ({reason:.200}).{resume}"
             ) from error
         raise
 
 
 def _connect() -> dist.Store:
-    """Return a store for this start of the processes alone; torchrun keeps its own when it restarts them."""
+    """Return a store that has only keys of this start; torchrun's own store outlives a restart of the processes."""
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     return dist.PrefixStore(_rendezvous_id(store), store)
 
@@ -92,10 +91,9 @@ def _init_groups(store: dist.Store) -> None:
 
 
 def _rendezvous_id(store: dist.Store) -> str:
-    """Return an id that all processes of this start share, and that no earlier start had.
+    """Return an id that the processes of this start share, and that no earlier start had.
 
-    The store still has the keys of earlier starts, such as their addresses. So each process announces an id of its own,
-    and the main process answers with its id until each has confirmed it.
+    Each process announces its own id, and the main process answers with its id until all others have confirmed that.
     """
     own, deadline = uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
     store.set(f"process {RANK}", own)
@@ -107,7 +105,7 @@ def _rendezvous_id(store: dist.Store) -> str:
     missing = set(range(1, WORLD_SIZE))
     while missing:
         for rank in [rank for rank in missing if store.check([f"process {rank}"])]:
-            other = store.get(f"process {rank}").decode()  # may be of an earlier start, which never confirms
+            other = store.get(f"process {rank}").decode()  # of an earlier start, it never confirms
             store.set(f"to {other}", own)
             if store.check([f"{other} got {own}"]):
                 missing.remove(rank)
@@ -118,14 +116,12 @@ def _rendezvous_id(store: dist.Store) -> str:
 
 
 def _elect_reporter(store: dist.Store | None) -> int:
-    """Return the rank of the process that prints the error: the main process if it fails within a second, or the first
-    to fail.
-    """
+    """Return the rank of the process that prints the error: the main process if it failed too, or else the first."""
     time.sleep(0 if is_main_process() else 1)
     elected = []
 
     def elect() -> None:
-        with suppress(AttributeError, RuntimeError):  # there is no store, or no longer
+        with suppress(AttributeError, RuntimeError):  # there is no store
             elected.append(int(store.compare_set("reporter", "", str(RANK))))
 
     thread = Thread(target=elect, daemon=True)  # without a network, it never ends
@@ -142,10 +138,8 @@ def _lost_connection(error: BaseException) -> bool:
 
 
 def is_restart() -> bool:
-    """Whether torchrun has restarted the processes. To be called in all of them.
-
-    Only on the machine where a process failed does torchrun count the restart.
-    """
+    """Whether torchrun has restarted the processes, all of which must call this."""
+    # Only on the machine where a process failed does torchrun count the restart
     return any(all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
@@ -197,7 +191,7 @@ def _data_barrier() -> None:
 
 
 def require_same(what: str, values: Sequence[object]) -> None:
-    """Raise UserError unless all processes have the same `values`. They wait for each other's as long as for data."""
+    """Raise UserError unless all processes have the same `values`. Waits as long as for data."""
     _data_barrier()
     digests = all_gather(hashlib.sha256(repr(list(values)).encode()).hexdigest())
     others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -205,7 +199,7 @@ def require_same(what: str, values: Sequence[object]) -> None:
 
 
 def average_buffers(net: nn.Module) -> None:
-    """Replace the BatchNorm statistics of `net`, which each process has of its own shard, with their mean."""
+    """Average the BatchNorm statistics of `net`, which differ between the processes."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if WORLD_SIZE == 1 or not buffers:
         return
@@ -217,14 +211,14 @@ def average_buffers(net: nn.Module) -> None:
 
 
 def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return `net` wrapped so that backward() averages the gradients of all processes, which start with equal weights.
+    """Return `net` with the weights of the main process, and a backward() that averages gradients over all processes.
 
-    On a GPU, BatchNorm layers are converted in place to use the statistics of all processes.
+    On a GPU, BatchNorm layers are converted in place, to normalize over the batches of all processes.
     """
     if WORLD_SIZE == 1 or not dist.is_initialized():  # predict.py runs in one process, even under torchrun
         return net
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # keeps the names of the weights
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # checkpoints stay the same
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 

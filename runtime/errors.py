@@ -1,12 +1,12 @@
 """Errors in one sentence: UserError, how the program ends, range checks, advice for known failures."""
 
-import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EAGAIN, EIO, ENOSPC, EPIPE
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,13 @@ OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
-WORKER_ENDED = re.compile(r"DataLoader worker (\(pid|exited)")
-LIMIT_REACHED = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # of processes, or of open files
+WORKER_KILLED = r"DataLoader worker (\(pid|exited)"
+WORKER_FAILURES = {  # pattern in the error -> sentence, which ends with the advice to use fewer workers
+    rf"Too many open files|ancdata|Errno {EAGAIN}\b":
+        "The limit of processes or open files is reached. Raise it (ulimit -a lists it), or",
+    "shared memory": "Shared memory (/dev/shm) is full. Enlarge it, or",
+    WORKER_KILLED: "A DataLoader worker was killed, most likely because memory ran out. To use less,",
+}
 
 _exit_hints: list[tuple[str, Path]] = []  # at most one
 
@@ -68,8 +73,8 @@ def set_exit_hint(sentence: str, saved: Path) -> None:
 def friendly_errors() -> Iterator[None]:
     """End the program with one sentence, without a traceback, if a user's error or a signal ends the block.
 
-    Ctrl-C, SIGTERM (from a scheduler) and SIGHUP (the terminal was closed) raise KeyboardInterrupt. The exit code is
-    then 128 plus the number of the signal. A second signal ends the program at once. Bugs keep their traceback.
+    Ctrl-C, SIGTERM (from a scheduler) and SIGHUP (the terminal was closed) raise KeyboardInterrupt; the exit code is
+    then 128 plus the signal's number. A second signal ends the program at once. Bugs keep their traceback.
     """
     program = Path(sys.argv[0]).name
     for name in ("stdout", "stderr"):
@@ -83,7 +88,7 @@ def friendly_errors() -> Iterator[None]:
         except BaseException as error:
             _ignore_worker_exits()
             hints = [sentence for sentence, saved in _exit_hints if saved.exists()]
-            if received:  # whatever `error` is: workers get the signal too, and their end may raise another one
+            if received:  # whatever `error` is: the signal may have ended a worker first
                 print(f"{program}: stopped by {signal.Signals(received[0]).name}.", *hints, file=sys.stderr)
                 sys.exit(128 + received[0])
             sentence = _explain(error)
@@ -96,16 +101,15 @@ def friendly_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on the first signal that is to end the program. Yields the signals received so far."""
+    """Raise KeyboardInterrupt on the first signal to end the program. Yields a list that the signal is added to."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-    received: list[int] = []
-    process = os.getpid()
+    received, process = [], os.getpid()
 
     def stop(number: int, _frame: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        if os.getpid() == process:  # a forked worker waits until this process ends it
+        if os.getpid() == process:  # not in a forked worker, which this process ends
             _ignore_worker_exits()
             received.append(number)
             raise KeyboardInterrupt
@@ -121,7 +125,7 @@ def _signals_interrupt() -> Iterator[list[int]]:
 
 
 def _ignore_worker_exits() -> None:
-    """Replace the handler of PyTorch, which raises an error when a DataLoader worker ends unexpectedly."""
+    """Replace PyTorch's signal handler, which raises an error when a DataLoader worker ends."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
@@ -130,26 +134,21 @@ def _explain(error: BaseException) -> str:
     """Return one sentence for an error that is not a bug; else ""."""
     if isinstance(error, UserError):
         return str(error)
-    if ran_out_of_memory(error) or WORKER_ENDED.search(str(error)):
+    if ran_out_of_memory(error) or re.search(WORKER_KILLED, str(error)):
         reason = (str(error).strip() or "in this process").splitlines()[-1]
         return f"Out of memory ({reason:.200}). Free some memory."
-    if not isinstance(error, OSError):
-        return ""
-    if error.filename:
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be used ({error.strerror})."
-    if error.errno in LIMIT_REACHED:
-        return (
-            f"Process or open-file limit reached ({error.strerror}). Pass a smaller --workers, or raise the limit "
-            "(ulimit -a lists them)."
-        )
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python fails again when it flushes stdout at exit
-    return f"Cannot write to stdout ({error}), so the program stopped."
+    if isinstance(error, OSError) and error.errno in (EIO, ENOSPC, EPIPE):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python fails again when it flushes stdout at exit
+        return f"Cannot write to stdout ({error.strerror}), so the program stopped."
+    return ""
 
 
 def quiet_worker(_worker_id: int) -> None:
-    """A worker_init_fn of DataLoader that prints no traceback if the training ends while it takes a batch.
+    """A worker_init_fn of DataLoader: print no traceback if the training ends while it takes a batch from this worker.
 
-    The thread of the worker that passes batches on would print one. Errors in the data set are raised elsewhere.
+    The thread that passes batches on would print it. Errors of the data set are raised in the main process instead.
     """
     default = sys.excepthook
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else default(kind, *rest)
@@ -160,58 +159,50 @@ def advise(hp: Any, machine: Any, valid_sizes: range, margin: int) -> Iterator[N
     """Turn known failures of a training or a prediction into a UserError that says which option to change.
 
     hp: has batch_size, accumulate_steps, input_img_resize and learning_rate. machine: a runtime.machine.Machine.
-    valid_sizes: sides, in pixels, of images that the net takes. margin: pixels by which its masks are smaller.
+    valid_sizes: heights and widths that the net accepts. margin: by how many pixels its masks are smaller.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, FloatingPointError):
-            raise UserError(f"{error} {_advice_on_divergence(hp, machine)}") from error
-        advice = _advice_on_compile(error) or _advice_on_workers(error, machine)
-        if not advice and ran_out_of_memory(error):
-            advice = _advice_on_memory(hp, machine, valid_sizes, margin)
+            advice = _advice_on_divergence(error, hp, machine)
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
+            reason = " ".join(str(error).split())
+            advice = f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
+        else:
+            advice = _advice_on_workers(error, machine)
+            if not advice and ran_out_of_memory(error):
+                advice = _advice_on_memory(hp, machine, valid_sizes, margin)
         if advice:
             raise UserError(advice) from error
         raise
 
 
-def _advice_on_divergence(hp: Any, machine: Any) -> str:
-    in_float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
+def _advice_on_divergence(error: FloatingPointError, hp: Any, machine: Any) -> str:
+    float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
     lower = f"--learning-rate {hp.learning_rate / 10:g} (now {hp.learning_rate:g})"
-    return f"Resuming would fail again: start a new run with {lower}{in_float32}."
-
-
-def _advice_on_compile(error: Exception) -> str:
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
-        return ""
-    reason = " ".join(str(error).split())
-    return f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
+    return f"{error} Resuming would fail again: start a new run with {lower}{float32}."
 
 
 def _advice_on_workers(error: Exception, machine: Any) -> str:
-    text, fewer = str(error), f"pass --workers {machine.workers // 2} (now {machine.workers})"
-    if "Too many open files" in text or "ancdata" in text:
-        return f"Too many files are open. Raise the limit (ulimit -n), or {fewer}."
-    if "shared memory" in text:
-        return f"Shared memory (/dev/shm) is full. Enlarge it, or {fewer}."
-    if WORKER_ENDED.search(text):
-        return f"A DataLoader worker was killed, most likely because memory ran out. To use less, {fewer}."
-    if ran_out_of_memory(error) and ("DataLoader worker process" in text or isinstance(error, OSError)):
-        return f"A DataLoader worker ran out of memory. To use less, {fewer}."
-    return ""
+    text, fewer = str(error), f"pass --workers {machine.workers // 2} (now {machine.workers})."
+    for pattern, sentence in WORKER_FAILURES.items():
+        if re.search(pattern, text):
+            return f"{sentence} {fewer}"
+    in_worker = "DataLoader worker process" in text or isinstance(error, OSError)
+    return f"A DataLoader worker ran out of memory: {fewer}" if in_worker and ran_out_of_memory(error) else ""
 
 
 def _advice_on_memory(hp: Any, machine: Any, valid_sizes: range, margin: int) -> str:
-    """Say how to halve the memory that training takes on the device."""
-    batch, accumulate = hp.batch_size, hp.accumulate_steps
+    """How to train with half the memory of the device."""
+    batch, accumulate, size = hp.batch_size, hp.accumulate_steps, hp.input_img_resize
     remedies = ["Free some memory"]
-    if batch > 1:  # with as many images per optimizer step as before, so that the run can be resumed
+    if batch > 1:  # with as many images per optimizer step as before, or the run could not be resumed
         smaller = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
         options = f"--batch-size {smaller} --accumulate-steps {batch * accumulate // smaller}"
         remedies.append(f"resume with {options} (now {batch} and {accumulate})")
-    size = hp.input_img_resize
-    at_70_percent = [(7 * side // 10 - valid_sizes.start) // valid_sizes.step for side in size]
-    height, width = (valid_sizes[max(0, index)] for index in at_70_percent)
+    steps = [(7 * side // 10 - valid_sizes.start) // valid_sizes.step for side in size]  # to 70% of each side
+    height, width = (valid_sizes[max(0, step)] for step in steps)
     if (height, width) != tuple(size):
         output = f"--output-img-resize {height - margin} {width - margin}"
         remedies.append(f"start a new run with --input-img-resize {height} {width} {output}")

@@ -1,133 +1,123 @@
 """Files that are complete or absent: atomic writes, locks, checkpoints."""
 
+import errno
 import io
 import os
 import pickle
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 
 from runtime.errors import UserError, ran_out_of_memory, require
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a folder isn't locked
-    fcntl = None
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system that does not support locks
 
 
 def make_writable(*folders: Path) -> None:
-    """Make each folder and write a byte to it, so that a run learns before its first step that it couldn't save."""
+    """Create each folder and write a byte to it, so that a run fails before its first step if it could not save."""
     for folder in folders:
+        probe = folder / f".writable-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".writable-{os.getpid()}"
             try:
                 probe.write_bytes(b"\0")
             finally:
                 probe.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"{folder} can't be written to ({error.strerror}); name another folder for it.") from error
-
-
-class File(io.FileIO):
-    """A file to write, or with mode "a" to go on with, whose errors are sentences.
-
-    They name `path`, which is where it is, or where it will be when it has been written as `part`.
-    """
-
-    def __init__(self, path: Path, part: Path | None = None, mode: str = "w"):
-        self.path, self.beside = path, part is not None
-        with write_errors(path, self.beside):
-            super().__init__(part or path, mode)
-
-    def write(self, data: bytes) -> int:
-        with write_errors(self.path, self.beside):
-            return super().write(data)
+            raise UserError(f"Cannot write to {folder} ({error.strerror}). Pass another folder.") from error
 
 
 @contextmanager
-def write_errors(path: Path, beside: bool = True) -> Iterator[None]:
-    """Tells an error of the system in a sentence that names `path`, which was to be written; beside: not in place."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Re-raise an OSError in the block, which writes `path`, as a UserError that names it."""
     try:
         yield
     except OSError as error:
-        before = "; what stood there before is as it was" if beside and path.exists() else ""
-        raise UserError(
-            f"{path} can't be written ({error.strerror}){before}. Make room or mend the folder first."
-        ) from error
-
-
-def lock(folder: Path, waiting: str = "") -> BinaryIO | None:
-    """Keep other processes from locking `folder` while the returned file is open.
-
-    Where one does: prints the sentence `waiting` and waits for its end, or without one raises UserError. None where the
-    system or the disk knows no locks.
-    """
-    with write_errors(folder / ".lock"):
-        file = (folder / ".lock").open("wb")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        if not waiting:
-            raise UserError(f"{folder} is in use by another process. Wait for it, or stop it.") from error
-        print(waiting)
-        fcntl.lockf(file, fcntl.LOCK_EX)
-    except (OSError, AttributeError):
-        file.close()
-        return None
-    return file
+        raise UserError(f"Cannot write {path} ({error.strerror}). Make room, or fix the folder.") from error
 
 
 @contextmanager
 def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that stands at `path` whole or not at all: written beside it, flushed to disk, then moved there.
+    """Open a binary file that appears at `path` when the block ends, complete, in place of an earlier one.
 
-    Whatever ends the `with` block early leaves the file that stood there before, and removes the unfinished one. Raises
-    UserError with the path where it can't be written.
+    The block writes to a temporary file in the same folder, which is then flushed to the disk and renamed. If the block
+    fails, the temporary file is removed. Raises UserError if the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    temporary = path.with_name(f"{path.name}.part")
     try:
-        with io.BufferedWriter(File(path, part)) as file:
-            yield file
-            file.flush()
-            with write_errors(path):
-                os.fsync(file.fileno())
         with write_errors(path):
-            os.replace(part, path)
-            if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too, before anything goes on
-                _sync_folder(path.parent)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            part.unlink()
+            temporary.unlink()
         raise
+    with suppress(OSError):  # Windows and some network file systems cannot flush a folder
+        _flush_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the names in it written to the disk, where its file system can (some of networks can't)."""
-    with suppress(OSError):
-        opened = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(folder: Path, waiting: str = "") -> ExitStack:
+    """Lock `folder` against other processes until the returned object is closed or this process ends.
+
+    If another process has locked it, print `waiting` and wait for that process; without `waiting`, raise UserError.
+    On a file system without locks, the folder is not locked.
+    """
+    file_lock = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
+    held = ExitStack()
+    try:
+        held.enter_context(file_lock.acquire(timeout=0 if waiting else 2))  # a process that was killed takes a moment
+    except Timeout:
+        require(bool(waiting), f"{folder} is in use by another process. Wait for it, or stop it.")
+        print(waiting)
+        held.enter_context(file_lock.acquire())
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UserError(f"Cannot lock {folder} ({error.strerror}). Pass another folder.") from error
+    return held
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """The checkpoint at `path`, on the CPU. Raises UserError where it is none; code in it is not run."""
+    """Load the checkpoint at `path` to the CPU, without running code in it. Raises UserError if it is not valid."""
     try:
-        with zipfile.ZipFile(path) as archive:  # which is what torch.save writes; torch.load checks no sum
-            require(archive.testzip() is None, "a sum is wrong")
+        with zipfile.ZipFile(path) as archive:  # the format of torch.save; torch.load does not verify checksums
+            require(archive.testzip() is None, "wrong checksum")
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than numbers and could run code, so it is refused.") from error
-    except Exception as error:  # zipfile and torch raise a dozen types, according to where the file is broken
+        raise UserError(f"{path} may contain code, so it was not loaded. Pass a checkpoint of this program.") from error
+    except Exception as error:  # zipfile and torch raise a dozen types, depending on what is damaged
         if ran_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path} can't be read ({error.strerror}).") from error
-        raise UserError(f"{path} is no checkpoint, or was cut short or damaged.") from error
+            raise UserError(f"Cannot read {path} ({error.strerror}).") from error
+        raise UserError(f"{path} is not a checkpoint, or it is incomplete or damaged.") from error
+
+
+class File(io.FileIO):
+    """A file to write whose errors are a UserError."""
+
+    def __init__(self, path: Path, mode: str = "w"):
+        self.path = path
+        with write_errors(path):
+            super().__init__(path, mode)
+
+    def write(self, data: bytes) -> int:
+        with write_errors(self.path):
+            return super().write(data)

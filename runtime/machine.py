@@ -1,4 +1,4 @@
-"""Device, precision and workers: what the user asked for, or else what suits this machine, each with the reason."""
+"""Choose device, precision and workers, each with the reason."""
 
 import ctypes
 import os
@@ -32,11 +32,9 @@ def choose_machine(
     local_rank: int = 0,
     local_world_size: int = 1,
 ) -> Machine:
-    """Return the requested machine; each None is replaced with what suits this machine.
+    """Return what is requested, and for each None what suits this machine. Raises UserError if it has no such device.
 
-    local_rank, local_world_size: the rank of this process among those on this machine, and their number.
-    As a side effect, sets the number of threads of several processes on a CPU, and calls keep_freed_memory().
-    Raises UserError if the device is not on this machine.
+    local_rank, local_world_size: of this process among those that train on this machine, which share its cores.
     """
     keep_freed_memory()
     chosen_device, device_reason = choose_device(device, local_rank, local_world_size)
@@ -57,10 +55,10 @@ def choose_machine(
 def choose_device(name: str | None, local_rank: int = 0, local_world_size: int = 1) -> tuple[torch.device, str]:
     """Return the device called `name` ("cpu", "cuda:1", "mps"), or the accelerator of this machine, and the reason.
 
-    Each process on this machine gets its own accelerator. Raises UserError if there are too few, or none called `name`.
+    Each process on this machine gets its own accelerator. Raises UserError if there are too few.
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU
-    device, reason = found, "PyTorch found no accelerator" if found.type == "cpu" else "the accelerator PyTorch found"
+    device, reason = found, "no accelerator found" if found.type == "cpu" else "found by PyTorch"
     if name is not None:
         try:
             device, reason = torch.device(name), REQUESTED
@@ -76,7 +74,7 @@ def choose_device(name: str | None, local_rank: int = 0, local_world_size: int =
         )
         device = torch.device(device.type, local_rank)
     if device.type != "cpu" and device.index is not None:
-        torch.accelerator.set_device_index(device.index)  # makes it the current device of PyTorch too
+        torch.accelerator.set_device_index(device.index)  # the device of tensors on "cuda" without an index
     return device, reason
 
 
@@ -116,10 +114,10 @@ def count_cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory that this process frees; does nothing with another C library.
+    """Make glibc keep freed memory for the next training step; does nothing with another C library.
 
-    By default, glibc returns large blocks to the kernel at once. The tensors of the next training step then get new
-    pages, which the kernel fills with zeros: a large part of the time of a step on a CPU.
+    By default, it returns large blocks to the kernel, and the next tensors get new pages, which the kernel fills with
+    zeros: a large part of the time of a step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -14,7 +14,7 @@ from data.sample import draw_sample
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(2)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def empty_home(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, empty_home):
-    """Nothing uses the Kaggle account of who runs the tests; what would go to Kaggle goes to this machine."""
+    """No test uses the Kaggle account of the user who runs it; requests to Kaggle go to this machine."""
     for name in [name for name in os.environ if name.startswith("KAGGLE")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(empty_home))
@@ -33,7 +33,7 @@ def no_account(monkeypatch, empty_home):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
-    """Five small drawn cars, four to train and one to test, as an input folder. Read only: copy it to change it."""
+    """An input folder with five small drawn cars, four to train and one to test. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("drawn") / "sample"
     draw_sample(folder, cars=5, test_cars=1, size=(80, 120), processes=1)
     return folder
@@ -41,23 +41,23 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    """Own photos in images/ and masks/: two of each of four cats, of two formats and sizes, to be spoiled."""
+    """A folder of own images in images/ and masks/: two of each of four cats, in two formats and sizes."""
     folder = tmp_path / "own"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for cat in range(4):
         for ending, size in (("jpg", (120, 80)), ("PNG", (70, 90 + cat))):
-            photo, mask = Image.new("RGB", size, (60, 90, 60 + cat)), Image.new("L", size)
-            for image, color in ((photo, (230, 200, 40)), (mask, 255)):
-                ImageDraw.Draw(image).ellipse((20, 20, 60, 50 + cat), color)
-            photo.save(folder / f"images/cat {cat}-{ending.lower()}.{ending}")
+            image, mask = Image.new("RGB", size, (60, 90, 60 + cat)), Image.new("L", size)
+            for drawn_on, color in ((image, (230, 200, 40)), (mask, 255)):
+                ImageDraw.Draw(drawn_on).ellipse((20, 20, 60, 50 + cat), color)
+            image.save(folder / f"images/cat {cat}-{ending.lower()}.{ending}")
             mask.save(folder / f"masks/cat {cat}-{ending.lower()}{'_mask' * (ending == 'PNG')}.png")
     return folder
 
 
 @pytest.fixture
 def run_main(tmp_path):
-    """Runs main.py with these arguments as a user would; output and logs go to a folder of the test's own."""
+    """Runs main.py with these arguments, as a user does, except that output and logs go to the folder of the test."""
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
         folders = ["--output-dir", tmp_path / "output", "--logs-dir", tmp_path / "logs"]
@@ -69,7 +69,7 @@ def run_main(tmp_path):
 
 @pytest.fixture
 def main_here(tmp_path, monkeypatch, capsys):
-    """Runs main.py like run_main, but in this process, which has imported torch. -> exit code, what it printed."""
+    """Runs main.py as run_main does, but in this process, which is faster -> the exit code and the output."""
 
     def run(*arguments: str) -> tuple[int | str, str]:
         own = {"--output-dir": str(tmp_path / "output"), "--logs-dir": str(tmp_path / "logs")}
@@ -89,7 +89,7 @@ def main_here(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of a quarter of a MiB, and a function that fills what is left of it. -> its path, that function."""
+    """A disk of 256 KiB -> its path, and a function that fills it."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     folder = tmp_path / "disk"

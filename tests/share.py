@@ -1,7 +1,7 @@
-"""What one process of several does, started by torchrun: `share.py FOLDER PHOTOS BATCH_SIZE ACCUMULATE LEARNING_RATE`.
+"""Trains for an epoch, in one process or as one of several: share.py FOLDER IMAGES BATCH_SIZE ACCUMULATE LEARNING_RATE.
 
-Trains an epoch with BatchNorms that stay as they are. Saves how the weights and their average changed (at a rate of 1,
-in one step, that is the gradient), and what it pluralize while training and validating.
+BatchNorm layers stay in evaluation mode, whose result does not depend on the batch. Saves to FOLDER by how much the
+weights and their moving average changed (with a learning rate of 1, in one step, that is the gradient), and metrics.
 """
 
 import sys
@@ -19,7 +19,7 @@ from runtime import distributed
 
 
 class Frozen(UNet1024):
-    """A UNet1024 of which each BatchNorm is in the state of evaluation."""
+    """A UNet1024 that stays in evaluation mode."""
 
     def train(self, mode=True):
         return super().train(False)
@@ -28,20 +28,20 @@ class Frozen(UNet1024):
 folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 torch.set_num_threads(1)
 with distributed.init_distributed():
-    torch.manual_seed(distributed.RANK)  # all begin with the weights of the first
+    torch.manual_seed(distributed.RANK)  # wrap_ddp gives all of them the weights of the main process
     net = Frozen((3, 128, 128))
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # or ReLUs would be of noise alone
+        if isinstance(module, torch.nn.BatchNorm2d):  # otherwise the inputs of the ReLUs would be noise around 0
             module.running_mean.uniform_(-0.1, 0.1, generator=generator)
     images = torch.randint(0, 256, (count, 3, 128, 128), dtype=torch.uint8, generator=generator)
-    photos = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
+    dataset = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
     classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, grad_clip=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    train_loader = DataLoader(photos, batch_size, sampler=ShardedRandomSampler(photos))
-    valid_loader = DataLoader(photos, batch_size, sampler=shard(len(photos), batch_size))
-    classifier.train(train_loader, valid_loader, optimizer, 1)
+    train_loader = DataLoader(dataset, batch_size, sampler=ShardedRandomSampler(dataset))
+    valid_loader = DataLoader(dataset, batch_size, sampler=shard(len(dataset), batch_size))
+    classifier.train(train_loader, valid_loader, optimizer)
     changes = [
         old - new.detach()
         for trained in (net, classifier.eval_net)

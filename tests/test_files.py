@@ -1,11 +1,18 @@
 import errno
+import fcntl
 import os
+import signal
 import stat
 import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
 
+from conftest import ROOT
 from runtime import files
 from runtime.errors import UserError
 from runtime.files import save_atomically
@@ -28,26 +35,92 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
     files.make_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file.inside can't be written to \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"^Cannot write to .*file.inside \(Not a directory\)"):
         files.make_writable(tmp_path / "file" / "inside")
 
 
 def test_a_folder_on_a_full_or_read_only_disk_is_named(small_disk):
     folder, fill = small_disk
     fill()
-    with pytest.raises(UserError, match=r"disk can't be written to \(No space left on device\); name another folder"):
+    with pytest.raises(UserError, match=r"disk \(No space left on device\)\. Pass another folder"):
         files.make_writable(folder)
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    with pytest.raises(UserError, match=r"disk can't be written to \(Read-only file system\); name another folder"):
+    with pytest.raises(UserError, match=r"disk \(Read-only file system\)\. Pass another folder"):
         files.make_writable(folder)
 
 
-def test_a_disk_without_locks_is_used_without(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(37, "No locks available")
+HOLDER = """
+import fcntl, sys, time
+from pathlib import Path
+from torch.utils.data import DataLoader
+from runtime import files
+if sys.argv[2] == "flock":
+    held = open(f"{sys.argv[1]}/.lock", "w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+else:
+    held = files.lock(Path(sys.argv[1]))
+batches = iter(DataLoader(range(100), num_workers=2))
+next(batches)
+print(*[worker.pid for worker in batches._workers], flush=True)
+sys.stdin.read()
+Path(sys.argv[1], "finished").touch()
+"""
 
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    assert files.lock(tmp_path) is None
+
+@contextmanager
+def locked_by_another(folder, how="lock"):
+    """A process with two workers that locks `folder` until its stdin is closed -> the process, its workers' ids."""
+    command, pipes = [sys.executable, "-c", HOLDER, folder, how], dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        yield process, [int(pid) for pid in process.stdout.readline().split()]
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_folder_is_locked_against_other_processes(tmp_path, capsys):
+    with locked_by_another(tmp_path) as (process, _):
+        with pytest.raises(UserError, match=f"^{tmp_path} is in use by another process"):
+            files.lock(tmp_path)
+        assert not (tmp_path / "finished").exists()
+        Timer(0.2, process.stdin.close).start()
+        with files.lock(tmp_path, "Waiting for another process."):
+            assert (tmp_path / "finished").exists()
+            assert capsys.readouterr().out == "Waiting for another process.\n"
+            files.lock(tmp_path).close()  # a process may lock a folder twice
+    with (tmp_path / ".lock").open() as file:  # control: it is unlocked
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["lock", "flock"])
+def test_a_lock_ends_with_a_killed_process_before_its_workers_do(tmp_path, how):
+    """Forked workers inherit open files, and find out only after seconds that their parent was killed.
+
+    Control: a plain flock outlives the process that took it.
+    """
+    with locked_by_another(tmp_path, how) as (process, workers):
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # they do not find out at all
+        process.kill()
+        process.wait()
+        if how == "lock":
+            files.lock(tmp_path).close()
+        else:
+            with pytest.raises(UserError, match="in use by another process"):
+                files.lock(tmp_path)
+        assert all(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def flock(*_):
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    error = OSError(errno.ENOLCK, "No locks available")
+    files.lock(tmp_path).close()
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(UserError, match=f"^Cannot lock {tmp_path} .Input/output error.\\. Pass another folder"):
+        files.lock(tmp_path)
 
 
 def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
@@ -61,18 +134,18 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path):
     for name, content in faults.items():
         (tmp_path / name).write_bytes(content)
     for name in (*faults, "list.pt"):
-        with pytest.raises(UserError, match=f"{name} is no checkpoint, or was cut short or damaged"):
+        with pytest.raises(UserError, match=f"{name} is not a checkpoint, or it is incomplete or damaged"):
             files.load_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match=r"none\.pt can't be read \(No such file"):
+    with pytest.raises(UserError, match=r"^Cannot read .*none\.pt \(No such file"):
         files.load_checkpoint(tmp_path / "none.pt")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "gone" / "a"
-    with pytest.raises(UserError, match=r"gone/a can't be written \(No such file"), save_atomically(path):
+    with pytest.raises(UserError, match=r"^Cannot write .*gone/a \(No such file"), save_atomically(path):
         pass
     (tmp_path / "b.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"b can't be written \(No space left"), save_atomically(tmp_path / "b") as file:
+    with pytest.raises(UserError, match=r"b \(No space left"), save_atomically(tmp_path / "b") as file:
         file.write(b"much")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,8 @@
-"""main.py, watched: READ names a file that gets a line for each photo or mask read, LIMIT is that of processes.py."""
+"""Runs main.py and changes it for a test, with environment variables.
+
+READ_LOG: a file that gets the path of each image and mask that is read, a line each.
+DISTRIBUTED_TIMEOUT: in place of distributed.TIMEOUT, in seconds.
+"""
 
 import os
 import runpy
@@ -14,15 +18,15 @@ from runtime import distributed
 read = data.dataset.read
 
 
-def told(path, *arguments):
-    with open(os.environ["READ"], "a") as file:
+def logged(path, *arguments):
+    with open(os.environ["READ_LOG"], "a") as file:
         file.write(f"{path}\n")
     return read(path, *arguments)
 
 
-if "READ" in os.environ:
-    data.dataset.read = told
-if "LIMIT" in os.environ:
-    distributed.TIMEOUT = timedelta(seconds=int(os.environ["LIMIT"]))
+if "READ_LOG" in os.environ:
+    data.dataset.read = logged
+if "DISTRIBUTED_TIMEOUT" in os.environ:
+    distributed.TIMEOUT = timedelta(seconds=int(os.environ["DISTRIBUTED_TIMEOUT"]))
 sys.argv = sys.argv[1:]
 runpy.run_path("main.py", run_name="__main__")
