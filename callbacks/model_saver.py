@@ -1,4 +1,4 @@
-"""Saves the training after every epoch, so that it can go on from there, and the model, to predict with."""
+"""Saves a training after each epoch, to resume it, and its best weights, to predict with them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 import shlex
 import shutil
 import sys
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from helpers import pluralize
 from nn.callback import Callback
@@ -22,127 +20,131 @@ from runtime.errors import UserError, require, set_exit_hint
 from runtime.files import load_checkpoint, lock, save_atomically, write_errors
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+
     from nn.classifier import CarvanaClassifier
 
 
 class ModelSaverCallback(Callback):
-    """Fills the folder of a run.
+    """Writes the folder of a run.
 
-    last.pt: the whole state after the latest epoch, and at the start. best.pt: the weights of the epoch with the best
-    validation Dice. hyperparameters.json, split.csv (which photo trains, which validates), metrics.csv (a row each
-    epoch), score.csv (Dice of each validation photo at its own size, with best.pt).
+    last.pt: the complete state after the latest epoch. best.pt: the weights with the highest validation Dice.
+    hyperparameters.json. split.csv: the training and the validation images. metrics.csv: a row per epoch.
+    score.csv: the Dice of each validation image at its original size, with best.pt.
 
-    All is in last.pt but the weights of an earlier epoch that was the best, and the others follow from it: what a kill
-    kept from being written, resume() writes.
-
-    path: the folder, made when training begins. hyperparameters: by name.
-    split: a row a photo, with columns car, image and part.
+    folder: locked while it trains. hyperparameters, options: dataclass instances, which may be nested.
+    split: a row per image, with the columns car, image and part.
     """
 
-    def __init__(self, path: str | Path, hyperparameters: dict, split: pd.DataFrame):
-        self.path, self.split, self._lock, self._resumed = Path(path), split, None, False
-        self.hyperparameters = json.loads(json.dumps(hyperparameters, default=str))  # paths as text, tuples as lists
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.pt"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.pt"
+    def __init__(self, folder: str | Path, hyperparameters: Any, options: Any, split: pd.DataFrame):
+        self.folder, self.split = Path(folder), split
+        self.best, self.last = self.folder / "best.pt", self.folder / "last.pt"
+        settings = {"hyperparameters": asdict(hyperparameters), "options": asdict(options)}
+        self.settings = json.loads(json.dumps(settings, default=str))  # paths become strings, tuples lists
+        self.folder_lock, self.resumed = None, False
 
     def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer) -> None:
-        """Give both the state of last.pt, in all processes; where training begins, it is said where it goes on."""
-        self._resumed = True
-        if distributed.is_main_process():
-            self._lock = lock(self.path)
-        classifier.restore_model(self.last, optimizer)
-        if not distributed.is_main_process():
+        """Load last.pt, if there is one, in all processes, and write what a kill prevented from being written after it.
+
+        Raises UserError if the weights of the best epoch are lost.
+        """
+        self.resumed = distributed.broadcast(self.last.exists)
+        if not self.resumed:
             return
-        if classifier.metrics:
-            best, mended = classifier.best["epoch"], "put it back, or start another run"
-            try:
-                there = load_checkpoint(self.best).get("epoch") == best
-            except UserError:
-                if best != classifier.epoch:
-                    raise
-                there = False
-            require(there or best == classifier.epoch, f"{self.best} is not of epoch {best}, the best: {mended}.")
-            if not there:  # a kill left it a step behind last.pt, or it is broken
-                self._save_best(classifier)
-            self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
-        self._make_known(classifier)
+        if distributed.is_main_process():
+            self.folder_lock = lock(self.folder)
+        classifier.restore_model(self.last, optimizer)
+        if distributed.is_main_process():
+            if classifier.metrics:
+                self._repair_best(classifier)
+                self._save_metrics(classifier)
+            self._set_exit_hint(classifier)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        with write_errors(self.path):
-            try:
-                self.path.mkdir(parents=True, exist_ok=classifier.epoch > 0 or self._resumed)
-            except FileExistsError as error:
-                another = "another run began in this second; start again"
-                raise UserError(f"{self.path} is there already: {another}.") from error
-        self._lock = self._lock or lock(self.path)
-        if self._resumed and classifier.epoch < classifier.epochs:
-            print(f"{self.path} goes on after epoch {classifier.epoch} of {classifier.epochs}.")
-        elif self._resumed:
-            epochs = pluralize(classifier.epoch, "epoch")
-            falls = self.hyperparameters.get("schedule", "constant") != "constant"  # and is at its end
-            more = f"for more of them {'start another run with' if falls else 'say'} --epochs {2 * classifier.epoch}"
-            print(f"{self.path} has been trained for its {epochs}; {more}.")
-            return  # what it was trained with stays, whatever is predicted with it
-        with save_atomically(self.path / "hyperparameters.json") as file:
-            file.write((json.dumps(self.hyperparameters, indent=2) + "\n").encode())
-        with save_atomically(self.path / "split.csv") as file:
+        if self.resumed and classifier.epoch >= classifier.epochs:
+            ended = self.settings["hyperparameters"]["schedule"] != "constant"  # the learning rate is almost 0
+            print(
+                f"{self.folder} is finished ({pluralize(classifier.epoch, 'epoch')}). To train further, "
+                f"{'start a new run and ' * ended}pass --epochs {2 * classifier.epoch}."
+            )
+            return  # the files keep the settings of the training
+        if self.resumed:
+            print(f"Resuming {self.folder} after epoch {classifier.epoch} of {classifier.epochs}.")
+        else:
+            self._create_folder()
+        with save_atomically(self.folder / "hyperparameters.json") as file:
+            file.write((json.dumps(self.settings, indent=2) + "\n").encode())
+        with save_atomically(self.folder / "split.csv") as file:
             self.split.to_csv(file, index=False)
-        self._save(self.last, classifier.state_dict())
-        self._make_known(classifier)
+        self._save_last(classifier)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        self._save(self.last, classifier.state_dict())
-        self._make_known(classifier)
+        self._save_last(classifier)
         if classifier.best["epoch"] == epoch:
             self._save_best(classifier)
-        self._save_metrics(pd.DataFrame(classifier.metrics), classifier)
+        self._save_metrics(classifier)
+
+    def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
+        path = self.folder / "score.csv"
+        with save_atomically(path) as file:
+            table.to_csv(file, index=False)
+        print(f"scores      {path}\n")
+
+    def _create_folder(self) -> None:
+        require(
+            not self.folder.exists(),
+            f"{self.folder} already exists: another run started in the same second. Start this one again.",
+        )
+        with write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder_lock = lock(self.folder)
+
+    def _repair_best(self, classifier: CarvanaClassifier) -> None:
+        """Write best.pt again, from last.pt, if it is of an earlier epoch or damaged."""
+        epoch = classifier.best["epoch"]
+        in_last = epoch == classifier.epoch
+        try:
+            intact = load_checkpoint(self.best).get("epoch") == epoch
+        except UserError:
+            if not in_last:
+                raise
+            intact = False
+        require(
+            intact or in_last,
+            f"{self.best} is not of epoch {epoch}, the best one. Restore that file, or start a new run.",
+        )
+        if not intact:
+            self._save_best(classifier)
+
+    def _save_last(self, classifier: CarvanaClassifier) -> None:
+        self._save(self.last, classifier.state_dict())
+        self._set_exit_hint(classifier)
 
     def _save_best(self, classifier: CarvanaClassifier) -> None:
         state = classifier.state_dict()
-        self._save(self.best, {name: state[name] for name in state if name not in classifier.RESUME_KEYS})
-
-    def save_score(self, classifier: CarvanaClassifier, table: pd.DataFrame, score: float) -> None:
-        """table, a row a validation photo, goes to score.csv; the score to the best epoch's row of metrics.csv."""
-        with save_atomically(self.path / "score.csv") as file:
-            table.to_csv(file, index=False)
-        metrics = pd.DataFrame(classifier.metrics)
-        metrics.loc[metrics["epoch"] == classifier.best["epoch"], "score"] = score
-        self._save_metrics(metrics, classifier)
-
-    def _save_metrics(self, table: pd.DataFrame, classifier: CarvanaClassifier) -> None:
-        """The scores that stand there, of epochs that were the best, stay."""
-        table = table[[name for name in table if name not in classifier.TIMING_METRICS]].set_index("epoch")
-        with suppress(OSError, ValueError, KeyError):  # there is none, or without scores
-            there = pd.read_csv(self.path / "metrics.csv", index_col="epoch")
-            scores = table.get("score", pd.Series(dtype=float)).combine_first(there["score"])
-            table = table.assign(score=scores.reindex(table.index))
-        with save_atomically(self.path / "metrics.csv") as file:
-            table.to_csv(file)
+        self._save(self.best, {key: state[key] for key in state if key not in classifier.RESUME_KEYS})
 
     def _save(self, path: Path, state: dict) -> None:
-        state = state | {"hyperparameters": self.hyperparameters, "split": self.split.to_dict(orient="list")}
-        state["processes"] = distributed.WORLD_SIZE
+        split = self.split.to_dict(orient="list")
         with save_atomically(path) as file:
             try:
-                torch.save(state, file)
-            except RuntimeError as error:  # that the file is unfinished, in front of why it is
+                torch.save(state | self.settings | {"split": split, "world_size": distributed.WORLD_SIZE}, file)
+            except RuntimeError as error:  # that the file is unfinished, which hides the reason
                 raise error.__context__ or error from None
 
-    def _make_known(self, classifier: CarvanaClassifier) -> None:
-        saved = f"Epoch {classifier.epoch} of {classifier.epochs}" if classifier.epoch else "The start"
-        python = Path("python" if shutil.which("python") == sys.executable else sys.executable)
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
-        command = [str(python), sys.argv[0], "--resume", str(self.path)]
-        where = ""
+    def _save_metrics(self, classifier: CarvanaClassifier) -> None:
+        table = pd.DataFrame(classifier.metrics).drop(columns=list(classifier.TIMING_METRICS))
+        with save_atomically(self.folder / "metrics.csv") as file:
+            table.to_csv(file, index=False)
+
+    def _set_exit_hint(self, classifier: CarvanaClassifier) -> None:
+        """Set the last line that the program prints, however it ends: how to resume."""
+        saved = f"Epoch {classifier.epoch} of {classifier.epochs} is" if classifier.epoch else "The initial weights are"
+        launcher, where = ["python" if shutil.which("python") == sys.executable else sys.executable], ""
         if distributed.WORLD_SIZE > 1:
-            command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.LOCAL_WORLD_SIZE}"]
+            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.LOCAL_WORLD_SIZE}"]
         if distributed.WORLD_SIZE > distributed.LOCAL_WORLD_SIZE:
-            command, where = command[-3:], ", on each box and behind the same torchrun"
-        set_exit_hint(f"{saved} is saved; go on with{where}: {shlex.join(command)}", self.last)
+            launcher, where = [], ", on each node and with the same torchrun options,"
+        command = shlex.join([*launcher, sys.argv[0], "--resume", str(self.folder)])
+        set_exit_hint(f"{saved} saved; continue{where} with: {command}", self.last)

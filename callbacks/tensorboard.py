@@ -1,11 +1,10 @@
-"""What TensorBoard shows: the curves of a training, what it was trained with, and its masks from epoch to epoch."""
+"""TensorBoard: the curves of a training, its hyperparameters, and its predictions from epoch to epoch."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,24 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import hparams
-from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
 
 from img.transformer import get_image_size, resize
 from nn.callback import Callback
 from nn.metrics import dice_per_image
-from runtime.errors import UserError
+from runtime.files import write_errors
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
     from nn.classifier import CarvanaClassifier
 
-TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB of the pixels of a prediction
-LINE = 36  # height of the line below a panel, in pixels: TensorBoard shows a panel at a third of its size
-TAGS = {  # the tag of each metric: what stands before the / is a heading in TensorBoard
+TAGS = {  # TensorBoard groups charts by the part before the slash
     "loss": "masks/loss",
     "dice": "masks/dice",
     "pixel_accuracy": "masks/pixel_accuracy",
@@ -38,162 +37,129 @@ TAGS = {  # the tag of each metric: what stands before the / is a heading in Ten
     "learning_rate": "step/learning_rate",
     "images_per_second": "step/images_per_second",
 }
+DICE_PER_IMAGE = "masks/dice_per_image"
+TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB in an error map
+CAPTION_HEIGHT = 36  # pixels; TensorBoard shows a panel at a third of its size
 
 
-class Log:
-    """A SummaryWriter that writes here and now, and goes on with what an earlier run of the program left in its folder.
+class EventLog:
+    """An event file of TensorBoard, written without a thread: what was flushed survives a kill.
 
-    SummaryWriter itself hands each event to a thread, which a full disk ends; ten events later add_scalar waits for
-    ever. Without that thread a fault is an error here, and what flush() has seen survives a kill.
+    SummaryWriter's thread ends silently on a full disk; ten events later, the training would wait for it forever.
 
-    path: the folder. first: the first epoch to come; TensorBoard is told to discard_partial what the log has of it and later.
-    Each method raises UserError where the folder can't be written to.
+    folder: gets another event file each time the training resumes.
+    first_epoch: TensorBoard discards what earlier event files have of this epoch and later ones.
+    All methods raise UserError if they cannot write.
     """
 
-    def __init__(self, path: Path, first: int):
-        self.path, suffix = path, f".{time.time_ns()}"
-        with self._naming():
-            self.writer = SummaryWriter(str(path), filename_suffix=suffix)
-            (self.file,) = path.glob(f"*{suffix}")
-            self.events = self.writer.file_writer.event_writer
-            self.events._worker.stop()
-            self.events.add_event = self.events._ev_writer.write_event
-            self.events.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+    def __init__(self, folder: Path, first_epoch: int):
+        self.folder, suffix = folder, f".{time.time_ns()}"
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(folder / "events"), suffix)
+            (self.file,) = folder.glob(f"*{suffix}")
+        self.add(first_epoch, session_log=SessionLog(status=SessionLog.START))
 
-    def add_curve(self, name: str, value: float, epoch: int) -> None:
-        """A point of one of the TAGS."""
-        with self._naming():
-            self.writer.add_scalar(TAGS[name], value, epoch)
-
-    def add_histogram(self, tag: str, values: Tensor, epoch: int) -> None:
-        """values: between 0 and 1."""
-        if len(values):
-            with self._naming():
-                self.writer.add_histogram(tag, values.numpy(), epoch, bins=np.linspace(0, 1, 101))
-
-    def add_hyperparameters(self, values: dict[str, Any], curves: tuple[str, ...]) -> None:
-        """A row of the page HPARAMS, with the latest points of these curves of this log; no path, 0, False or None."""
-        told = {name: value for name, value in values.items() if value and not isinstance(value, Path)}
-        values = {name: value if isinstance(value, int | float) else str(value) for name, value in told.items()}
-        with self._naming():
-            for summary in hparams(values, {TAGS[name]: 0 for name in curves})[:2]:
-                self.writer.file_writer.add_summary(summary, 0)
-
-    def add_image(self, tag: str, image: Tensor, epoch: int) -> None:
-        """image: (3, H, W) uint8."""
-        with self._naming():
-            self.writer.add_image(tag, image.numpy(), epoch, dataformats="CHW")
+    def add(self, epoch: int, **content: summary.Summary | SessionLog) -> None:
+        """content: summary=, with the result of a function of tensorboardX.summary, or session_log=."""
+        with write_errors(self.folder):
+            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **content))
 
     def flush(self) -> None:
-        with self._naming():
+        with write_errors(self.folder):
             self.writer.flush()
-            self.file.stat()  # a file that was removed takes what is written to it, and it is gone
-
-    def close(self) -> None:
-        try:
-            with self._naming():
-                self.writer.close()
-        finally:
-            self.events._closed = True  # or it would try again when the program ends
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"TensorBoard's log in {self.path} can't be written ({error.strerror}). Make room or mend the folder "
-                "first."
-            ) from error
+            self.file.stat()  # writing to a deleted file is not an error
 
 
-def points(path: Path, up_to: int) -> dict[tuple[str, str, int], float]:
-    """The latest point that a log of curves has of each epoch up to that one, by name of the folder, tag and epoch."""
-    events = [event for file in sorted(path.glob("events.*")) for event in LegacyEventFileLoader(str(file)).Load()]
-    kept = [event for event in events if event.step <= up_to]
-    return {(path.name, value.tag, event.step): value.simple_value for event in kept for value in event.summary.value}
+def read_scalars(folder: Path, last_epoch: int) -> dict[tuple[str, int], float]:
+    """The event files in a folder -> {(tag, epoch): latest value}, 0 for tags of another kind."""
+    events = [event for file in sorted(folder.glob("events.*")) for event in LegacyEventFileLoader(str(file)).Load()]
+    events = [event for event in events if event.step <= last_epoch]
+    return {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+
+
+def flatten(hyperparameters: Any) -> dict[str, bool | int | float | str]:
+    """A dataclass instance -> its values by name and those of nested instances, except 0, False and None."""
+    values = {}
+    for name, value in vars(hyperparameters).items():
+        if is_dataclass(value):
+            values |= flatten(value)
+        elif value:
+            values[name] = value if isinstance(value, int | float) else str(value)
+    return values
 
 
 class TensorboardLoggerCallback(Callback):
-    """Loss, Dice and pixel accuracy of each epoch, one tag each, with a curve for train and one for valid in one chart.
+    """Logs the metrics of each epoch, a histogram of the validation images' Dice, and the hyperparameters.
 
-    Beside them a histogram of the validation photos' Dice, and a row of hyperparameters with what came of them.
-
-    path: the folder of this run, such as logs/tb_logs/<timestamp>. A run that was stopped goes on in its own curves.
-    hyperparameters: by name.
+    path: the folder of the run, such as logs/tb_logs/<timestamp>. A resumed training continues its curves.
+    hyperparameters: a dataclass instance, which may be nested.
     """
 
-    DICES = "masks/dice_of_each_photo"
-
-    def __init__(self, path: str | Path, hyperparameters: dict[str, Any]):
-        self.path, self.hyperparameters, self.logs, self.there = Path(path), hyperparameters, {}, {}
+    def __init__(self, path: str | Path, hyperparameters: Any):
+        self.path, self.hyperparameters = Path(path), hyperparameters
+        self.logs: dict[str, EventLog] = {}  # of "train" and "valid", which share charts
+        self.written: dict[str, dict[tuple[str, int], float]] = {}  # what their earlier event files have
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        for phase in ("train", "valid"):
-            self.there |= points(self.path / phase, up_to=classifier.epoch)
-            self.logs[phase] = Log(self.path / phase, classifier.epoch + 1)
-        if not self.there:
-            self.logs["valid"].add_hyperparameters(self.hyperparameters, ("dice", "loss", "score"))
-        for metrics in classifier.metrics:  # an epoch may have been saved, and the program killed before it came here
+        for part in ("train", "valid"):
+            self.written[part] = read_scalars(self.path / part, last_epoch=classifier.epoch)
+            self.logs[part] = EventLog(self.path / part, first_epoch=classifier.epoch + 1)
+        if not any(self.written.values()):
+            results = {TAGS[name]: 0 for name in ("dice", "loss", "score")}
+            for content in summary.hparams(flatten(self.hyperparameters), results)[:2]:  # the third ends the session
+                self.logs["valid"].add(0, summary=content)
+        for metrics in classifier.metrics:  # a kill may have prevented some from being logged
             self.on_epoch_end(classifier, metrics["epoch"], metrics)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        for phase, log in self.logs.items():
-            curves = {n: metrics[f"{phase}_{n}"] for n in ("loss", "dice", "pixel_accuracy", "images_per_second")}
-            if phase == "train":
-                curves["learning_rate"] = metrics["learning_rate"]
-            elif epoch == classifier.epoch and (phase, self.DICES, epoch) not in self.there:
-                log.add_histogram(self.DICES, classifier.valid_dice, epoch)
-            for name, value in curves.items():
-                if (phase, TAGS[name], epoch) not in self.there:
-                    log.add_curve(name, value, epoch)
+        for part, log in self.logs.items():
+            names = ("loss", "dice", "pixel_accuracy", "images_per_second")
+            scalars = {TAGS[name]: metrics[f"{part}_{name}"] for name in names}
+            if part == "train":
+                scalars[TAGS["learning_rate"]] = metrics["learning_rate"]
+            contents = {tag: summary.scalar(tag, value) for tag, value in scalars.items()}
+            if part == "valid" and epoch == classifier.epoch:
+                dice, bins = classifier.valid_dice.numpy(), np.linspace(0, 1, 101)
+                contents[DICE_PER_IMAGE] = summary.histogram(DICE_PER_IMAGE, dice, bins)
+            for tag, content in contents.items():
+                if (tag, epoch) not in self.written[part]:
+                    log.add(epoch, summary=content)
             log.flush()
 
-    def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        for log in self.logs.values():
-            log.close()
-
-    def log_score(self, classifier: CarvanaClassifier, score: float) -> None:
-        """Add the score of the best epoch's weights, once training has ended, as a point at that epoch.
-
-        Another one may follow, of another threshold or with two views; one that is there is not added again.
-        """
-        epoch, path = classifier.best["epoch"], self.path / "valid"
-        there = points(path, up_to=epoch).get((path.name, TAGS["score"], epoch))
-        if there is None or not math.isclose(there, score, rel_tol=1e-6):  # TensorBoard keeps float32
-            log = Log(path, classifier.epoch + 1)
-            log.add_curve("score", score, epoch)
-            log.close()
-
-    def on_exception(self) -> None:
-        for log in self.logs.values():
-            with suppress(UserError):
-                log.close()
+    def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
+        """Add the score at the best epoch, if it is new: another threshold may give another one."""
+        tag, epoch, folder = TAGS["score"], classifier.best["epoch"], self.path / "valid"
+        earlier = read_scalars(folder, last_epoch=epoch).get((tag, epoch), math.nan)
+        if not math.isclose(earlier, score, rel_tol=1e-6):  # TensorBoard stores float32
+            log = EventLog(folder, first_epoch=classifier.epoch + 1)
+            log.add(epoch, summary=summary.scalar(tag, score))
+            log.flush()
 
 
 class TensorboardVisualizerCallback(Callback):
-    """Two rows of pictures: the same few validation photos each epoch, so that a slider runs through the epochs, and
-    the worst photos of each epoch. Each is a panel (see there).
+    """Shows panels of the same validation images in each epoch, and of the worst images of the epoch.
 
-    path: the folder of this run, such as logs/tb_viz/<timestamp>. count: how many photos a row has.
-    width: of a photo in a panel, in pixels; its height keeps the file's proportions, up to twice as high as wide.
+    path: the folder of the run, such as logs/tb_viz/<timestamp>. count: of images, same and worst.
+    width: of an image in a panel, in pixels. The height follows from the file, up to twice the width.
     """
 
     def __init__(self, path: str | Path, count: int = 4, width: int = 320):
-        self.path, self.count, self.width, self.log = Path(path), count, width, None
+        self.path, self.count, self.width = Path(path), count, width
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.log, self.dataset = Log(self.path, max(classifier.epoch, 1)), valid_loader.dataset
-        self.shown = {f"validation/{self._name(i)}": i for i in spread(self.count, len(self.dataset))}
-        if classifier.epoch:  # the program may have been killed before it came here
+        self.log = EventLog(self.path, first_epoch=max(classifier.epoch, 1))
+        self.dataset = valid_loader.dataset
+        self.same = {f"validation/{self._name(index)}": index for index in spread(self.count, len(self.dataset))}
+        if classifier.epoch:  # a kill may have prevented its panels from being drawn
             self.on_epoch_end(classifier, classifier.epoch, {})
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         worst = classifier.valid_dice.argsort(stable=True)[: self.count].tolist()
-        shown = self.shown | {f"worst_of_the_epoch/{place}": index for place, index in enumerate(worst, start=1)}
-        panels = {index: self._panel(classifier, index) for index in {*shown.values()}}  # one at a time
+        shown = self.same | {f"worst_of_the_epoch/{rank}": index for rank, index in enumerate(worst, start=1)}
+        panels = {index: self._panel(classifier, index).numpy() for index in {*shown.values()}}
         for tag, index in shown.items():
-            self.log.add_image(tag, panels[index], epoch)
+            self.log.add(epoch, summary=summary.image(tag, panels[index]))
         self.log.flush()
 
     def _name(self, index: int) -> str:
@@ -201,52 +167,46 @@ class TensorboardVisualizerCallback(Callback):
 
     def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
         image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
-        prediction = (classifier.predict_probs(image[None]).cpu() > classifier.threshold)[0]
-        photo = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
+        prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
+        image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
         height, width = get_image_size(self.dataset.X[index])
-        size = min(max(1, round(self.width * height / width)), 2 * self.width), self.width
-        return panel(photo, prediction, mask > 127, size, self._name(index))
-
-    def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        self.log.close()
-
-    def on_exception(self) -> None:
-        if self.log is not None:
-            with suppress(UserError):
-                self.log.close()
+        height = min(max(1, round(self.width * height / width)), 2 * self.width)
+        return panel(image, prediction, mask > 127, (height, self.width), self._name(index))
 
 
-def panel(photo: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
-    """side_by_side of these, each at `size`, above a line with the title, the Dice, and what the colors mean.
+def panel(image: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
+    """side_by_side() above a caption with the title, the Dice and the meaning of the colors.
 
-    photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, size[0] + the line, 3 * size[1]) uint8.
+    image (3, h, w) uint8, prediction and mask (h, w) bool -> (3, size[0] + CAPTION_HEIGHT, 3 * size[1]) uint8.
     """
-    strip = resize(side_by_side(photo, prediction, mask), (size[0], 3 * size[1]))
-    line = Image.new("RGB", (strip.shape[2], LINE), "white")
-    draw, font = ImageDraw.Draw(line), ImageFont.load_default(0.7 * LINE)
+    height, width = size[0], 3 * size[1]
+    strip = resize(side_by_side(image, prediction, mask), (height, width))
+    caption = Image.new("RGB", (width, CAPTION_HEIGHT), "black")
+    draw, font = ImageDraw.Draw(caption), ImageFont.load_default(0.7 * CAPTION_HEIGHT)
     dice = dice_per_image(prediction[None], mask[None]).item()
-    draw.text((4, LINE / 2), f"{title[:34]}  Dice {dice:.4f}", "black", font, "lm")
-    right = strip.shape[2]
+    draw.text((4, CAPTION_HEIGHT / 2), f"Dice {dice:.4f}  {title[:34]}", "white", font, "lm")
+    right = width - 4
     for color, meaning in ((FALSE_POSITIVE, "false alarm"), (FALSE_NEGATIVE, "miss"), (TRUE_POSITIVE, "hit")):
-        left = right - draw.textlength(meaning, font) - LINE
-        draw.rectangle((left, 0, right, LINE), "white")  # over a title of wide letters
-        draw.rectangle((left + LINE / 4, LINE / 4, left + 3 * LINE / 4, 3 * LINE / 4), color)
-        draw.text((right - 4, LINE / 2), meaning, "black", font, "rm")
-        right = left
-    return torch.cat([strip, torch.from_numpy(np.array(line)).permute(2, 0, 1)], dim=1)
+        draw.text((right, CAPTION_HEIGHT / 2), meaning, color, font, "rm")
+        right -= draw.textlength(f"{meaning}  ", font)
+    return torch.cat([strip, torch.from_numpy(np.array(caption)).permute(2, 0, 1)], dim=1)
 
 
-def side_by_side(photo: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-    """photo (3, h, w) uint8, prediction and mask (h, w) of bool -> (3, h, 3 w) uint8: photo, error_map, cut-out."""
-    error_map = torch.zeros_like(photo)
-    for where, color in ((prediction & mask, TRUE_POSITIVE), (~prediction & mask, FALSE_NEGATIVE), (prediction & ~mask, FALSE_POSITIVE)):
-        error_map[:, where] = torch.tensor(color, dtype=torch.uint8)[:, None]
-    return torch.cat([photo, error_map, photo * prediction], dim=2)
+def side_by_side(image: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    """Image, error map and cut-out: image (3, h, w) uint8, prediction and mask (h, w) bool -> (3, h, 3 * w) uint8."""
+    error_map = torch.zeros_like(image)
+    for pixels, color in (
+        (prediction & mask, TRUE_POSITIVE),
+        (~prediction & mask, FALSE_NEGATIVE),
+        (prediction & ~mask, FALSE_POSITIVE),
+    ):
+        error_map[:, pixels] = torch.tensor(color, dtype=torch.uint8)[:, None]
+    return torch.cat([image, error_map, image * prediction], dim=2)
 
 
 def spread(count: int, total: int) -> list[int]:
-    """`count` of the numbers below `total`: one from each share of them, each from another place of its share.
+    """One index of each of `count` equal parts of range(total), each from another place of its part.
 
-    The places go by the golden ratio, so that of photos sorted by name one gets different cars and different views.
+    The places follow the golden ratio: among images sorted by name, both cars and angles differ.
     """
     return sorted({int((i + 0.618 * i % 1) / count * total) for i in range(count)})

@@ -1,4 +1,4 @@
-"""The two losses, whose sum training minimizes. Both are computed in float32, whatever the precision of the net."""
+"""The losses, whose sum training minimizes. They are computed in float32, whatever the precision of the net."""
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ class SoftDiceLoss(nn.Module):
 
         loss = 1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth),  p = sigmoid(logits)
 
-    `smooth` is added once to the numerator and once to the denominator, so an empty mask that is predicted empty has a
-    loss of 0. (The tutorial's formula adds it twice to the numerator, so its loss falls to -1 there.)
+    An empty mask that is predicted empty has a loss of 0. (The tutorial's formula has `smooth` twice in the numerator,
+    which makes it -1.)
     """
 
     def __init__(self, smooth: float = 1.0):
@@ -28,8 +28,8 @@ class SoftDiceLoss(nn.Module):
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross entropy per pixel, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
+    """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
 
-    It takes logits, not probabilities: the gradient of a confidently wrong pixel does not vanish in the sigmoid.
+    From logits, because the gradient of a confidently wrong pixel would vanish in the sigmoid.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())

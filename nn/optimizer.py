@@ -14,11 +14,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 def make_optimizer(
     net: nn.Module, name: str, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Build the optimizer of `net`: "SGD", "RMSprop" or "AdamW".
+    """An optimizer of `net`. name: "SGD", "RMSprop" or "AdamW". momentum: of SGD.
 
-    momentum: of SGD only.
-    weight_decay: decoupled in AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), an L2 penalty in
-        the others. It applies to convolution kernels, not to biases or BatchNorms.
+    weight_decay: of convolution kernels, not of biases and BatchNorms. It is decoupled in AdamW (Loshchilov and Hutter
+        2019, https://arxiv.org/abs/1711.05101), an L2 penalty in the others.
     """
     params = list(net.parameters())
     groups = [
@@ -33,18 +32,17 @@ def make_optimizer(
 def make_scheduler(
     optimizer: Optimizer, name: str, epochs: int, warmup_epochs: float, steps_per_epoch: int, done: int = 0
 ) -> LRScheduler:
-    """Build the scheduler of the learning rate, to be stepped after each optimizer step.
+    """A scheduler to step after each optimizer step. The optimizer's learning rate is the peak.
 
-    name: the shape of the curve; the optimizer's learning rate is its peak.
-        "constant": always the peak.
-        "cosine": from the peak to 0 along half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
-        "one_cycle": from 1/25 of the peak to the peak in the first 30% of the steps, then to almost 0, along half a
-            cosine each (Smith and Topin 2018, https://arxiv.org/abs/1708.07120). The momentum stays constant.
-    warmup_epochs: linear warmup at the start of "constant" and "cosine"; may be a fraction.
-    done: finished epochs of a resumed training. The rate depends on the step alone, so no checkpoint has to store it.
+    "constant": the peak. "cosine": from the peak to 0, along half a cosine (https://arxiv.org/abs/1608.03983).
+    "one_cycle": from 1/25 of the peak to the peak in the first 30% of the steps, then to almost 0, both along half a
+    cosine (https://arxiv.org/abs/1708.07120). The momentum stays constant.
+
+    warmup_epochs: of linear warmup, for "constant" and "cosine".
+    done: finished epochs. The learning rate is a function of the step, so a checkpoint does not need to store it.
     """
     steps, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
-    last = done * steps_per_epoch - 1  # the step before the next one
+    last = done * steps_per_epoch - 1  # the last finished step
     if name == "one_cycle":
         peak = optimizer.defaults["lr"]
         return OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.3, cycle_momentum=False, last_epoch=last)
@@ -61,14 +59,12 @@ def make_scheduler(
 class ModelEma:
     """Exponential moving average of the weights of a net and of the running statistics of its BatchNorms.
 
-    net: the net to train. The attribute `net` is a copy with the averages, to evaluate with, or the net to train itself
-        if decay is 0: then nothing is averaged.
-    decay: each update keeps this much of the average, so it is a mean over about 1 / (1 - decay) steps (Polyak and
-        Juditsky 1992). Update n uses (1 + n) / (10 + n) while that is less; otherwise the random initial weights would
-        weigh on the average for a long time.
-    updates: how often update() was called. A checkpoint needs it and the weights of `net`.
+    net: the average, to evaluate with. With decay 0 it is the net that trains, and nothing is averaged.
+    decay: what an update keeps of the average, which is thus over about 1 / (1 - decay) steps (Polyak and Juditsky
+        1992). Update n keeps (1 + n) / (10 + n) if that is less, so that the initial weights are soon forgotten.
+    updates: their number; checkpoints need it and the weights.
 
-    torch's AveragedModel does the same, but copies its counter from the GPU, and so waits for the GPU, at each step.
+    torch's AveragedModel reads its counter from the GPU at each step, which waits for the GPU.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -77,13 +73,13 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Move the average toward the current weights of `net`, the net to train."""
+        """Average with the current weights of `net`, which trains."""
         if not self.decay:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        get_ema_multi_avg_fn(decay)(*zip(*floats, strict=True), self.updates)
+        get_ema_multi_avg_fn(decay)(*zip(*floats, strict=True), None)
         for average, current in pairs:
             if not average.is_floating_point():  # the counter of batches of a BatchNorm
                 average.copy_(current)

@@ -1,4 +1,4 @@
-"""UNet1024, the tutorial's deeper U-Net for large images. Its mask is as large as its image."""
+"""UNet1024, the tutorial's deeper U-Net for large images. A mask is as large as its image."""
 
 from collections.abc import Sequence
 
@@ -24,24 +24,22 @@ class UpsampleDecoder(nn.Module):
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""
         x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)  # (N, in, H, W)
-        if x.requires_grad and len(x):  # its gradient is a slice of the concatenation's, slow to upsample backwards
+        if x.requires_grad and len(x):  # the gradient, a slice of that of torch.cat, would not be channels_last: slow
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
         return self.convs(torch.cat([trace, x], dim=1))
 
 
 class UNet1024(nn.Module):
-    """A U-Net with six levels of 24, 64, 128, 256, 512 and 768 channels.
+    """A U-Net of six levels instead of four, with fewer channels at high resolution.
 
-    Differences from UNetOriginal: convolutions are padded, so nothing is cropped; there are six levels instead of four,
-    with fewer channels at high resolution; the decoder has bilinear upsampling and three convolutions per level instead
-    of an up-convolution and two; the center is a single convolution.
+    Its convolutions are padded, so no trace is cropped. The decoder has bilinear upsampling and three convolutions per
+    level, instead of an up-convolution and two.
 
-    in_shape: (channels, height, width) of the images. Height and width must be multiples of 64, at least 128.
-    Raises SizeError otherwise.
+    in_shape: (channels, height, width). Both sides must be multiples of 64, 128 or more. Raises SizeError otherwise.
     """
 
-    valid_sizes = range(128, 2**16, 64)  # heights and widths
-    margin = 0  # height of an image minus height of its mask
+    valid_sizes = range(128, 2**16, 64)  # height and width of images
+    margin = 0  # by which a mask is smaller than its image
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
         super().__init__()
@@ -66,17 +64,17 @@ class UNet1024(nn.Module):
 
     @classmethod
     def check(cls, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of an image -> (height, width) of its mask. Raises SizeError."""
+        """(height, width) of an image -> that of its mask. Raises SizeError."""
         return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, H, W). Shapes below are for 1024x1024."""
         x, trace1 = self.down1(x)  # (N, 24, 512, 512), trace (N, 24, 1024, 1024)
         x, trace2 = self.down2(x)  # (N, 64, 256, 256), trace (N, 64, 512, 512)
-        x, trace3 = self.down3(x)  # (N, 128, 128, 128), trace (N, 128, 256, 256)
-        x, trace4 = self.down4(x)  # (N, 256, 64, 64), trace (N, 256, 128, 128)
-        x, trace5 = self.down5(x)  # (N, 512, 32, 32), trace (N, 512, 64, 64)
-        x, trace6 = self.down6(x)  # (N, 768, 16, 16), trace (N, 768, 32, 32)
+        x, trace3 = self.down3(x)  # (N, 128, 128, 128)
+        x, trace4 = self.down4(x)  # (N, 256, 64, 64)
+        x, trace5 = self.down5(x)  # (N, 512, 32, 32)
+        x, trace6 = self.down6(x)  # (N, 768, 16, 16)
         x = self.center(x)  # (N, 768, 16, 16)
         x = self.up6(x, trace6)  # (N, 512, 32, 32)
         x = self.up5(x, trace5)  # (N, 256, 64, 64)
@@ -87,9 +85,9 @@ class UNet1024(nn.Module):
         return self.head(x).squeeze(1)  # (N, 1024, 1024)
 
 
-NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}  # by the names in --net and in checkpoints
+NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
 
 
 def make_net(name: str, in_shape: tuple[int, int, int]) -> nn.Module:
-    """Build the net of this name for images (channels, height, width). Raises SizeError if it does not support them."""
+    """A new net for images of (channels, height, width). Raises SizeError."""
     return NETS[name](in_shape)

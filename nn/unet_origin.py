@@ -1,7 +1,7 @@
-"""U-Net (Ronneberger, Fischer, Brox 2015, https://arxiv.org/abs/1505.04597), as in figure 1 of the paper.
+"""U-Net (Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597), figure 1 of the paper.
 
-Two differences: a BatchNorm follows each 3x3 convolution (which therefore needs no bias), and the head has one channel,
-the logit of "car", instead of one for each of two classes.
+Two differences: each 3x3 convolution is followed by a BatchNorm, so it needs no bias; and the head has one channel, the
+logit of "car", instead of two classes.
 """
 
 from collections.abc import Sequence
@@ -11,51 +11,47 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers import format_size
 from runtime.errors import UserError
 
 
 class SizeError(UserError):
-    """A net does not support images of this size. nearest: the two closest valid sizes, (height, width)."""
+    """A net does not support images of this size. `nearest` are the two closest valid (height, width)."""
 
-    def __init__(self, net: str, size: Sequence[int], valid_sizes: range, nearest: list[tuple[int, int]]):
-        first, second, third = valid_sizes[:3]
-        below, above = (f"{height}x{width}" for height, width in nearest)
-        super().__init__(
-            f"{net} does not support images of {size[0]}x{size[1]} (height x width): both sides must be "
-            f"{first}, {second}, {third}, ... pixels. The nearest valid sizes are {below} and {above}."
-        )
-        self.nearest = nearest
+    nearest: list[tuple[int, int]]
 
 
 def check_size(net: str, size: Sequence[int], valid_sizes: range, margin: int) -> tuple[int, int]:
-    """Return the (height, width) of the masks that `net` predicts for images of this size.
-
-    valid_sizes: the heights and widths that work. margin: how much smaller than its image a mask is, in pixels.
-    Raises SizeError if the height or the width is not valid.
-    """
-    step = valid_sizes.step
-    below = [max(valid_sizes.start, side - (side - valid_sizes.start) % step) for side in size]
-    if below != list(size):
-        above = [lower if lower == side else lower + step for lower, side in zip(below, size, strict=True)]
-        raise SizeError(net, size, valid_sizes, nearest=[tuple(below), tuple(above)])
-    return size[0] - margin, size[1] - margin
+    """(height, width) of an image -> that of its mask, which is smaller by `margin`. Raises SizeError."""
+    start, step = valid_sizes.start, valid_sizes.step
+    below = tuple(max(start, side - (side - start) % step) for side in size)
+    if below == tuple(size):
+        return size[0] - margin, size[1] - margin
+    above = tuple(lower if lower == side else lower + step for lower, side in zip(below, size, strict=True))
+    error = SizeError(
+        f"{net} does not support images of {format_size(size)} (height x width): both sides must be {start}, "
+        f"{start + step}, {start + 2 * step}, ... pixels. The nearest valid sizes are {format_size(below)} and "
+        f"{format_size(above)}."
+    )
+    error.nearest = [below, above]
+    raise error
 
 
 def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the central (height, width) window: (..., H, W) -> (..., height, width).
+    """(..., H, W) -> the central window, (..., height, width).
 
-    It pads by a negative amount: the gradient of a slice would lose channels_last and slow down every layer after it.
+    Negative padding: a slice's gradient would lose channels_last and slow down everything after it.
     """
-    height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]  # how much to remove
+    height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]  # to remove
     return F.pad(x, [-(width // 2), width // 2 - width, -(height // 2), height // 2 - height])
 
 
 class ConvBnRelu(nn.Module):
     """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 * padding, W - 2 + 2 * padding).
 
-    Weights are drawn with a standard deviation of sqrt(2 / fan-in) (section 3 of the paper), where the fan-in is the
-    number of inputs of an output value. The output of the convolution then has a variance of about 1, which is also the
-    initial running variance of the BatchNorm, so that predictions are reasonable from the first epoch on.
+    The initial weights have a standard deviation of sqrt(2 / fan-in), as in section 3 of the paper. Then the output of
+    the convolution has a variance of about 1, which is also where the running variance of the BatchNorm starts, so
+    predictions are reasonable from the first epoch on.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
@@ -72,7 +68,7 @@ class ConvBnRelu(nn.Module):
 class StackEncoder(nn.Module):
     """One level of the encoder: two ConvBnRelu, then 2x2 max pooling.
 
-    Returns the pooled features and the features before pooling, the trace, for the skip connection to the decoder.
+    The features before pooling, the trace, go to the decoder through the skip connection.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
@@ -84,7 +80,7 @@ class StackEncoder(nn.Module):
         self.pool = nn.MaxPool2d(kernel_size=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shapes without padding: x (N, in, H, W) -> (N, out, H/2 - 2, W/2 - 2), trace (N, out, H - 4, W - 4)."""
+        """(N, in, H, W) -> (N, out, H/2 - 2, W/2 - 2) and trace (N, out, H - 4, W - 4), if padding is 0."""
         trace = self.convs(x)
         return self.pool(trace), trace
 
@@ -101,23 +97,21 @@ class StackDecoder(nn.Module):
         )
 
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
-        """x (N, in, h, w), trace (N, out, H, W), H >= 2h, W >= 2w -> (N, out, 2h - 4, 2w - 4)."""
+        """x (N, in, h, w), trace (N, out, H >= 2h, W >= 2w) -> (N, out, 2h - 4, 2w - 4)."""
         x = self.up(x)  # (N, out, 2h, 2w)
         trace = center_crop(trace, x.shape[-2:])  # (N, out, 2h, 2w)
         return self.convs(torch.cat([trace, x], dim=1))
 
 
 class UNetOriginal(nn.Module):
-    """The net of the paper. Its convolutions are valid (not padded), so it predicts the mask of the central window.
+    """The paper's net. It predicts the central window: valid convolutions remove 92 pixels on each side.
 
-    A mask has 184 pixels less than its image in height and in width, 92 on each side.
-
-    in_shape: (channels, height, width) of the images. Height and width must be 188, 204, 220, ..., 572, ...: then each
-    pooling gets an even size, and at least one pixel is left at the lowest level. Raises SizeError otherwise.
+    in_shape: (channels, height, width). Both sides must be 188, 204, 220, ..., 572, ...: then each pooling has an even
+        size, and at least one pixel is left at the lowest level. Raises SizeError otherwise.
     """
 
-    valid_sizes = range(188, 2**16, 16)  # heights and widths
-    margin = 184  # height of an image minus height of its mask
+    valid_sizes = range(188, 2**16, 16)  # height and width of images
+    margin = 184  # by which a mask is smaller than its image
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 572, 572)):
         super().__init__()
@@ -138,7 +132,7 @@ class UNetOriginal(nn.Module):
 
     @classmethod
     def check(cls, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of an image -> (height, width) of its mask. Raises SizeError."""
+        """(height, width) of an image -> that of its mask. Raises SizeError."""
         return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""TensorBoard's page of a short run, in a real browser."""
+"""TensorBoard's pages of a short run, in a real browser."""
 
 import io
 import re
@@ -21,11 +21,11 @@ from callbacks.tensorboard import (
     TensorboardVisualizerCallback,
 )
 from conftest import ROOT
-from test_callbacks import events, train
+from tiny import Settings, events, train
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="there is no browser: make test-browser installs one")
+sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: make test-browser installs one")
 pytestmark = pytest.mark.slow
-EPOCHS = 12  # more than the ten pictures that TensorBoard keeps unless it is told otherwise
+EPOCHS = 12  # more than the ten images that TensorBoard keeps by default
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,10 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def board(drawn, logs):
-    """The address of a TensorBoard on loopback, started as make tensorboard does, that shows a run of EPOCHS epochs."""
-    given = {"optimizer": "SGD", "learning_rate": 3.0}
-    logger = TensorboardLoggerCallback(logs / "tb_logs/2026-11-25", given)
+    """The address of a TensorBoard on loopback, started like `make tensorboard`, that shows a run of EPOCHS epochs."""
+    logger = TensorboardLoggerCallback(logs / "tb_logs/2026-11-25", Settings(net="Tiny"))
     classifier = train(drawn, EPOCHS, [logger, TensorboardVisualizerCallback(logs / "tb_viz/2026-11-25")])
-    logger.log_score(classifier, 0.4321)
+    logger.on_score(classifier, 0.4321, None)
     options = re.search(r"tensorboard\.main (.*)", (ROOT / "Makefile").read_text())[1].replace("./logs", str(logs))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -70,7 +69,7 @@ def browser():
                 executable_path=next(filter(None, found), None), args=["--no-sandbox"], timeout=60_000
             )
         except sync_api.Error as error:
-            pytest.skip(f"there is no browser ({str(error).splitlines()[0]:.100}): make test-browser installs one")
+            pytest.skip(f"no browser ({str(error).splitlines()[0]:.100}): make test-browser installs one")
         yield opened
         opened.close()
 
@@ -119,13 +118,13 @@ def test_the_slider_moves_through_all_epochs(page, logs):
         tab.keyboard.press("ArrowRight")
     assert len(written) == EPOCHS and len(set(written)) > 6
     pixels = np.asarray(Image.open(io.BytesIO(written[0])).convert("RGB")).reshape(-1, 3)
-    for color in (TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE):  # the legend has them, whatever was predicted
+    for color in (TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE):  # the legend has them in any case
         assert (pixels == color).all(1).any()
     assert tab.locator("tf-image-loader", has_text="worst_of_the_epoch/1").count()
 
 
-def test_hyperparameters_stand_beside_what_came_of_them(page):
+def test_hyperparameters_are_next_to_their_results(page):
     tab = page("hparams")
     tab.get_by_text("learning_rate").first.wait_for()
-    for value in ("SGD", "3.0000", "0.43210"):  # the last is the score
+    for value in ("Tiny", "3.0000", "0.43210"):  # the last is the score
         tab.get_by_text(value).first.wait_for()

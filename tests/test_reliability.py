@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from test_callbacks import events
+from tiny import events
 from test_main import SMALL
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,224 @@
+"""What TensorBoard shows of a training, read back with TensorBoard's own reader."""
+
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.data import DataLoader, Subset
+
+from callbacks.tensorboard import (
+    CAPTION_HEIGHT,
+    DICE_PER_IMAGE,
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    TRUE_POSITIVE,
+    TensorboardLoggerCallback,
+    TensorboardVisualizerCallback,
+    panel,
+    side_by_side,
+    spread,
+)
+from data.dataset import TrainImageDataset
+from img.transformer import resize
+from nn.classifier import CarvanaClassifier
+from runtime.errors import UserError
+from test_model_saver import load, make_saver, resume
+from tiny import AfterEpoch1, Bright, Settings, events, find_files, pixels, train
+
+
+def test_each_curve_has_one_tag_over_all_epochs(drawn, tmp_path):
+    classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path, Settings())])
+    for part in ("train", "valid"):
+        log = events(tmp_path / part)
+        tags = {"masks/loss", "masks/dice", "masks/pixel_accuracy", "step/images_per_second"}
+        tags |= {"step/learning_rate"} if part == "train" else set()
+        assert set(log.Tags()["scalars"]) == tags
+        for tag in tags:
+            points = [(event.step, event.value) for event in log.Scalars(tag)]
+            name = tag.partition("/")[2]
+            name = name if name == "learning_rate" else f"{part}_{name}"
+            assert points == [(m["epoch"], pytest.approx(m[name], rel=1e-6)) for m in classifier.metrics]
+    assert len(list(tmp_path.rglob("events.*"))) == 2
+
+
+def test_a_histogram_shows_the_dice_of_the_images(drawn, tmp_path):
+    classifier = train(drawn, 2, [TensorboardLoggerCallback(tmp_path, Settings())])
+    histograms = events(tmp_path / "valid").Histograms(DICE_PER_IMAGE)
+    assert [each.step for each in histograms] == [1, 2]
+    values = histograms[-1].histogram_value
+    assert (values.num, values.max) == (16, pytest.approx(classifier.valid_dice.max().item()))
+    assert values.sum / 16 == pytest.approx(classifier.metrics[-1]["valid_dice"], abs=1e-6)
+
+
+def test_hyperparameters_are_compared_by_their_results(drawn, tmp_path):
+    callback = TensorboardLoggerCallback(tmp_path / "run", Settings())
+    callback.on_score(train(drawn, 2, [callback]), 0.5, None)
+    train(drawn, 2, [TensorboardLoggerCallback(tmp_path / "run", Settings())])  # shown again: no second row
+    content = [
+        HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for path in (tmp_path / "run/valid").glob("events.*")
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    ]
+    experiment, start = content  # control: a second row would be two more
+    shown = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
+    assert shown == {  # without what is None or 0; what is nested is beside the others
+        "net": "string_value",
+        "learning_rate": "number_value",
+        "sizes": "string_value",
+        "schedule": "string_value",
+        "threshold": "number_value",
+        "flip": "bool_value",
+    }
+    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert metrics <= set(events(tmp_path / "run/valid").Tags()["scalars"]) and "masks/score" in metrics
+
+
+def test_a_score_is_added_once_and_another_one_follows_it(drawn, tmp_path):
+    classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path, Settings())])
+    for score in (0.25, 0.25, 0.5, 0.5):  # each in a process that only scores: on_train_begin was never called
+        TensorboardLoggerCallback(tmp_path, Settings()).on_score(classifier, score, None)
+    best = classifier.best["epoch"]
+    log = events(tmp_path / "valid")
+    assert [(event.step, event.value) for event in log.Scalars("masks/score")] == [(best, 0.25), (best, 0.5)]
+    assert [event.step for event in log.Scalars("masks/dice")] == [1, 2, 3]
+
+
+def test_the_same_images_are_shown_every_epoch(drawn, tmp_path):
+    train(drawn, 3, [TensorboardVisualizerCallback(tmp_path, count=3)])
+    log = events(tmp_path)
+    tags = [tag for tag in log.Tags()["images"] if tag.startswith("validation/")]
+    assert len(tags) == 3
+    for tag in tags:
+        images = log.Images(tag)
+        assert [image.step for image in images] == [1, 2, 3]
+        assert (images[0].height, images[0].width) == (213 + CAPTION_HEIGHT, 3 * 320)  # the images are 80x120
+        assert len({image.encoded_image_string for image in images}) > 1  # the net has changed
+
+
+def test_the_worst_images_of_each_epoch_are_shown(drawn, tmp_path):
+    """With a classifier whose Dice are known, and in another order in the second epoch."""
+    X, y = find_files(drawn, [0])
+    dataset = TrainImageDataset(X[:8], y[:8], (20, 28), (16, 24))
+    classifier = CarvanaClassifier(Bright(), 2)
+    alone = [classifier.validate(DataLoader(Subset(dataset, [index])))["valid_dice"] for index in range(8)]
+    classifier.validate(DataLoader(dataset, 3))
+    assert classifier.valid_dice.tolist() == pytest.approx(alone) and len(set(alone)) > 4
+    callback = TensorboardVisualizerCallback(tmp_path, count=2, width=24)
+    callback.on_train_begin(classifier, DataLoader(dataset))
+    callback.on_epoch_end(classifier, 1, {})
+    classifier.valid_dice = torch.tensor([5.0, 4, 3, 1, 0, 2, 6, 7])
+    callback.on_epoch_end(classifier, 2, {})
+    for rank in (1, 2):
+        shown = [pixels(image) for image in events(tmp_path).Images(f"worst_of_the_epoch/{rank}")]
+        for shown_panel, index in zip(shown, (np.argsort(alone)[rank - 1], (4, 3)[rank - 1]), strict=True):
+            assert (shown_panel[:16, :24] == dataset[index][0][:, 2:-2, 2:-2].permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize("padding", ["reflect", "stretch"])
+def test_image_error_map_and_cut_out_are_of_the_same_window(drawn, tmp_path, padding):
+    dataset = TrainImageDataset(*find_files(drawn, [0]), (20, 28), (16, 24), padding=padding)
+    classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, 1, width=24)
+    classifier.validate(DataLoader(dataset))
+    callback.on_train_begin(classifier, DataLoader(dataset))
+    callback.on_epoch_end(classifier, 1, {})
+    tag = next(tag for tag in events(tmp_path).Tags()["images"] if tag.startswith("validation/"))
+    strip = pixels(events(tmp_path).Images(tag)[0])[:-CAPTION_HEIGHT]  # (16, 72, 3)
+    index = [path.name for path in dataset.X].index(tag.removeprefix("validation/"))
+    image, mask = dataset[index]
+    expected = image[:, 2:-2, 2:-2] if padding == "reflect" else resize(image, (16, 24))
+    assert (strip[:, :24] == expected.permute(1, 2, 0).numpy()).all()
+    prediction, truth = image[0, 2:-2, 2:-2].numpy() > 127.5, mask.numpy() > 127
+    for color, where in {
+        TRUE_POSITIVE: prediction & truth,
+        FALSE_NEGATIVE: ~prediction & truth,
+        FALSE_POSITIVE: prediction & ~truth,
+    }.items():
+        assert ((strip[:, 24:48] == color).all(-1) == where).all() and where.any()
+    assert ((strip[:, 48:] > 0).any(-1) <= prediction).all()
+
+
+@pytest.mark.parametrize("cars", [1, 2, 4, 8, 64])
+def test_the_images_shown_are_of_several_angles_and_cars(cars):
+    names = [f"{car:02d}_{angle:02d}.jpg" for car in range(cars) for angle in range(1, 17)]
+    names = [names[index] for index in spread(4, len(names))]
+    assert len({name[-6:] for name in names}) >= 3 and len({name[:2] for name in names}) == min(cars, 4)
+
+
+def test_an_error_map_has_a_color_per_kind_of_pixel():
+    image = torch.full((3, 1, 4), 99, dtype=torch.uint8)
+    prediction, mask = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, False, False]])
+    strip = side_by_side(image, prediction, mask)[:, 0].T.tolist()
+    assert strip[:4] == [[99, 99, 99]] * 4
+    assert [tuple(pixel) for pixel in strip[4:8]] == [TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE, (0, 0, 0)]
+    assert strip[8:] == [[99, 99, 99], [0, 0, 0], [99, 99, 99], [0, 0, 0]]
+    caption = panel(image, prediction, mask, (20, 320), "a.jpg")[:, 20:].flatten(1).T  # (pixels, 3)
+    assert caption.shape == (CAPTION_HEIGHT * 3 * 320, 3)
+    for color in (TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE):
+        assert (caption == torch.tensor(color)).all(1).any()
+
+
+@pytest.mark.parametrize("case", ["even", "behind", "ahead", "cut"])
+def test_resumed_curves_have_no_gap_and_no_double_point(drawn, tmp_path, case):
+    """Each way in which a kill can leave the log: complete, an epoch behind, an epoch ahead, cut within a record."""
+    saver, kept = make_saver(tmp_path / "run"), {}
+
+    def boards():
+        return [
+            TensorboardLoggerCallback(tmp_path / "logs", Settings()),
+            TensorboardVisualizerCallback(tmp_path / "viz", 2),
+        ]
+
+    def keep():
+        kept.update({path: path.read_bytes() for path in [saver.last, *tmp_path.rglob("events.*")]})
+
+    train(drawn, 2, [saver, *boards(), AfterEpoch1(keep)])
+    for path, content in kept.items():
+        if (path == saver.last) == (case == "ahead") and case != "even":
+            path.write_bytes(content)
+            if case == "cut":
+                os.truncate(path, len(content) - 5)
+    resume(drawn, saver, 2, boards())  # finished already: what is missing is added all the same
+    for tag in events(tmp_path / "logs/train").Tags()["scalars"]:
+        assert case == "ahead" or events(tmp_path / "logs/train").Scalars(tag)[-1].step == 2, tag
+    resume(drawn, saver, 4, boards())
+    for log in (tmp_path / "logs/train", tmp_path / "logs/valid", tmp_path / "viz"):
+        found = events(log)
+        for tag in found.Tags()["scalars"]:
+            assert [event.step for event in found.Scalars(tag)] == [1, 2, 3, 4], tag
+        for tag in found.Tags()["images"]:
+            steps = [event.step for event in found.Images(tag)]
+            # a panel that was cut cannot be drawn again: the weights of epoch 1 are gone
+            assert steps == [1, 2, 3, 4] or (case == "cut" and steps == [2, 3, 4]), tag
+        assert found.Tags()["scalars"] or found.Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    "board",
+    [partial(TensorboardLoggerCallback, hyperparameters=Settings()), partial(TensorboardVisualizerCallback, width=24)],
+)
+def test_a_full_disk_ends_the_training_at_once(drawn, small_disk, tmp_path, board):
+    folder, fill = small_disk
+    saver = make_saver(tmp_path / "run")
+    where = rf"{folder}/log\S* .*\(No space left on device\)"
+    with pytest.raises(UserError, match=where):
+        train(drawn, 60, [saver, board(folder / "log"), AfterEpoch1(fill)])
+    with pytest.raises(UserError, match=where):
+        resume(drawn, saver, 60, [board(folder / "log")])
+    saved = load(saver.last)["epoch"]
+    assert 2 <= saved < 60  # at the second epoch, or a little later if the last page of the file has room left
+    (folder / "filler").unlink()
+    assert resume(drawn, saver, saved + 1, [board(folder / "log")]).epoch == saved + 1
+
+
+def test_a_log_that_vanished_is_named(drawn, tmp_path):
+    folder = tmp_path / "log"
+    for board in (TensorboardLoggerCallback(folder, Settings()), TensorboardVisualizerCallback(folder)):
+        with pytest.raises(UserError, match=rf"{folder}\S* .*\(No such file"):
+            train(drawn, 3, [board, AfterEpoch1(lambda: shutil.rmtree(folder))])
