@@ -1,7 +1,7 @@
 .PHONY: demo test test-fast test-browser bench lint figures tensorboard
 PYTHON := .venv/bin/python
 
-# Trains UNet1024 on drawn cars and predicts others: two cores, no GPU, no Kaggle account.
+# Trains UNet1024 on drawn cars and predicts others: needs two cores, but no GPU and no Kaggle account.
 demo: .venv/installed
 	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
 	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14
@@ -13,7 +13,7 @@ test: .venv/installed-dev
 test-fast: .venv/installed-dev
 	$(PYTHON) -m pytest -m "not slow"
 
-# Looks at TensorBoard's page in Chromium, which it installs where there is none.
+# Opens TensorBoard's page in Chromium, and installs Chromium if there is none.
 test-browser: .venv/installed-browser
 	$(PYTHON) -m pytest tests/test_browser.py
 
@@ -23,7 +23,7 @@ bench: .venv/installed-dev
 lint: .venv/installed-dev
 	.venv/bin/ruff check
 
-# Draws the pictures of docs/tutorial.md; the first time, it trains two nets for them.
+# Draws the figures of docs/tutorial.md. The first time, it trains two nets for them.
 figures: .venv/installed-dev
 	@$(PYTHON) docs/figures.py
 

@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 
 import measure  # noqa: F401, adds the package to sys.path
 import pandas as pd
-import torch
 import tyro
 
 from callbacks.scorer import confidence_interval
@@ -149,7 +148,7 @@ def dice_per_car(scored: Path, benchmark: Benchmark) -> pd.Series:
     scores = []
     for name, runs in pd.read_csv(scored / "submit.csv.gz", keep_default_na=False).itertuples(index=False):
         truth = decode_mask((benchmark.input_dir / "test_masks" / f"{Path(name).stem}_mask.gif").read_bytes()) > 127
-        mask = torch.from_numpy(rle.decode(runs, truth.shape[1:]))[None]
+        mask = rle.decode(runs, truth.shape[1:])[None]
         scores.append((name.rsplit("_", 1)[0], dice_per_image(mask, truth).item()))
     return pd.DataFrame(scores, columns=["car", "dice"]).groupby("car")["dice"].mean()
 

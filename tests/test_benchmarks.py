@@ -51,7 +51,7 @@ def test_our_nets_give_the_logits_of_the_plain_ones(make, side, training, dtype)
 def test_the_plain_encoder_is_right():
     mask = np.random.default_rng(0).random((20, 30)) > 0.5
     mask[0, 0] = mask[-1, -1] = True
-    assert baseline.rle_encode(mask) == rle.encode(mask)
+    assert baseline.rle_encode(mask) == rle.encode(torch.from_numpy(mask))
 
 
 def test_a_ratio_above_one_is_in_our_favor():
@@ -159,7 +159,7 @@ def test_recipes_compare_the_same_cars_of_the_same_seed(trained, capsys):
     assert [options["tta"] for options in trainings] == 6 * ["--no-tta"] + 2 * ["--tta"]
     *_, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("| first | 0.8550 |") and second.startswith("| second, better | 0.8565 |")
-    with pytest.raises(SystemExit, match="--rows must be among 'first', 'second, better', not 'third'."):
+    with pytest.raises(SystemExit, match="--rows must be among 'first', 'second, better', not 'third'"):
         recipes.main(replace(benchmark, rows=("third",)))
 
 
@@ -205,7 +205,7 @@ def test_the_gpu_study_continues_after_a_variant_that_fails(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ("--steps 0", "--steps must be at least 1, not 0."),
+    ("--steps 0", "--steps must be at least 1, not 0"),
     ("--device no", "--device must be cpu, cuda"),
 ])
 def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):

@@ -1,4 +1,4 @@
-"""docs/tutorial.md tells the truth: its snippets run, its commands exist, its tables and pictures are those made."""
+"""docs/tutorial.md is true: its snippets run, its commands exist, its tables and figures are those that were made."""
 
 import doctest
 import importlib
@@ -15,8 +15,9 @@ from PIL import Image
 import predict
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
-from data.layout import CarvanaLayout
+from data.layout import make_layout
 from main import Hyperparameters
+from runtime.run import check, parse
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 FIGURES = ROOT / "docs" / "figures"
@@ -29,16 +30,16 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """The lines of the blocks that are no Python, with continued lines joined."""
+    """The lines of the blocks that are not Python, with continued lines joined."""
     return "".join(blocks("")).replace("\\\n", " ").splitlines()
 
 
 def failures(text: str) -> str:
-    """What doctest has to say of the snippets in `text`, which is nothing if they print what they show."""
-    said = []
+    """The report of doctest on the snippets in `text`; "" if they print what they show."""
+    report = []
     test = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, "tutorial", str(TUTORIAL), 0)
-    doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=said.append)
-    return "".join(said)
+    doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=report.append)
+    return "".join(report)
 
 
 def test_the_snippets_print_what_they_show(tmp_path, monkeypatch):
@@ -66,7 +67,7 @@ def test_the_commands_exist(command):
     if program == "make":
         assert f"\n{arguments[0]}: " in (ROOT / "Makefile").read_text()
     elif arguments[0] == "main.py":
-        tyro.cli(Hyperparameters, args=arguments[1:])
+        check(*parse(Hyperparameters, arguments[1:]))
     elif arguments[0] == "predict.py":
         tyro.cli(predict.Options, args=arguments[1:])
     else:
@@ -76,14 +77,14 @@ def test_the_commands_exist(command):
 def test_the_commands_are_those_that_are_meant():
     assert {shlex.split(command)[0] for command in commands()} == {"make", "python", "tensorboard"}
     with pytest.raises(SystemExit):
-        tyro.cli(Hyperparameters, args=["--nonsense"])
+        parse(Hyperparameters, ["--nonsense"])
 
 
 def test_the_training_is_the_one_that_is_run():
     """The command in the text, of which docs/figures.py runs one for each padding."""
-    (told,) = (command for command in commands() if "--padding" in command)
+    (quoted,) = (command for command in commands() if "--padding" in command)
     script = " ".join(re.findall(r'"(.*?) ?"', re.search(r"TRAINING = \((.*?)\n\)", source(), re.DOTALL)[1]))
-    assert shlex.split(told) == ["python", "main.py", *script.split(), "--padding", "reflect"]
+    assert shlex.split(quoted) == ["python", "main.py", *script.split(), "--padding", "reflect"]
 
 
 def source() -> str:
@@ -99,8 +100,8 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize(("head", "name"), [
-    ("| image | mask | zoom | Dice of what is seen |", "zoom"),
-    ("| side | enlarged first | cut first |", "ceiling"),
+    ("| image | mask | zoom | Dice |", "zoom"),
+    ("| side | upsampled first | thresholded first |", "ceiling"),
 ])
 def test_the_tables_are_those_that_were_made(head, name):
     table = pd.read_csv(FIGURES / f"{name}.csv")
@@ -108,7 +109,7 @@ def test_the_tables_are_those_that_were_made(head, name):
 
 
 def shown(value: float) -> str:
-    """As the tables have it: counts, a zoom with three decimals, Dice with four."""
+    """As in the tables: integers, a zoom with three decimals, Dice with four."""
     return f"{value:.0f}" if value == int(value) and value > 1 else f"{value:.3f}" if value > 1 else f"{value:.4f}"
 
 
@@ -122,7 +123,7 @@ def test_the_table_of_both_runs_is_the_one_that_was_made():
         assert cells == [f"{dice:.4f}" for dice in [*run["valid_dice"], run["score"].dropna().item()]]
 
 
-def test_each_picture_is_there_and_made_by_the_script():
+def test_each_figure_exists_and_is_made_by_the_script():
     named = re.findall(r"!\[[^\]]+\]\((.*?)\)", TEXT)
     assert sorted(named) == sorted(f"figures/{path.name}" for path in FIGURES.glob("*.png")) and len(named) > 6
     for name in named:
@@ -134,17 +135,17 @@ def test_each_picture_is_there_and_made_by_the_script():
 
 @pytest.fixture
 def figures(drawn, tmp_path, monkeypatch):
-    """docs/figures.py, which draws into a folder of the test's own, from a small sample."""
+    """docs/figures.py, drawing into a temporary folder, from a small sample."""
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     script = importlib.import_module("figures")
     monkeypatch.setattr(script, "OUT", tmp_path)
-    monkeypatch.setattr(script, "fetcher", lambda: DatasetFetcher(CarvanaLayout(drawn)))
+    monkeypatch.setattr(script, "fetcher", lambda: DatasetFetcher(make_layout("carvana", drawn, None, None)))
     return script
 
 
 @pytest.mark.parametrize("name", ["photo_mask_cutout", "unet_levels", "geometry", "stretch", "augmentation"])
-def test_the_pictures_that_need_no_training_can_be_drawn(figures, name, tmp_path):
+def test_the_figures_that_need_no_training_can_be_drawn(figures, name, tmp_path):
     getattr(figures, name)()
     (drawn,) = tmp_path.iterdir()
     with Image.open(drawn) as image, Image.open(FIGURES / drawn.name) as committed:
@@ -155,16 +156,16 @@ def test_the_tables_that_need_no_training_can_be_made(figures, tmp_path):
     figures.ceiling()
     ceiling = pd.read_csv(tmp_path / "ceiling.csv")
     assert list(ceiling) == list(pd.read_csv(FIGURES / "ceiling.csv"))
-    assert (ceiling[["enlarged_first", "cut_first"]].iloc[-1] > 0.999).all()  # a mask of more pixels than the photo
+    assert (ceiling[["upsampled_first", "thresholded_first"]].iloc[-1] > 0.999).all()  # a mask larger than the image
     figures.zoom()
     assert list(pd.read_csv(tmp_path / "zoom.csv")["zoom"]) == [2.84, 1.474]
 
 
-def test_a_verdict_is_the_middle_of_tensorboards_pictures(figures):
-    photo, mask = torch.full((3, 64, 96), 100, dtype=torch.uint8), torch.zeros(64, 96, dtype=torch.bool)
+def test_an_error_map_is_the_middle_of_tensorboards_images(figures):
+    image, mask = torch.full((3, 64, 96), 100, dtype=torch.uint8), torch.zeros(64, 96, dtype=torch.bool)
     mask[:, 48:] = True
-    error_map = figures.error_map(photo, mask, mask)
-    assert error_map.shape == photo.shape
+    error_map = figures.error_map(image, mask, mask)
+    assert error_map.shape == image.shape
     assert (error_map[:, :, :48] == 0).all() and (error_map[1, :, 48:] > error_map[0, :, 48:]).all()  # black, then green
 
 
@@ -179,12 +180,12 @@ def test_the_links_lead_somewhere():
             assert (TUTORIAL.parent / link).exists()
 
 
-def test_the_figures_quoted_of_real_photos_are_those_of_score_md():
+def test_the_numbers_quoted_of_real_images_are_those_of_score_md():
     score = (ROOT / "docs" / "score.md").read_text()
     held_out = re.search(r"^\| \| seed 0 .*\n(\|.*\n)+", score, re.M)[0]  # the first table
     titles, _, *rows = [line.strip("|").split("|") for line in held_out.splitlines()]
     means = {row[0].strip(): row[titles.index(" mean ")].strip() for row in rows}
-    of_score = ("the tutorial's", "the recipe, in one view", "the recipe")
+    of_score = ("the tutorial's", "the recipe, without TTA", "the recipe")
     for (name, dice), row in zip(tables()["| | Dice |"], of_score, strict=True):
         assert name.startswith(row) and means[row] == dice
     recipe = (ROOT / "README.md").read_text().partition("## The one to win with\n")[2].partition("\n## ")[0]
