@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import helpers
 from data.dataset import check_pair, read
-from data.own import MASK_FOLDERS, PHOTO_FOLDERS, is_called_mask, is_image, tell_left_aside
+from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_image, is_mask, print_ignored
 from img.pillow import to_pillow
 from img.transformer import decode_image, decode_mask, preprocess, upsample
 from nn.classifier import CarvanaClassifier
@@ -48,10 +48,9 @@ class Options:
 class CarFinder:
     """A trained model. Called with an image (3, H, W) uint8 in RGB, it returns the probability of car, (H, W) float32.
 
-    model: a checkpoint such as best.pt, or the folder of a run. It holds the net, its sizes, padding, threshold and tta.
+    model: a checkpoint such as best.pt, or the folder of a run. Padding, threshold and tta are those of the training.
+        Raises UserError if it is not a checkpoint of this program.
     device: see `machine.choose_device`.
-
-    Raises UserError if `model` is not a checkpoint of this program.
     """
 
     def __init__(self, model: str | Path, device: str | None = None):
@@ -62,12 +61,11 @@ class CarFinder:
             hyperparameters = checkpoint["hyperparameters"]
             self.padding, self.tta = hyperparameters["padding"], hyperparameters["tta"]
             self.threshold = hyperparameters["threshold"]
-            errors.validate(self, threshold="(0, 1)")
+            errors.check_ranges(self, threshold="(0, 1)")
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
             raise errors.UserError(f"{model} is not a checkpoint of this program ({reason}).") from error
-        device, precision, *_ = machine.choose_machine(device, None, 0)
-        self.classifier = CarvanaClassifier(net, 1, device, precision)
+        self.classifier = CarvanaClassifier(net, 1, machine.choose_machine(device, workers=0))
 
     def __call__(self, image: Tensor) -> Tensor:
         errors.require(
@@ -80,11 +78,11 @@ class CarFinder:
 
 
 def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
-    """Return the car of an image (3, H, W) uint8 as RGBA, or as RGB in front of a background of any size.
+    """Cut out the car of an image (3, H, W) uint8 -> RGBA, or RGB in front of a background of any size.
 
-    probs: (H, W), see SOFT_EDGE.
+    probs: (H, W), the probability of car.
     """
-    width = min(SOFT_EDGE, 2 * threshold, 2 * (1 - threshold))  # probabilities of 0 and 1 must not be part of the edge
+    width = min(SOFT_EDGE, 2 * threshold, 2 * (1 - threshold))  # 0 and 1 must not be inside of the edge
     alpha = ((probs - threshold) / width + 0.5).clamp(0, 1) * 255
     alpha, car = Image.fromarray(alpha.round().byte().numpy()), to_pillow(image)
     if background is None:
@@ -112,26 +110,25 @@ def find_images(paths: tuple[Path, ...]) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder, without masks and cut-outs. Prints the names of other files, unless hidden."""
+    """Return the images in a folder, without masks and cut-outs. Prints the names of files that are not images."""
     found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    others = [path.name for path in found if not is_image(path)]
-    if others:
-        tell_left_aside(folder, "photos", others)
-    return [path for path in found if is_image(path) and not is_called_mask(path) and not path.stem.endswith("_cutout")]
+    print_ignored(folder, [path.name for path in found if not is_image(path)])
+    return [path for path in found if is_image(path) and not is_mask(path) and not path.stem.endswith("_cutout")]
 
 
 def mask_folders(image: Path) -> list[Path]:
     """Return the folders that may have the mask of an image: its own, and those where main.py looks for masks."""
     folder = image.resolve().parent
-    root = folder.parent if folder.name in PHOTO_FOLDERS else folder
+    root = folder.parent if folder.name in IMAGE_FOLDERS else folder
     return [folder, *(root / name for name in MASK_FOLDERS)]
 
 
 def find_mask(image: Path) -> Path | None:
     """Return the mask of NAME.jpg: NAME_mask.png (or .gif, ...), or NAME.png in a separate folder of masks."""
-    own_folder, *others = mask_folders(image)
-    for folder in (own_folder, *others):
-        names = {f"{image.stem}_mask".lower()} | (set() if folder == own_folder else {image.stem.lower()})
+    for folder in mask_folders(image):
+        names = {f"{image.stem}_mask".lower()}
+        if folder != image.resolve().parent:
+            names.add(image.stem.lower())
         found = [path for path in folder.glob(f"{escape(image.stem)}*") if path.stem.lower() in names]
         found = [path for path in found if is_image(path)]
         if found:
@@ -162,7 +159,8 @@ def load_background(name: str | None) -> Image.Image | None:
     try:
         red, green, blue = ImageColor.getrgb(name)  # ValueError also for a transparent color, which has four values
     except ValueError:
-        raise errors.UserError(f'--background {name} must be an image or an opaque color, as white or "#ff8800".') from None
+        sentence = f'--background {name} must be an image or an opaque color, such as white or "#ff8800".'
+        raise errors.UserError(sentence) from None
     return Image.new("RGB", (1, 1), (red, green, blue))
 
 
@@ -183,7 +181,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    errors.validate(options, threshold="(0, 1)")
+    errors.check_ranges(options, threshold="(0, 1)")
     images, background = find_images(options.images), load_background(options.background)
     errors.require(
         options.output_dir.resolve() not in {folder for image in images for folder in mask_folders(image)},
@@ -211,8 +209,8 @@ def main(options: Options) -> None:
         save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
         dice, comparison = dice_of(mask, path)
         scores += [] if dice is None else [dice]
-        area = f"car is {mask.float().mean():.1%} of the image" if mask.any() else "Warning: no car was found"
-        tqdm.write(f"{path}: {area}{comparison}")
+        found = f"{path}: car is {mask.float().mean():.1%} of the image"
+        tqdm.write((found if mask.any() else f"Warning: {path}: no car was found") + comparison)
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
     print(f"{helpers.pluralize(len(images) - len(unreadable), 'image')} cut out, in {options.output_dir}{mean}")
     if unreadable:

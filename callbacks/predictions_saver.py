@@ -61,7 +61,7 @@ class PredictionsSaverCallback(Callback):
             self._open()
         self._open_files.close()
         self._csv = None
-        for names, fault in ((self.empty, "without a car"), (self.full, "that are all car")):
+        for names, fault in ((self.empty, "without a car"), (self.full, "without background")):
             if names:
                 print(f"Warning: {pluralize(len(names), 'mask')} {fault}: {first_few(names)}.")
         check_submission(self.to_file, [Path(image).name for image in images], self.origin_img_size)

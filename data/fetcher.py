@@ -143,7 +143,7 @@ class DatasetFetcher:
         layout, unit = self.layout, self.layout.unit
         cars = self.split.groupby("part")["car"]
         train, valid = (
-            pluralize(cars.size()[part], "image") + f" of {pluralize(cars.nunique()[part], unit)}" * (unit != "image")
+            pluralize(cars.size()[part], "image") + (f" of {pluralize(cars.nunique()[part], unit)}" if unit != "image" else "")
             for part in ("train", "valid")
         )
         test, names = "", ["train", "train_masks"]

@@ -46,7 +46,7 @@ def preprocess(
 
 
 def to_mask(probs: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """Convert probabilities (N, h, w) to masks (N, *size) of bool, True where the upsampled one is above `threshold`."""
+    """Upsample probabilities (N, h, w), then threshold them -> masks (N, *size) of bool, True where it is car."""
     return upsample(probs, size) > threshold
 
 

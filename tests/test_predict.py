@@ -1,4 +1,4 @@
-"""predict.py: photos of any kind become masks and cut-outs."""
+"""predict.py: images of any kind become masks and cut-outs."""
 
 import re
 import runpy
@@ -21,7 +21,7 @@ from test_main import commands
 
 
 def checkpoint(path, padding="reflect", tta=False, threshold=0.5):
-    """A UNetOriginal of random weights -> the classifier that has it."""
+    """Save a UNetOriginal with random weights -> its classifier."""
     torch.manual_seed(0)
     classifier = CarvanaClassifier(UNetOriginal((3, 188, 188)), 1)
     state = {"net_name": "UNetOriginal", "in_shape": [3, 188, 188], "net": classifier.net.state_dict()}
@@ -29,8 +29,8 @@ def checkpoint(path, padding="reflect", tta=False, threshold=0.5):
     return classifier
 
 
-def photo(path, size=(60, 40), mode="RGB", car=True, **options):
-    """A gray photo of (width, height), with a white square in its upper left quarter for a car."""
+def draw(path, size=(60, 40), mode="RGB", car=True, **options):
+    """Draw a gray image of (width, height) with a white rectangle, the car, in the upper left quarter."""
     image = Image.new("RGB", size, (90, 90, 90))
     if car:
         image.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
@@ -41,15 +41,15 @@ def photo(path, size=(60, 40), mode="RGB", car=True, **options):
 
 @pytest.fixture
 def predict_here(tmp_path, monkeypatch, capsys):
-    """Runs predict.py on a model that finds what is white, into cutouts/ -> exit code, what it printed."""
+    """Run predict.py with a model that finds white pixels, into cutouts/ -> exit code, printed text."""
 
     class Finder(predict.CarFinder):
         def __init__(self, model, device):
             assert str(model) == "best.pt"
             self.threshold, self.classifier = 0.5, CarvanaClassifier(torch.nn.Conv2d(3, 1, 1), 1)
 
-        def __call__(self, photo):
-            return (photo.float().mean(0) > 200).float()
+        def __call__(self, image):
+            return (image.float().mean(0) > 200).float()
 
     def run(*arguments):
         code = 0
@@ -67,26 +67,26 @@ def predict_here(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
-    lying = Image.Exif()
-    lying[0x0112] = 6  # turn it clockwise
-    photo(tmp_path / "train/a.png", (60, 40))
-    photo(tmp_path / "train/b.png", (40, 60), mode="L")
-    photo(tmp_path / "train/c.jpg", (60, 40), exif=lying, quality=95)
-    photo(tmp_path / "train/d.png", car=False)
+def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # rotate it clockwise
+    draw(tmp_path / "train/a.png", (60, 40))
+    draw(tmp_path / "train/b.png", (40, 60), mode="L")
+    draw(tmp_path / "train/c.jpg", (60, 40), exif=rotated, quality=95)
+    draw(tmp_path / "train/d.png", car=False)
     for other in ("notes.txt", "._a.jpg", "a_mask.json"):
-        (tmp_path / "train" / other).write_text("no photo")
+        (tmp_path / "train" / other).write_text("no image")
     (tmp_path / "train/folder.jpg").mkdir()
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
-    photo(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
+    draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
     code, printed = predict_here("train")
-    assert code == 0 and "4 photos cut out, in cutouts" in printed
-    assert "left aside in train, being no photos: a_mask.json, notes.txt\n" in printed
-    assert "train/a.png: 25.0% of it cut out, Dice 0.4000 with a_mask.png" in printed
-    assert "train/b.png: 25.0% of it cut out, Dice 1.0000 with b_mask.gif" in printed
-    assert "train/d.png: Look at this: nothing was found" in printed and "mean Dice of 2 0.700000" in printed
+    assert code == 0 and "4 images cut out, in cutouts" in printed
+    assert "ignored in train (not images): a_mask.json, notes.txt\n" in printed
+    assert "train/a.png: car is 25.0% of the image, Dice 0.4000 with a_mask.png" in printed
+    assert "train/b.png: car is 25.0% of the image, Dice 1.0000 with b_mask.gif" in printed
+    assert "Warning: train/d.png: no car was found\n" in printed and "mean Dice of 2: 0.700000" in printed
     corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
-    for name, corner in corners.items():  # the one that lies has its car at the right when it stands
+    for name, corner in corners.items():  # the rotated one has its car at the right
         height, width = (40, 60) if name == "a" else (60, 40)
         mask = np.asarray(Image.open(tmp_path / f"cutouts/{name}_mask.png"))
         expected = np.zeros((height, width), np.uint8)
@@ -98,29 +98,28 @@ def test_photos_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("photos", "masks", "name", "found"),
+    ("images", "masks", "name", "found"),
     [
         ("images", "masks", "a.png", True),
         ("imgs", "train_masks", "a_mask.gif", True),
         ("train_hq", "masks", "a.png", True),
         (".", "masks", "a.png", True),
-        ("test", "test_masks", "a.png", True),
         ("images", "images", "a_mask.png", True),
-        ("test", "masks", "a.png", False),  # which are the masks of other photos
+        ("test", "masks", "a.png", False),  # of the images in another folder
         ("images", "masks", "a_b.png", False),
         ("images", "masks", "a.txt", False),
     ],
 )
-def test_a_mask_is_found_where_main_takes_it_from(tmp_path, photos, masks, name, found):
+def test_a_mask_is_found_where_main_looks_for_it(tmp_path, images, masks, name, found):
     own = tmp_path / "own"
-    for folder in (photos, masks):
+    for folder in (images, masks):
         (own / folder).mkdir(parents=True, exist_ok=True)
     Image.new("L", (9, 9)).save(own / masks / name, "PNG")
-    assert predict.find_mask(photo(own / photos / "a.jpg")) == (own / masks / name if found else None)
+    assert predict.find_mask(draw(own / images / "a.jpg")) == (own / masks / name if found else None)
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.95])
-def test_what_is_surely_car_is_whole_and_what_is_surely_none_is_gone(threshold):
+def test_a_probability_of_1_is_opaque_and_one_of_0_transparent(threshold):
     car, probs = torch.full((3, 1, 3), 200, dtype=torch.uint8), torch.tensor([[0.0, threshold, 1.0]])
     assert np.asarray(predict.cut_out(car, probs, threshold))[0, :, 3].tolist() == [0, 128, 255]
 
@@ -134,60 +133,58 @@ def test_the_edge_of_a_cut_out_is_soft_and_the_background_fits():
     assert np.asarray(behind)[0, [0, 4]].tolist() == [[0, 100, 0], [200, 200, 200]]
 
 
-def test_what_is_behind_the_car_is_a_colour_or_a_photo(predict_here, tmp_path):
-    a, wall = photo(tmp_path / "a.png"), tmp_path / "wall.png"
+def test_the_background_is_a_color_or_an_image(predict_here, tmp_path):
+    a, wall = draw(tmp_path / "a.png"), tmp_path / "wall.png"
     Image.new("RGB", (100, 100), (1, 2, 3)).save(wall)
     for background, expected in (("#ff8800", (255, 136, 0)), ("white", (255, 255, 255)), (wall, (1, 2, 3))):
         assert predict_here(a, "--background", background)[0] == 0
         assert Image.open(tmp_path / "cutouts/a_cutout.png").getpixel((59, 39)) == expected
-    assert predict_here(a, "--background", "#ff000000")[0].startswith(
-        "predict.py: --background #ff000000 is transparent"
-    )
-    code, _ = predict_here(a, "--background", "nocolour")
-    assert code == "predict.py: --background nocolour is neither a photo nor a color that Pillow knows."
+    for wrong in ("#ff000000", "nocolor", "nosuch.png"):  # the first is transparent
+        code, _ = predict_here(a, "--background", wrong)
+        assert code.startswith(f"predict.py: --background {wrong} must be an image or an opaque color, ")
 
 
-def test_a_broken_photo_is_told_and_the_others_are_cut_out(predict_here, tmp_path):
-    """And one with a mask of another size, of which there is no Dice."""
-    photo(tmp_path / "some/a.png")
-    photo(tmp_path / "some/c.png")
-    (tmp_path / "some/b.jpg").write_bytes(b"no photo")
-    photo(tmp_path / "some/c_mask.png", (10, 10))
+def test_a_damaged_image_is_named_and_the_others_are_cut_out(predict_here, tmp_path):
+    """One of them has a mask of another size, so there is no Dice."""
+    draw(tmp_path / "some/a.png")
+    draw(tmp_path / "some/c.png")
+    (tmp_path / "some/b.jpg").write_bytes(b"no image")
+    draw(tmp_path / "some/c_mask.png", (10, 10))
     code, printed = predict_here("some")
-    assert code == "predict.py: 1 of 3 could not be: some/b.jpg" and "Dice 0" not in printed
-    assert "some/b.jpg can't be read as an image" in printed
-    fault = "some/c_mask.png is 10x10 pixels, but its photo some/c.png is 60x40; they must be of one size."
-    assert f"No Dice: {tmp_path}/{fault}" in printed
-    made = {path.name for path in (tmp_path / "cutouts").iterdir()}
-    assert made == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
+    assert code == "predict.py: 1 of 3 images could not be read: some/b.jpg" and "Dice 0" not in printed
+    assert "some/b.jpg cannot be read as an image" in printed
+    fault = "some/c_mask.png is 10x10 pixels (height x width), but its image some/c.png is 40x60. Both must have"
+    assert f"no Dice: {tmp_path}/{fault}" in printed
+    written = {path.name for path in (tmp_path / "cutouts").iterdir()}
+    assert written == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
 
 
-def test_what_can_not_be_meant_is_told_before_the_model_is_read(predict_here, tmp_path):
-    photo(tmp_path / "one/a.png")
-    photo(tmp_path / "two/a.jpg")
+def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
+    draw(tmp_path / "one/a.png")
+    draw(tmp_path / "two/a.jpg")
     (tmp_path / "empty").mkdir()
-    for arguments, told in (
-        ((), "Name the photos, or a folder of them: python predict.py photo.jpg folder/"),
-        (("nosuch.jpg",), "nosuch.jpg is not there."),
-        (("empty",), "empty holds no photo, such as a .jpg or .png."),
+    for arguments, sentence in (
+        ((), "No images. Pass images or folders of them: python predict.py photo.jpg folder/"),
+        (("nosuch.jpg",), "nosuch.jpg does not exist."),
+        (("empty",), "empty contains no image, such as a .jpg or .png file."),
         (
             ("one", "two/a.jpg"),
-            "one/a.png and two/a.jpg would both become a_mask.png: predict them one after",
+            "one/a.png and two/a.jpg would both become a_mask.png. Predict them one after the other",
         ),
         (
             ("one", "--output-dir", "one"),
-            "--output-dir one can't be: photos or their masks are there. Name another folder.",
+            "--output-dir one must not be a folder of the images or of their masks. Pass another one.",
         ),
-        (("one", "--output-dir", "one_masks"), "--output-dir one_masks can't be: photos or their masks are there."),
-        (("one", "--threshold", "1"), "--threshold 1.0 can't be: it must be above 0 and below 1."),
+        (("one", "--output-dir", "one/masks"), "--output-dir one/masks must not be a folder of the images or of their"),
+        (("one", "--threshold", "1"), "--threshold must be above 0 and below 1, not 1.0."),
     ):
-        assert predict_here(*arguments)[0].startswith(f"predict.py: {told}"), told
-    assert predict_here("one", "one/a.png")[0] == 0  # the same photo twice is once
+        assert predict_here(*arguments)[0].startswith(f"predict.py: {sentence}"), sentence
+    assert predict_here("one", "one/a.png")[0] == 0  # the same image twice is predicted once
 
 
 @pytest.mark.parametrize(("padding", "tta"), [("reflect", True), ("stretch", False)])
-def test_a_model_knows_how_its_photos_enter(tmp_path, padding, tta):
-    """The same probabilities as on main.py's way to a submission."""
+def test_the_probabilities_are_those_of_a_submission(tmp_path, padding, tta):
+    """An image goes the same way as in main.py."""
     classifier = checkpoint(tmp_path / "best.pt", padding, tta, 0.3)
     path, texture = tmp_path / "a.png", np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype=np.uint8)
     Image.fromarray(texture).save(path)
@@ -201,22 +198,22 @@ def test_a_model_knows_how_its_photos_enter(tmp_path, padding, tta):
     torch.testing.assert_close(finder(decode_image(path.read_bytes())), expected)
 
 
-def test_it_works_alone_in_the_environment_of_a_training_of_several(tmp_path, monkeypatch):
+def test_it_works_in_the_environment_of_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 2)
     checkpoint(tmp_path / "best.pt", "reflect", False, 0.5)
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.classifier.model is finder.classifier.net
 
 
-def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_model_is_refused_and_the_latest_model_is_found(tmp_path, monkeypatch):
     torch.save({"net_name": "UNetOriginal"}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is no model of this program \(KeyError: 'in_shape'\)\.$"):
+    with pytest.raises(UserError, match=r"other\.pt is not a checkpoint of this program \(KeyError: 'in_shape'\)\.$"):
         predict.CarFinder(tmp_path / "other.pt")
     torch.save({"net_name": "UNetOriginal", "in_shape": [3, 188]}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is no model of this program "):
+    with pytest.raises(UserError, match=r"other\.pt is not a checkpoint of this program "):
         predict.CarFinder(tmp_path / "other.pt")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^There is no model in output/models yet: train one with main\.py"):
+    with pytest.raises(UserError, match=r"^There is no model in output/models\. Train one with main\.py"):
         predict.find_model(None)
     for name in ("model_2026-01-02_00h00m00s", "model_2026-01-03_00h00m00s"):
         (tmp_path / "output/models" / name).mkdir(parents=True)
@@ -225,10 +222,10 @@ def test_what_is_no_model_is_refused_and_the_latest_is_found(tmp_path, monkeypat
     assert predict.find_model(tmp_path) == tmp_path / "best.pt"
 
 
-def test_the_command_of_the_readme_is_understood():
+def test_the_command_of_the_readme_is_valid():
     (command,) = commands("python predict.py")
     options = predict.tyro.cli(predict.Options, args=command.split()[2:])
-    assert [path.name for path in options.photos] == ["photo.jpg", "folder"] and options.model.name == "best.pt"
+    assert [path.name for path in options.images] == ["photo.jpg", "folder"] and options.model.name == "best.pt"
 
 
 def test_help_explains_every_option(monkeypatch, capsys):
@@ -240,48 +237,48 @@ def test_help_explains_every_option(monkeypatch, capsys):
     assert all(f"--{name}" in printed for name in ("model", "output-dir", "background", "threshold", "device"))
 
 
-def test_a_mask_is_one_however_its_name_is_written(tmp_path):
+def test_names_of_masks_may_be_in_capitals(tmp_path):
     for name in ("a.JPG", "a_MASK.PNG", "ab.png"):
         Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
-    assert [path.name for path in predict.find_photos((tmp_path,))] == ["a.JPG", "ab.png"]
+    assert [path.name for path in predict.find_images((tmp_path,))] == ["a.JPG", "ab.png"]
     assert predict.find_mask(tmp_path / "a.JPG") == tmp_path / "a_MASK.PNG"
     assert predict.find_mask(tmp_path / "ab.png") is None
 
 
-def test_a_photo_that_can_not_be_read_here_is_named_with_what_to_do(predict_here, tmp_path):
-    photo(tmp_path / "phone/a.png")
+def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tmp_path):
+    draw(tmp_path / "phone/a.png")
     for name in ("b.HEIC", "c.txt", "d.txt", "e.txt"):
         (tmp_path / "phone" / name).touch()
-    told = "being no photos: b.HEIC, c.txt, d.txt and 1 more (HEIC can't be read: save it as JPEG)\n"
-    assert told in predict_here("phone")[1]
+    _, printed = predict_here("phone")
+    assert "(not images): b.HEIC, c.txt, d.txt and 1 more (HEIC is not supported: convert it to JPEG)\n" in printed
 
 
-@pytest.mark.parametrize("trained_for", [True, False])
-def test_one_view_or_two_is_as_the_model_was_trained_unless_said(tmp_path, monkeypatch, trained_for):
-    checkpoint(tmp_path / "best.pt", tta=trained_for)
-    photo(tmp_path / "a.png")
+@pytest.mark.parametrize("saved", [True, False])
+def test_tta_is_that_of_the_model_by_default(tmp_path, monkeypatch, saved):
+    checkpoint(tmp_path / "best.pt", tta=saved)
+    draw(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     views, predict_probs = [], CarvanaClassifier.predict_probs
 
-    def seen(self, images):
+    def count_views(self, images):
         views.append(images.ndim - 3)
         return predict_probs(self, images)
 
-    monkeypatch.setattr(CarvanaClassifier, "predict_probs", seen)
-    for said, count in (([], 1 + trained_for), (["--tta", "True"], 2), (["--tta", "False"], 1)):
-        predict.main(predict.tyro.cli(predict.Options, args=["a.png", "--model", ".", *said]))
+    monkeypatch.setattr(CarvanaClassifier, "predict_probs", count_views)
+    for arguments, count in (([], 1 + saved), (["--tta", "True"], 2), (["--tta", "False"], 1)):
+        predict.main(predict.tyro.cli(predict.Options, args=["a.png", "--model", ".", *arguments]))
         assert views.pop() == count
 
 
 @pytest.mark.parametrize(
-    "no_photo", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), np.zeros((3, 9, 9), np.uint8), "a.png"]
+    "wrong", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), np.zeros((3, 9, 9), np.uint8), "a.png"]
 )
-def test_what_is_no_photo_is_refused_from_python(tmp_path, no_photo):
+def test_a_wrong_image_is_refused_from_python(tmp_path, wrong):
     checkpoint(tmp_path / "best.pt")
     finder = predict.CarFinder(tmp_path, "cpu")
     assert finder(torch.zeros(3, 9, 9, dtype=torch.uint8)).shape == (9, 9)  # control
-    with pytest.raises(UserError, match=r"^A photo must be a tensor \(3, height, width\) of uint8"):
-        finder(no_photo)
+    with pytest.raises(UserError, match=r"^The image must be a uint8 tensor \(3, height, width\)"):
+        finder(wrong)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
@@ -289,7 +286,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     run = tmp_path / re.search(r'CarFinder\("(.*?)"\)', code)[1]
     run.mkdir(parents=True)
     checkpoint(run / "best.pt")
-    photo(tmp_path / "photo.jpg")
+    draw(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
