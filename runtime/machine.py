@@ -48,7 +48,7 @@ def choose_machine(
         f"workers {count} ({workers_reason})",
     ]
     if compile:
-        reasons.append("torch.compile: the first training and validation steps take a few minutes")
+        reasons.append("torch.compile (the first training and validation steps take a few minutes)")
     return Machine(chosen_device, dtype, count, compile, f"\n{' ' * 12}".join(reasons))
 
 
@@ -63,14 +63,14 @@ def choose_device(name: str | None, local_rank: int = 0, local_world_size: int =
         try:
             device, reason = torch.device(name), REQUESTED
         except RuntimeError:
-            raise UserError(f"--device must be cpu, cuda, cuda:1, mps or another PyTorch device, not {name}.") from None
+            raise UserError(f"--device {name} is not a PyTorch device. Pass cpu, cuda, cuda:1 or mps.") from None
     count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == found.type else 0
     require((device.index or 0) < count, f"--device {name} is not on this machine. Pass --device {found.type}.")
     if local_world_size > 1 and device.type != "cpu":
         require(
             device.index is None and local_world_size <= count,
             f"{local_world_size} processes cannot share --device {name or device}: each needs its own, and this "
-            f"machine has {count}. Pass --nproc_per_node={count} to torchrun, and at most --device {device.type}.",
+            f"machine has {count}. Pass --nproc_per_node={count} to torchrun, and omit --device.",
         )
         device = torch.device(device.type, local_rank)
     if device.type != "cpu" and device.index is not None:
@@ -98,7 +98,6 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
 def choose_workers(count: int | None, device: torch.device, local_world_size: int = 1) -> tuple[int, str]:
     """Return `count`, or how many workers this machine can spare for each process, and the reason."""
     if count is not None:
-        require(count >= 0, f"--workers must be at least 0, not {count}.")
         return count, REQUESTED
     cores = count_cores()
     if device.type == "cpu":  # oversubscribing the cores stalls the thread pool of PyTorch

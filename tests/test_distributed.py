@@ -65,6 +65,16 @@ def test_the_batches_of_a_prediction_are_those_of_one_process():
         assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
 
 
+def test_a_restart_counts_in_all_processes(monkeypatch):
+    """torchrun counts it only on the machine where a process failed."""
+    assert not distributed.is_restart()
+    monkeypatch.setattr("runtime.distributed.all_gather", lambda value: [value, True])
+    assert distributed.is_restart()
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert distributed.is_restart()
+
+
 def test_images_that_differ_and_too_few_of_them_are_refused(monkeypatch, drawn, main_here):
     monkeypatch.setattr("runtime.distributed.all_gather", lambda value: [value, "another", value])
     with pytest.raises(UserError, match=r"^The images of process 1 must be those of process 0\. "):

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def test_a_device_that_does_not_exist_is_refused_by_name():
     assert machine.choose_device("cpu") == (CPU, "as requested")
     for name in ("cuda:99", "abacus", "cpu:1"):
-        with pytest.raises(UserError, match=rf"--device .*{name}|--device {name} "):
+        with pytest.raises(UserError, match=f"^--device {name} is not "):
             machine.choose_device(name)
 
 
@@ -52,8 +52,6 @@ def test_processes_share_the_cores(two_gpus, monkeypatch):
     machine.choose_machine("cpu", workers=0, local_rank=1, local_world_size=2)
     machine.choose_machine("cpu", workers=0)
     assert threads == [8]
-    with pytest.raises(UserError, match=r"^--workers must be at least 0, not -1"):
-        machine.choose_machine(workers=-1)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
     lines = ["device cpu (as requested)", "precision float32 (as requested)", "workers 3 (as requested)"]
     assert machine.choose_machine("cpu", "float32", 3) == Machine(workers=3, reasons=f"\n{12 * ' '}".join(lines))
     compiled = machine.choose_machine("cpu", "float32", 3, compile=True)
-    assert compiled.compile and "torch.compile: the first training" in compiled.reasons.splitlines()[-1]
+    assert compiled.compile and "torch.compile (the first training" in compiled.reasons.splitlines()[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
