@@ -82,7 +82,7 @@ class ModelSaverCallback(Callback):
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         self._save_last(classifier)
         if classifier.best["epoch"] == epoch:
-            self._save_best(classifier)
+            self._save_best(classifier, classifier.state_dict())
         self._save_metrics(classifier)
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
@@ -115,21 +115,20 @@ class ModelSaverCallback(Callback):
             f"{self.best} is not of epoch {epoch}, the best one. Restore that file, or start a new run.",
         )
         if not intact:
-            self._save_best(classifier)
+            self._save_best(classifier, load_checkpoint(self.last))
 
     def _save_last(self, classifier: CarvanaClassifier) -> None:
         self._save(self.last, classifier.state_dict())
         self._set_exit_hint(classifier)
 
-    def _save_best(self, classifier: CarvanaClassifier) -> None:
-        state = classifier.state_dict()
+    def _save_best(self, classifier: CarvanaClassifier, state: dict) -> None:
         self._save(self.best, {key: state[key] for key in state if key not in classifier.RESUME_KEYS})
 
     def _save(self, path: Path, state: dict) -> None:
-        split = self.split.to_dict(orient="list")
+        run = {"split": self.split.to_dict(orient="list"), "world_size": distributed.WORLD_SIZE}
         with save_atomically(path) as file:
             try:
-                torch.save(state | self.settings | {"split": split, "world_size": distributed.WORLD_SIZE}, file)
+                torch.save(self.settings | run | state, file)
             except RuntimeError as error:  # that the file is unfinished, which hides the reason
                 raise error.__context__ or error from None
 
