@@ -50,7 +50,7 @@ class Progress(tqdm):
 
 def pluralize(number: int, noun: str) -> str:
     """Return "1 image", "0 images", "1,024 images"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def first_few(names: Iterable[str], count: int | None = 3) -> str:
