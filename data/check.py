@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data.dataset import check_pair, read
 from data.download import is_there
@@ -28,14 +28,15 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     images, masks, tests = layout.images(), layout.masks(), []
     if layout.has_test_images and is_there(layout.folder("test")):
         layout.print_ignored("test", shown=None)
-        problems += layout.folder_faults("test", shown=None)
+        problems += layout.faults("test", shown=None)
         tests = sorted(layout.images("test").values())
     elif layout.has_test_images:
         warnings.append("There are no test images. Pass --no-predict to train only.")
 
     pairs = [(path, masks[stem][0] if stem in masks else None) for stem, path in images.items()]
-    files = _Files(pairs + [(path, None) for path in tests])
-    loader = DataLoader(files, batch_size=None, num_workers=min(count_cores(), 32) if workers is None else workers)
+    files = pairs + [(path, None) for path in tests]
+    workers = min(count_cores(), 32) if workers is None else workers
+    loader = DataLoader(files, batch_size=None, collate_fn=_read_pair, num_workers=workers)
     for path, size, new_problems, new_warnings in Progress(loader, "checking", unit="image"):
         sizes[path] = size
         problems += new_problems
@@ -48,8 +49,8 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     for warning in warnings:
         print(f"Warning: {warning}")
     mask_count = sum(mask is not None for _, mask in pairs)
-    counts = pluralize(len(images), "image"), pluralize(mask_count, "mask"), pluralize(len(tests), "test image")
-    read_all = f"{', '.join(counts)} read"
+    counts = [(len(images), "image"), (mask_count, "mask"), (len(tests), "test image")][: 2 + layout.has_test_images]
+    read_all = f"{', '.join(pluralize(*count) for count in counts)} read"
     if problems:
         title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all}):"
         raise UserError("\n  ".join([title, *problems]))
@@ -64,25 +65,15 @@ def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:
         problems.append(str(error))
 
 
-class _Files(Dataset):
-    """Reads images and masks. pairs: the paths of each image and its mask (or None)."""
-
-    def __init__(self, pairs: list[tuple[Path, Path | None]]):
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Path, tuple[int, int] | None, list[str], list[str]]:
-        """-> image path, its (height, width) or None if it cannot be read, problems, warnings."""
-        image_path, mask_path = self.pairs[index]
-        problems = []
-        image = _attempt(problems, read, image_path, transformer.decode_image)  # (3, H, W)
-        mask = _attempt(problems, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
-        if image is not None and mask is not None:
-            _attempt(problems, check_pair, image_path, image.shape[1:], mask_path, mask.shape[1:])
-        size = None if image is None else tuple(image.shape[1:])
-        return image_path, size, problems, [] if mask is None else _unusual(mask_path, mask)
+def _read_pair(paths: tuple[Path, Path | None]) -> tuple[Path, tuple[int, int] | None, list[str], list[str]]:
+    """Paths of an image and its mask -> image path, (height, width) or None if unreadable, problems, warnings."""
+    (image_path, mask_path), problems = paths, []
+    image = _attempt(problems, read, image_path, transformer.decode_image)  # (3, H, W)
+    mask = _attempt(problems, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
+    if image is not None and mask is not None:
+        _attempt(problems, check_pair, image_path, image.shape[1:], mask_path, mask.shape[1:])
+    size = None if image is None else tuple(image.shape[1:])
+    return image_path, size, problems, [] if mask is None else _unusual(mask_path, mask)
 
 
 def _unusual(path: Path, mask: Tensor) -> list[str]:

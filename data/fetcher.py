@@ -19,11 +19,10 @@ from runtime.files import lock, make_writable
 
 
 class DatasetFetcher:
-    """Gets the images and masks of a data set, and splits them into those to train on and those to validate on.
+    """Gets a data set and splits it. Every problem with it raises UserError. After get_train_files it has
 
-    layout: where the files are, see data/layout.py. Every problem with them raises UserError.
-    split: a DataFrame with the columns car (or group), image and part ("train" or "valid"); after get_train_files.
-    image_size: (height, width) of the first training image; after get_train_files.
+    split: a DataFrame with the columns car (or group), image and part ("train" or "valid")
+    image_size: (height, width) of the first training image
     """
 
     def __init__(self, layout: Layout):
@@ -35,7 +34,7 @@ class DatasetFetcher:
     def download_dataset(self, test_images: bool = True) -> None:
         """Unpack, download or draw what is missing. All processes must call it.
 
-        If that is impossible, raises UserError that says how to get the data.
+        If it cannot, the error says how to get the data.
         """
         with distributed.local_main_process_first():
             if self.layout.drawn:
@@ -52,9 +51,10 @@ class DatasetFetcher:
     ) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
         """-> X_train, y_train, X_valid, y_valid: paths of images and of their masks.
 
-        sample_size: fraction of the cars to use; None: all. validation_size: fraction of these to validate on. The
-            draw is without replacement, and a function of `seed`.
-        split: the split of the run to resume (its columns), used instead.
+        sample_size: fraction of the cars to use; None: all
+        validation_size: fraction of these to validate on
+        seed: of both draws, which are without replacement
+        split: the columns of a saved split, to use instead
         """
         self.layout.print_ignored("train", "train_masks")
         _raise_first(self.layout.faults())
@@ -119,7 +119,7 @@ class DatasetFetcher:
         if not (predict and layout.has_test_images):
             return []
         layout.print_ignored("test")
-        _raise_first(layout.folder_faults("test"))
+        _raise_first(layout.faults("test"))
         groups = layout.groups("test")
         cars = _sample(sorted(groups), sample_size, seed)
         paths = sorted((path for car in cars for path in groups[car]), key=lambda path: path.name)
@@ -140,17 +140,12 @@ class DatasetFetcher:
 
     def describe(self, test_count: int) -> str:
         """How many images are used, and where they are."""
-        layout, unit = self.layout, self.layout.unit
-        cars = self.split.groupby("part")["car"]
-        train, valid = (
-            pluralize(cars.size()[part], "image") + (f" of {pluralize(cars.nunique()[part], unit)}" if unit != "image" else "")
-            for part in ("train", "valid")
-        )
-        test, names = "", ["train", "train_masks"]
-        if test_count:
-            test, names = f"{test_count:,} to predict, ", [*names, "test"]
-        folders = ", ".join(dict.fromkeys(str(layout.folder(name)) for name in names))
-        return f"{train} to train on, {valid} to validate on,\n            {test}in {folders}"
+        counts, unit = [], self.layout.unit
+        for part in ("train", "valid"):
+            cars = self.split["car"][self.split["part"] == part]
+            counts.append(pluralize(len(cars), "image") + f" of {pluralize(cars.nunique(), unit)}" * (unit != "image"))
+        test = f"{test_count:,} to predict, " if test_count else ""
+        return f"{counts[0]} to train on, {counts[1]} to validate on,\n            {test}in {self.layout.where}"
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out an image of your own.

@@ -24,6 +24,8 @@ IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
+Problem = tuple[list[str], str, str, str]  # names of files, what they are, what is wrong with them, what to do
+
 
 def make_layout(
     dataset: Literal["carvana", "sample", "own"] = "carvana",
@@ -45,18 +47,19 @@ def make_layout(
 class Layout:
     """Pairs images with masks by name, and finds every problem with the names.
 
-    Folders are called "train", "train_masks" and "test" here, whatever their real names. A subclass defines
+    name is "train", "train_masks" or "test". A subclass defines
 
     folder(name) -> the real folder
     kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
-    group_of(stem) -> the group of an image, from its name without extension; None if it has none
-    group_faults(shown) -> the problems with the groups
+    group_of(stem) -> the group of an image, from its name without extension, or None
+    group_problems() -> what is wrong with the groups
+    where -> the folders, for the console
     next_step(...) -> see DatasetFetcher.next_step
     """
 
     input_dir: Path
     unit: str  # what the split keeps together: "car", "group", or "image" if each image is its own group
-    naming: str  # the rule for names, for messages
+    naming: str  # the rule for file names
     mask_hint = ""
     has_test_images = False
     drawn = False  # by data/sample.py
@@ -88,49 +91,43 @@ class Layout:
         groups.pop(None, None)
         return groups
 
-    def faults(self, shown: int | None = 3) -> Iterator[str]:
-        """Every problem with the training images and masks, in a sentence that lists `shown` names (None: all)."""
-        yield from self.folder_faults("train", shown)
-        yield from self.folder_faults("train_masks", shown)
-        yield from self._pair_faults(shown)
-        yield from self.group_faults(shown)
-        count, folder = len(self.groups()), self.folder("train")
-        if count < 2:
-            needed = "at least 2 are needed, to train and to validate"
-            yield f"{pluralize(count, self.unit)} in {folder} is too few: {needed}. Add {self.unit}s."
+    def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
+        """Every problem with the files to train on or to predict: a sentence each, with `shown` names (None: all)."""
+        for names, noun, problem, remedy in self._train_problems() if part == "train" else self._problems("test"):
+            listed = f": {first_few(names, shown)}" if names else ""
+            yield f"{pluralize(len(names), noun) if names else f'No {noun}s'} {problem}{listed}. {remedy}"
 
-    def folder_faults(self, name: str, shown: int | None = 3) -> Iterator[str]:
-        """The problems with the file names in one folder."""
-        folder, files = self.folder(name), self.files(name)
-        for kind, problem, remedy in (
-            ("not text", "a name that is not text", "Rename them."),
-            ("misnamed", "an unexpected name", f"{self.naming}. Rename or remove them, or pass --dataset own."),
-        ):
-            if files[kind]:
-                names = first_few((repr(path.name) for path in files[kind]), shown)
-                yield f"{pluralize(len(files[kind]), 'file')} in {folder} with {problem}: {names}. {remedy}"
-        if not files["used"]:
-            what = "masks" if name == "train_masks" else "images"
-            yield f"There are no {what} in {folder}. {self.naming}; subfolders are not searched."
+    def _problems(self, name: str) -> Iterator[Problem]:
+        files, folder, noun = self.files(name), self.folder(name), "mask" if name == "train_masks" else "image"
         stems = Counter(path.stem for path in files["used"])
-        twice = [path.name for path in files["used"] if stems[path.stem] > 1]
-        if twice and name != "train_masks":
-            names = first_few(twice, shown)
-            yield f"Images in {folder} differ only in the extension: {names}. Keep one of them.{self.mask_hint}"
+        twice = [path.name for path in files["used"] if stems[path.stem] > 1 and noun == "image"]
+        if files["not text"]:
+            names = [repr(path.name) for path in files["not text"]]
+            yield names, "file", f"in {folder} with a name that is not text", "Rename them."
+        if files["misnamed"]:
+            names = [path.name for path in files["misnamed"]]
+            remedy = f"{self.naming}. For images of your own, pass --dataset own."
+            yield names, noun, f"in {folder} with an unexpected name", remedy
+        if not files["used"]:
+            yield [], noun, f"directly in {folder}", f"{self.naming}."
+        if twice:
+            yield twice, noun, f"in {folder} that differ only in extension", f"Keep one of each name.{self.mask_hint}"
 
-    def _pair_faults(self, shown: int | None) -> Iterator[str]:
-        images, masks = self.images(), self.masks()
-        image_dir, mask_dir = self.folder("train"), self.folder("train_masks")
-        missing = [path.name for stem, path in images.items() if stem not in masks]
-        orphans = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
-        doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]
-        for names, noun, problem, remedy in (
-            (missing, "image", f"without a mask in {mask_dir}", "Add the masks, or remove the images."),
-            (orphans, "mask", f"without an image in {image_dir}", "Add the images, or remove the masks."),
-            (doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."),
-        ):
-            if names:
-                yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}{self.mask_hint}"
+    def _train_problems(self) -> Iterator[Problem]:
+        yield from self._problems("train")
+        yield from self._problems("train_masks")
+        images, masks, groups = self.images(), self.masks(), list(self.groups())
+        image_dir, mask_dir, hint = self.folder("train"), self.folder("train_masks"), self.mask_hint
+        if missing := [path.name for stem, path in images.items() if stem not in masks]:
+            yield missing, "image", f"without a mask in {mask_dir}", f"Add the masks, or remove the images.{hint}"
+        if orphans := [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]:
+            yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
+        if doubles := [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]:
+            yield doubles, "image", f"with two masks in {mask_dir}", f"Keep one of the two.{hint}"
+        yield from self.group_problems()
+        if len(groups) < 2:
+            needed = "(at least 2 are needed, to train and to validate)"
+            yield groups, self.unit, f"in {image_dir} {needed}", f"Add {self.unit}s."
 
     def print_ignored(self, *names: str, shown: int | None = 3) -> None:
         for name in names:
@@ -139,10 +136,6 @@ class Layout:
     def missing_files(self, test_images: bool) -> list[str]:
         """The names of what must be unpacked or downloaded."""
         return []
-
-    def kaggle_refusal(self, names: Collection[str]) -> str:
-        """Why Kaggle would refuse masks of the images with these names; "" if it would not."""
-        return ""
 
 
 class CarvanaLayout(Layout):
@@ -159,6 +152,10 @@ class CarvanaLayout(Layout):
     def __init__(self, input_dir: str | Path = "input", hq_files: bool | None = None, drawn: bool = False):
         self.input_dir, self.drawn = Path(input_dir), drawn
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
+
+    @property
+    def where(self) -> str:
+        return str(self.input_dir)
 
     def names(self, name: str) -> list[str]:
         """The names that a folder may have, the preferred one first."""
@@ -182,7 +179,7 @@ class CarvanaLayout(Layout):
     def group_of(self, stem: str) -> str:
         return stem.rpartition("_")[0]
 
-    def group_faults(self, shown: int | None) -> Iterator[str]:
+    def group_problems(self) -> Iterator[Problem]:
         cars = {car: {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
         uneven = [
             f"{car} {verb} {', '.join(sorted(angles))}"
@@ -191,10 +188,8 @@ class CarvanaLayout(Layout):
             if angles
         ]
         if uneven:
-            yield (
-                f"Each car in {self.folder('train')} must have the 16 angles 01 to 16, but {first_few(uneven, shown)}. "
-                "Add what is missing, remove the car's images and masks, or pass --dataset own."
-            )
+            remedy = "Add or remove images and masks. For images of your own, pass --dataset own."
+            yield uneven, "car", f"in {self.folder('train')} without exactly the angles 01 to 16", remedy
 
     def missing_files(self, test_images: bool) -> list[str]:
         """Small files first, so that a refusal comes early."""
@@ -226,7 +221,7 @@ class CarvanaLayout(Layout):
         )
 
     def kaggle_refusal(self, names: Collection[str]) -> str:
-        """Compares them with sample_submission.csv or, without that, counts them."""
+        """Why Kaggle would refuse masks of the images with these names; "" if it would not."""
         table, count = self.input_dir / TABLE, COUNTS["test"]
         if self.drawn:
             return ""
@@ -281,6 +276,10 @@ class OwnLayout(Layout):
         folders = [self.input_dir / name for name in names]
         return next((each for each in folders if each.is_dir() and any(map(is_image, each.iterdir()))), default)
 
+    @property
+    def where(self) -> str:
+        return " and ".join(dict.fromkeys(map(str, self.folders.values())))
+
     def folder(self, name: str) -> Path:
         return self.folders[name]
 
@@ -295,15 +294,12 @@ class OwnLayout(Layout):
         found = self.pattern.search(stem)
         return (found[1 if self.pattern.groups else 0] or None) if found else None
 
-    def group_faults(self, shown: int | None) -> Iterator[str]:
-        images = self.images()
-        unfit = [path.name for stem, path in images.items() if self.group_of(stem) is None]
+    def group_problems(self) -> Iterator[Problem]:
+        unfit = [path.name for stem, path in self.images().items() if self.group_of(stem) is None]
         if unfit:
-            yield (
-                f"--group-regex {self.pattern.pattern!r} matches {len(images) - len(unfit)} of {len(images)} names in "
-                f"{self.folder('train')}, but not {first_few(unfit, shown)}. Pass one that matches all names (without "
-                "extension), or rename or remove these images."
-            )
+            problem = f"in {self.folder('train')} not matched by --group-regex {self.pattern.pattern!r}"
+            remedy = "Pass one that matches all names (without extension), or rename or remove these."
+            yield unfit, "image", problem, remedy
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         image = str(self.folder("train") / worst_image)
