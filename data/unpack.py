@@ -64,7 +64,7 @@ def _list_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInf
     """Returns the files in the zip, renamed to drop their folders. Hidden ones, as macOS adds them, are left out."""
     members, names = [], set()
     for member in opened.infolist():
-        path = PureWindowsPath(member.filename)  # splits at / and \\, and recognizes drives
+        path = PureWindowsPath(member.filename)  # splits at / and \, and recognizes drives
         unsafe = path.drive or path.root or ".." in path.parts
         _check(not unsafe, archive, f"{member.filename!a} is outside of its folder")
         kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the zip was not made on Unix
@@ -84,7 +84,7 @@ def _check_names(names: list[str], archive: Path, name: str, count: int | None) 
     _check(name in names or not name.endswith(".csv"), archive, f"it does not contain {name}")
     cars = len({each.partition("_")[0] for each in names})
     expected = count is None or (len(names), cars) == (count, count // 16)
-    _check(expected, archive, f"it contains {len(names)} images of {cars} cars, not {count} of 16 per car")
+    _check(expected, archive, f"it contains {len(names)} images of {cars} cars, not {count} images, 16 per car")
 
 
 def _check(holds: bool, archive: Path, reason: str) -> None:

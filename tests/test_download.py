@@ -525,9 +525,9 @@ def test_a_zip_with_a_wrong_number_of_images_or_cars_is_refused(server, kaggles,
         images = {name: archive.read(name) for name in archive.namelist() if "/." not in name}
     last = max(images)
     server.files["train.zip"] = zipped({name: data for name, data in images.items() if name != last})
-    assert "train.zip.part is refused: it contains 63 images of 4 cars, not 64 of 16 per car." in refusal(tmp_path)
+    assert "train.zip.part is refused: it contains 63 images of 4 cars, not 64 images, 16 per car." in refusal(tmp_path)
     server.files["train.zip"] = zipped({name.replace(last, "train/other_16.jpg"): images[name] for name in images})
-    assert "it contains 64 images of 5 cars, not 64 of 16 per car." in refusal(tmp_path)
+    assert "it contains 64 images of 5 cars, not 64 images, 16 per car." in refusal(tmp_path)
     assert not (tmp_path / "train").exists()
 
 
@@ -569,7 +569,7 @@ def test_an_encrypted_zip_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("declared", [10, 10**6])
-def test_a_file_of_another_length_than_declared_is_not_read_beyond_it_or_refused(tmp_path, method, declared):
+def test_a_wrong_length_in_a_zip_is_refused_or_limits_what_is_read(tmp_path, method, declared):
     data = bytearray(zipped({"train/a_01.jpg": bytes(10**5)}, method))
     directory = data.rindex(b"PK\1\2")
     assert int.from_bytes(data[directory + 24 : directory + 28], "little") == 10**5
@@ -936,7 +936,7 @@ def test_other_images_in_the_layout_of_kaggle_need_no_download(drawn, server, tm
     fetch(folder)
     image = next((folder / "train").iterdir())
     image.rename(tmp_path / image.name)
-    with pytest.raises(UserError, match=r"input/train holds 63 files, not Kaggle's 64 photos\. Copy photos to predict"):
+    with pytest.raises(UserError, match=r"input/train has 63 of Kaggle's 64 images\. Copy test images there"):
         fetch(folder, test_images=True)
     assert not server.seen  # control: as many images as Kaggle's
     (tmp_path / image.name).rename(image)
