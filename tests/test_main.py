@@ -28,7 +28,7 @@ from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
 from runtime.run import find_run
-from test_callbacks import rows_of
+from test_predictions_saver import rows_of
 
 SMALL = (
     "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 --optimizer RMSprop "
@@ -49,7 +49,7 @@ def score(submission, masks):
     assert [name for name, _ in rows] == [path.name.replace("_mask.gif", ".jpg") for path in sorted(masks.iterdir())]
     for name, runs in rows:
         truth = decode_mask((masks / name.replace(".jpg", "_mask.gif")).read_bytes()) > 0
-        scores.append(dice_per_image(torch.from_numpy(rle.decode(runs, tuple(truth.shape[1:])))[None], truth).item())
+        scores.append(dice_per_image(rle.decode(runs, truth.shape[1:])[None], truth).item())
     return np.mean(scores)
 
 
@@ -69,7 +69,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
-    scores = re.findall(r"^score +(0\.\d{6}), as Kaggle counts", done.stdout, re.MULTILINE)
+    scores = re.findall(r"^score +(0\.\d{6}), as Kaggle computes it", done.stdout, re.MULTILINE)
     table = pd.read_csv(run / "score.csv")
     assert len(scores) == 1 and len(table) == 16 and table["dice"].mean() == pytest.approx(float(scores[0]), abs=1e-6)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -80,7 +80,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
     kept = {path: path.read_bytes() for path in files}
     again = run_main("--resume", run, "--score-only")
     assert again.returncode == 0, again.stderr
-    assert f"score       {scores[0]}, as Kaggle counts" in again.stdout and "epoch 2/2" not in again.stdout
+    assert f"score       {scores[0]}, as Kaggle computes it" in again.stdout and "epoch 2/2" not in again.stdout
     assert {path: path.read_bytes() for path in kept} == kept
 
 
@@ -322,7 +322,7 @@ def test_a_truncated_image_ends_the_run_by_name(drawn, run_main, tmp_path):
     os.truncate(photo, photo.stat().st_size // 2)
     done = run_main("--input-dir", folder, *SMALL, "--epochs", "1", "--workers", "1")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"main.py: {photo} can't be read as an image" in done.stderr
+    assert f"main.py: {photo} cannot be read as an image" in done.stderr
 
 
 def learning_rates(optimizer, scheduler, count):
@@ -422,7 +422,7 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
     def predict(self, test_loader, callbacks, title="predict"):
         assert test_loader.dataset.tta
         restored.append(self.net.head.bias.item())
-        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.resize_size))
+        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.sizes))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)
         names = [path.name for path in test_loader.dataset.X]
         callbacks[0].on_batch_gathered(callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4)))
@@ -432,8 +432,8 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
     sizes = "--input-img-resize 188 188 --output-img-resize 4 4 --padding stretch --threshold 0.3 --tta --device cpu"
     assert main_here("--input-dir", str(drawn), *sizes.split())[0] == 0
     assert restored[3] == restored[2] == restored[0] != restored[1]
-    resize_size = (188, 188)  # of padding stretch: all of the input
-    assert thresholds == [("score", 0.3, resize_size), ("predict", 0.3, resize_size)]
+    sizes = (188, 188), (4, 4), "stretch"
+    assert thresholds == [("score", 0.3, sizes), ("predict", 0.3, sizes)]
 
 
 def test_help_explains_every_option_in_three_groups_of_80_columns(main_here, monkeypatch):
