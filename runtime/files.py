@@ -1,7 +1,6 @@
 """Files that are complete or absent: atomic writes, locks, checkpoints."""
 
 import errno
-import io
 import os
 import pickle
 import zipfile
@@ -108,16 +107,3 @@ def load_checkpoint(path: str | Path) -> dict:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"Cannot read {path} ({error.strerror}).") from error
         raise UserError(f"{path} is not a checkpoint, or it is incomplete or damaged.") from error
-
-
-class File(io.FileIO):
-    """A file to write whose errors are a UserError."""
-
-    def __init__(self, path: Path, mode: str = "w"):
-        self.path = path
-        with write_errors(path):
-            super().__init__(path, mode)
-
-    def write(self, data: bytes) -> int:
-        with write_errors(self.path):
-            return super().write(data)
