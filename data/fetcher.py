@@ -1,21 +1,23 @@
 """Makes sure that the images and masks are there, and splits them so that a car is on one side only."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from data.dataset import check_pair, format_size, reading
-from data.download import COUNTS, download, find_credentials, find_zip, is_there
+from data.credentials import find_credentials
+from data.dataset import check_pair, reading
+from data.download import COUNTS, download, find_zip, is_there
 from data.layout import CarvanaLayout, Layout
 from data.sample import draw_sample
-from helpers import Progress, first_few, pluralize
+from helpers import Progress, first_few, format_size, pluralize
 from img import transformer
 from runtime import distributed
 from runtime.errors import UserError, require
 from runtime.files import lock, make_writable
+
+WAITING = "Another process is working in {}. Waiting for it."
 
 
 class DatasetFetcher:
@@ -140,12 +142,14 @@ class DatasetFetcher:
 
     def describe(self, test_count: int) -> str:
         """How many images are used, and where they are."""
-        counts, unit = [], self.layout.unit
-        for part in ("train", "valid"):
-            cars = self.split["car"][self.split["part"] == part]
-            counts.append(pluralize(len(cars), "image") + f" of {pluralize(cars.nunique(), unit)}" * (unit != "image"))
-        test = f"{test_count:,} to predict, " if test_count else ""
-        return f"{counts[0]} to train on, {counts[1]} to validate on,\n            {test}in {self.layout.where}"
+        counts = self.split.groupby("part")["car"].agg(["size", "nunique"])
+        (train, cars), (valid, valid_cars) = counts.loc[["train", "valid"]].values.tolist()
+        split = f"{pluralize(train, 'image')} to train on, {valid:,} to validate on"
+        if self.layout.unit != "image":
+            cars = pluralize(cars, self.layout.unit)
+            split = f"{pluralize(train, 'image')} of {cars} to train on, {valid:,} of {valid_cars:,} to validate on"
+        test = f"; {test_count:,} to predict" if test_count else ""
+        return f"{split},\n            in {self.layout.folder('train')}{test}"
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out an image of your own.
@@ -162,7 +166,7 @@ def _draw(layout: CarvanaLayout) -> None:
     print("The images are drawn cars, not Kaggle's: enough to see everything work.")
     make_writable(folder.parent)
     try:
-        with _lock(folder.parent):
+        with lock(folder.parent, WAITING.format(folder.parent)):
             draw_sample(folder)
     except OSError as error:  # of a worker, so its traceback comes first
         raise UserError(f"Cannot draw {folder} ({str(error).strip().splitlines()[-1]}).") from error
@@ -182,12 +186,8 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
         f"{count:,} of Kaggle's {COUNTS['train']:,} images. Copy test images there, or pass --no-predict.",
     )
     make_writable(folder)
-    with _lock(folder):
+    with lock(folder, WAITING.format(folder)):
         download(folder, layout.missing_files(test_images))  # another process may have downloaded them meanwhile
-
-
-def _lock(folder: Path):
-    return lock(folder, f"Another process is working in {folder}. Waiting for it.") or nullcontext()
 
 
 def _require_same(paths: Iterable[Path]) -> None:

@@ -11,10 +11,11 @@ from typing import Literal
 import pandas as pd
 from PIL import Image
 
-from data.download import COMPETITION, COUNTS, SETTINGS, SLUG, find_zip, is_there, leftovers
+from data.credentials import SETTINGS
+from data.download import COMPETITION, COUNTS, SLUG, find_zip, is_there, leftovers
 from helpers import first_few, pluralize
 from img.transformer import FORMATS
-from runtime.errors import UserError, require
+from runtime.errors import UserError
 
 IMAGE_NAME = re.compile(r".+_\d\d\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's
 MASK_NAME = re.compile(r".+_\d\d_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
@@ -33,11 +34,8 @@ def make_layout(
     hq_files: bool | None = None,
     group_regex: str | None = None,
 ) -> "Layout":
-    """The layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
-    own = dataset == "own"
-    require(own or group_regex is None, "--group-regex needs --dataset own. Pass that too, or leave it out.")
-    require(dataset == "carvana" or not hq_files, f"--hq-files does not work with --dataset {dataset}. Leave it out.")
-    if own:
+    """Returns the layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
+    if dataset == "own":
         return OwnLayout(input_dir, group_regex)
     if dataset == "sample":
         return CarvanaLayout(Path(input_dir) / "sample", drawn=True)
@@ -53,7 +51,6 @@ class Layout:
     kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
     group_of(stem) -> the group of an image, from its name without extension, or None
     group_problems() -> what is wrong with the groups
-    where -> the folders, for the console
     next_step(...) -> see DatasetFetcher.next_step
     """
 
@@ -153,10 +150,6 @@ class CarvanaLayout(Layout):
         self.input_dir, self.drawn = Path(input_dir), drawn
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
 
-    @property
-    def where(self) -> str:
-        return str(self.input_dir)
-
     def names(self, name: str) -> list[str]:
         """The names that a folder may have, the preferred one first."""
         return [name] if name == "train_masks" else [name + suffix for suffix in self.suffixes]
@@ -171,8 +164,7 @@ class CarvanaLayout(Layout):
         return self.input_dir / (self.find(name) or self.names(name)[-1])
 
     def kind(self, path: Path, name: str) -> str:
-        pattern = MASK_NAME if name == "train_masks" else IMAGE_NAME
-        if pattern.fullmatch(path.name):
+        if (MASK_NAME if name == "train_masks" else IMAGE_NAME).fullmatch(path.name):
             return "used"
         return "misnamed" if path.suffix.lower() in Image.registered_extensions() else "ignored"
 
@@ -205,13 +197,13 @@ class CarvanaLayout(Layout):
 
     def help_text(self, test_images: bool) -> str:
         """What is missing, and three ways to get it."""
-        names = ("train", "train_masks", "test") if test_images else ("train", "train_masks")
-        missing = [self.describe_names(name) for name in names if not self.find(name)]
-        without = "; pass --no-predict to train only" if missing == [self.describe_names("test")] else ""
+        names = ("train", "train_masks", "test")[: 2 + test_images]
+        missing = " and no ".join(self.describe_names(name) for name in names if not self.find(name))
+        without = "; pass --no-predict to train only" if missing == self.describe_names("test") else ""
         bundle = self.input_dir / f"{SLUG}.zip"
         inside = f"Unpack {bundle} there: the zips inside it are needed.\n" if bundle.exists() else ""
         return (
-            f"There is no {' and no '.join(missing)} in {self.input_dir}/{without}. {inside}Three options:\n"
+            f"There is no {missing} in {self.input_dir}/{without}. {inside}Three options:\n"
             f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
             f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md lists other keys).\n"
             f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
@@ -275,10 +267,6 @@ class OwnLayout(Layout):
     def _first(self, names: tuple[str, ...], default: Path) -> Path:
         folders = [self.input_dir / name for name in names]
         return next((each for each in folders if each.is_dir() and any(map(is_image, each.iterdir()))), default)
-
-    @property
-    def where(self) -> str:
-        return " and ".join(dict.fromkeys(map(str, self.folders.values())))
 
     def folder(self, name: str) -> Path:
         return self.folders[name]

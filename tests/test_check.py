@@ -48,7 +48,7 @@ def test_all_problems_are_listed_at_once(folder, main_here, workers):
     first, *problems = str(code).split("\n  ")
     assert first == f"main.py: 11 problems in {folder} (63 images, 62 masks, 16 test images read):"
     expected = [
-        *(rf"{path} can't be read as an image \(" for path in (half, text, empty, half_mask, bomb)),
+        *(rf"{path} cannot be read as an image \(" for path in (half, text, empty, half_mask, bomb)),
         rf"{wide} is 80x121 pixels",
         rf"1 image without a mask in .*{lost.name.replace('_mask.gif', '.jpg')}",
         rf"1 mask without an image in .*{gone.stem}_mask.gif",
@@ -140,7 +140,7 @@ def test_own_images_are_checked_too_and_need_no_test_images(own, main_here):
     first, *problems = str(code).split("\n  ")
     assert first == f"main.py: 5 problems in {own} (5 images, 3 masks read):"
     expected = [
-        rf"{half} can't be read as an image \(",
+        rf"{half} cannot be read as an image \(",
         rf"{wide} is 80x121 pixels",
         r"2 images without a mask in .*masks: cat 0-png\.PNG, dog\.jpg\.",
         r"1 mask without an image in .*images: other\.png",

@@ -9,16 +9,14 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
-from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
 
 from conftest import ROOT
-from data.sampler import ShardedRandomSampler, shard
+from data.sampler import ShardedRandomSampler
 from runtime import distributed
 from runtime.errors import UserError
 from test_main import SMALL, commands, fetcher
@@ -29,40 +27,6 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 
 def torchrun(count, *options):
     return [*TORCHRUN, "--standalone", f"--nproc_per_node={count}", *options]
-
-
-@pytest.mark.parametrize(("length", "count"), [(12, 1), (12, 3), (13, 3), (2, 3), (7, 2)])
-def test_the_processes_read_each_image_once_in_the_order_of_one(length, count):
-    batch = 2
-    shares = [ShardedRandomSampler(range(length), 5, rank, count) for rank in range(count)]
-    orders = []
-    for epoch in (1, 2):
-        for share in shares:
-            share.set_epoch(epoch)
-        dealt = [list(share) for share in shares]
-        assert [len(each) for each in dealt] == [len(share) for share in shares]
-        assert sorted(chain(*dealt)) == list(range(length))
-        (alone := ShardedRandomSampler(range(length), 5, 0, 1)).set_epoch(epoch)
-        orders.append(list(alone))
-        for step in range(0, length, batch * count):
-            together = chain(*(each[step // count :][:batch] for each in dealt))
-            assert sorted(together) == sorted(orders[-1][step : step + batch * count])
-    assert orders[0] != orders[1] or length == 2
-    torchs = DistributedSampler(range(length), 1, 0, seed=5)
-    torchs.set_epoch(2)
-    assert list(torchs) == orders[1]
-
-
-def test_the_batches_of_a_prediction_are_those_of_one_process():
-    for length, batch, count in ((16, 3, 2), (16, 3, 3), (2, 3, 3), (9, 1, 4)):
-        alone = list(DataLoader(range(length), batch, sampler=shard(length, batch, 0, 1)))
-        shares = [
-            list(DataLoader(range(length), batch, sampler=shard(length, batch, rank, count)))
-            for rank in range(count)
-        ]
-        dealt = [shares[number % count][number // count] for number in range(len(alone))]
-        assert sum(map(len, shares)) == len(alone)
-        assert all(torch.equal(a, b) for a, b in zip(dealt, alone, strict=True))
 
 
 def test_a_restart_counts_in_all_processes(monkeypatch):
