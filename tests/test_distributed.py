@@ -53,7 +53,7 @@ def test_images_that_differ_and_too_few_of_them_are_refused(monkeypatch, drawn, 
         monkeypatch.setattr(f"runtime.distributed.{name}", alone)
     monkeypatch.setattr("runtime.distributed._data_barrier", lambda: None)
     code, _ = main_here("--input-dir", str(drawn), *HALF)
-    assert code.startswith("main.py: 16 images to train on are too few for 17 processes: pass --nproc_per_node=16 to ")
+    assert code.startswith("main.py: 16 images to train on is too few for 17 processes. Pass --nproc_per_node=16 or ")
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from conftest import ROOT
-from tiny import events
 from test_main import SMALL
+from tiny import events
 
 pytestmark = pytest.mark.slow
 
