@@ -4,7 +4,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
 from img.transformer import decode_mask
+from main import Hyperparameters
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
@@ -218,11 +218,10 @@ def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):
 
 def test_main_knows_the_options_of_every_row():
     recipes = importlib.import_module("recipes")
-    hyperparameters = runpy.run_path(str(ROOT / "main.py"))["Hyperparameters"]
     for table in recipes.TABLES.values():
         seen = set()
         for options in table.values():
-            hp, run_options = parse(hyperparameters, options.split())
+            hp, run_options = parse(Hyperparameters, options.split())
             check(hp, run_options)
             seen.add(str(hp))
             assert "--tta" not in options.removesuffix(" --tta")  # where run() looks for it
@@ -232,13 +231,14 @@ def test_main_knows_the_options_of_every_row():
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     recipes, _, benchmark = trained
     masks = sorted((drawn / "test_masks").iterdir())
+    images = [path.name.replace("_mask.gif", ".jpg") for path in masks]
     folder = benchmark.output_dir
     folder.mkdir()
     saver = PredictionsSaverCallback(folder / "submit.csv.gz", (80, 120), 0.5)
     truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
     truths[1:] = 0
-    saver.on_batch_gathered(saver.on_predict_batch([path.name.replace("_mask.gif", ".jpg") for path in masks], truths))
-    saver.close_saver(masks)
+    saver.on_batch_gathered(saver.on_predict_batch(images, truths))
+    saver.close_saver(images)
     cars = recipes.dice_per_car(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
 
