@@ -91,8 +91,10 @@ class Layout:
     def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
         """Every problem with the files to train on or to predict: a sentence each, with `shown` names (None: all)."""
         for names, noun, problem, remedy in self._train_problems() if part == "train" else self._problems("test"):
-            listed = f": {first_few(names, shown)}" if names else ""
-            yield f"{pluralize(len(names), noun) if names else f'No {noun}s'} {problem}{listed}. {remedy}"
+            if names:
+                yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}"
+            else:
+                yield f"There are no {noun}s {problem}. {remedy}"
 
     def _problems(self, name: str) -> Iterator[Problem]:
         files, folder, noun = self.files(name), self.folder(name), "mask" if name == "train_masks" else "image"
@@ -106,7 +108,7 @@ class Layout:
             remedy = f"{self.naming}. For images of your own, pass --dataset own."
             yield names, noun, f"in {folder} with an unexpected name", remedy
         if not files["used"]:
-            yield [], noun, f"directly in {folder}", f"{self.naming}."
+            yield [], noun, f"in {folder} itself", f"{self.naming}."
         if twice:
             yield twice, noun, f"in {folder} that differ only in extension", f"Keep one of each name.{self.mask_hint}"
 

@@ -250,7 +250,6 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type, args: Seque
         raise UserError(f"{folder / 'last.pt'} is not a checkpoint of {OTHER_VERSION}") from None
     hp, options = parse(hyperparameters, args, default=began)
     options = replace(options, resume=str(folder))
-    check(hp, options, is_new=False)
     done = len(checkpoint["metrics"])
     before, now = images_per_step(began[0], checkpoint["world_size"]), images_per_step(hp, distributed.WORLD_SIZE)
     if checkpoint["world_size"] != distributed.WORLD_SIZE:
@@ -266,6 +265,7 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type, args: Seque
         require(getattr(value, name) == getattr(then, name), f"--{name.replace('_', '-')} must stay "
                 f"{getattr(then, name)} in {folder}, not {getattr(value, name)}: omit it, or start a new run, without "
                 "--resume.")
+    check(hp, options, is_new=False)
     ending = f"pass --epochs {done} to end here, " if done > hp.half_size_epochs else ""
     require(hp.epochs in (began[0].epochs, done) or hp.schedule == "constant",
             f"--epochs must stay {began[0].epochs} in {folder}, whose learning rate falls over that many: omit it, "

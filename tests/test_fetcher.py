@@ -70,7 +70,7 @@ def test_folders_of_high_quality_are_taken_first_or_as_asked(folder):
     assert DatasetFetcher(CarvanaLayout(folder)).get_train_files()[0][0].parent.name == "train_hq"
     assert DatasetFetcher(CarvanaLayout(folder, hq_files=False)).get_train_files()[0][0].parent.name == "train"
     assert DatasetFetcher(CarvanaLayout(folder)).get_test_files()[0].parent.name == "test_hq"
-    with pytest.raises(UserError, match=r"No images directly in .*/test\. Images must be named"):
+    with pytest.raises(UserError, match=r"There are no images in .*/test itself\. Images must be named"):
         DatasetFetcher(CarvanaLayout(folder, hq_files=False)).get_test_files()
     shutil.rmtree(folder / "train_hq")
     (folder / "train_hq").mkdir()
@@ -199,7 +199,7 @@ def test_images_one_folder_too_deep_get_a_hint(folder):
     shutil.move(folder / "train", folder / "inner")
     (folder / "train").mkdir()
     shutil.move(folder / "inner", folder / "train" / "train")
-    assert f"No images directly in {folder}/train. " in refusal(folder)
+    assert f"There are no images in {folder}/train itself. " in refusal(folder)
 
 
 def test_a_sample_that_lost_its_images_says_how_to_draw_it_again(tmp_path):
@@ -395,10 +395,10 @@ def spoil(own, fault):
         ("two masks", "1 image with two masks in OWN/masks: cat 0-jpg.png and cat 0-jpg_mask.gif. Keep one of the"),
         ("twice", "2 images in OWN/images that differ only in extension: cat 0-jpg.jpeg, cat 0-jpg.jpg. Keep one"),
         ("size", "OWN/masks/cat 0-jpg.png is 81x120 pixels"),
-        ("no images", "No images directly in OWN. Images must be in train/, images/ or imgs/ of --input-dir or"),
-        ("no masks", "No masks directly in OWN/images. Images must be in train/"),
+        ("no images", "There are no images in OWN itself. Images must be in train/, images/ or imgs/ of --input-dir or"),
+        ("no masks", "There are no masks in OWN/images itself. Images must be in train/"),
         ("one", "1 image in OWN/images (at least 2 are needed, to train and to validate): cat 0-jpg. Add images"),
-        ("no folder", "No images directly in OWN. Images must be in train/"),
+        ("no folder", "There are no images in OWN itself. Images must be in train/"),
     ],
 )
 def test_a_problem_with_own_images_is_named(own, fault, expected):
