@@ -5,7 +5,6 @@
 In Python, CarFinder("best.pt")(image) returns the probability of car at each pixel.
 """
 
-import io
 import sys
 from dataclasses import dataclass
 from glob import escape
@@ -174,10 +173,8 @@ def find_model(model: Path | None) -> Path:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
     with files.save_atomically(path) as file:
-        file.write(encoded.getvalue())
+        image.save(file, "PNG")
 
 
 def main(options: Options) -> None:
