@@ -5,12 +5,15 @@ import gzip
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
+from conftest import ROOT
 from img import rle
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
@@ -46,6 +49,17 @@ def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
         CarvanaClassifier(Bright(), 1).predict(DataLoader(images, 8), callbacks)
     assert submission.read_bytes() == b"an earlier one"
     assert {path.name for path in tmp_path.iterdir()} == {"submit.csv.gz", ".lock"}
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_submission_is_locked_while_it_is_written(tmp_path):
+    saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (4, 4), 0.5)
+    saver.on_batch_gathered(saver.on_predict_batch(["a.jpg"], torch.ones(1, 4, 4)))
+    code = f"from pathlib import Path; from runtime import files; files.lock(Path({str(tmp_path)!r}))"
+    refused = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert f"{tmp_path} is in use by another process" in refused.stderr
+    saver.close_saver(["a.jpg"])
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def rows_of(path):
