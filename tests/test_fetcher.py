@@ -395,7 +395,7 @@ def spoil(own, fault):
         ("two masks", "1 image with two masks in OWN/masks: cat 0-jpg.png and cat 0-jpg_mask.gif. Keep one of the"),
         ("twice", "2 images in OWN/images that differ only in extension: cat 0-jpg.jpeg, cat 0-jpg.jpg. Keep one"),
         ("size", "OWN/masks/cat 0-jpg.png is 81x120 pixels"),
-        ("no images", "There are no images in OWN itself. Images must be in train/, images/ or imgs/ of --input-dir or"),
+        ("no images", "There are no images in OWN itself. Images must be in train/, images/ or imgs/ of --input-dir"),
         ("no masks", "There are no masks in OWN/images itself. Images must be in train/"),
         ("one", "1 image in OWN/images (at least 2 are needed, to train and to validate): cat 0-jpg. Add images"),
         ("no folder", "There are no images in OWN itself. Images must be in train/"),

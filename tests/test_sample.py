@@ -13,31 +13,31 @@ def digests(folder):
     }
 
 
-def test_files_are_as_kaggles(drawn):
+def test_files_have_the_names_and_formats_of_kaggles(drawn):
     assert sorted(path.name for path in drawn.iterdir()) == ["test", "test_masks", "train", "train_masks"]
     for part, count in (("train", 64), ("test", 16)):
-        photos, masks = sorted((drawn / part).iterdir()), sorted((drawn / f"{part}_masks").iterdir())
-        assert len(photos) == count
-        assert [mask.name for mask in masks] == [f"{photo.stem}_mask.gif" for photo in photos]
-        for photo, mask in zip(photos, masks, strict=True):
-            with Image.open(photo) as image:
+        images, masks = sorted((drawn / part).iterdir()), sorted((drawn / f"{part}_masks").iterdir())
+        assert len(images) == count
+        assert [mask.name for mask in masks] == [f"{image.stem}_mask.gif" for image in images]
+        for image_path, mask_path in zip(images, masks, strict=True):
+            with Image.open(image_path) as image:
                 assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (120, 80))
-            with Image.open(mask) as image:
-                assert (image.format, image.mode, image.size) == ("GIF", "P", (120, 80))
-                assert set(np.unique(image)) == {0, 1}
-                assert np.array_equal(np.asarray(image.convert("L")), np.asarray(image) * 255)
-    cars = {photo.name.rsplit("_", 1)[0] for photo in (drawn / "train").iterdir()}
+            with Image.open(mask_path) as mask:
+                assert (mask.format, mask.mode, mask.size) == ("GIF", "P", (120, 80))
+                assert set(np.unique(mask)) == {0, 1}
+                assert np.array_equal(np.asarray(mask.convert("L")), np.asarray(mask) * 255)
+    cars = {image.name.rsplit("_", 1)[0] for image in (drawn / "train").iterdir()}
     assert len(cars) == 4 and all(len(car) == 12 and int(car, 16) for car in cars)
 
 
-def test_cars_stand_whole_inside_the_picture_and_fill_a_good_part_of_it(drawn):
+def test_a_car_is_completely_inside_its_image_and_fills_a_good_part_of_it(drawn):
     for path in (drawn / "train_masks").iterdir():
         mask = np.asarray(Image.open(path))
         assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()), path.name
         assert 0.05 < mask.mean() < 0.5, path.name
 
 
-def test_a_photo_is_a_function_of_seed_car_and_view(drawn, tmp_path):
+def test_an_image_is_a_function_of_seed_car_and_angle(drawn, tmp_path):
     draw_sample(tmp_path / "fewer", cars=3, test_cars=1, size=(80, 120), processes=2)
     draw_sample(tmp_path / "other", cars=3, test_cars=1, size=(80, 120), processes=1, seed=1)
     fewer, first = digests(tmp_path / "fewer"), digests(drawn)
@@ -47,13 +47,13 @@ def test_a_photo_is_a_function_of_seed_car_and_view(drawn, tmp_path):
     assert not set(digests(tmp_path / "other").values()) & set(fewer.values())  # control
 
 
-def test_what_is_there_is_not_drawn_again(tmp_path):
+def test_an_existing_sample_is_not_drawn_again(tmp_path):
     (tmp_path / "sample").mkdir()
     draw_sample(tmp_path / "sample", cars=1000)
     assert list((tmp_path / "sample").iterdir()) == []
 
 
-def test_an_interrupted_drawing_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+def test_an_interrupted_drawing_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
