@@ -151,7 +151,7 @@ def unet_levels() -> None:
     left = 0.68 * last["right"]
     for place, (color, line, meaning) in enumerate((
         (DARK, "-", "3x3 convolution, BatchNorm, ReLU"), (WRONG, "-", "2x2 max pooling"),
-        (VIOLET, "-", "2x2 up-convolution"), (COPY, "--", "skip connection: center crop, concatenated"),
+        (VIOLET, "-", "2x2 up-convolution"), (COPY, "--", "skip connection, cropped"),
     )):
         arrow(axis, (left, 1740 + 88 * place), (left + 70, 1740 + 88 * place), color, line)
         axis.text(left + 88, 1740 + 88 * place, meaning, va="center")

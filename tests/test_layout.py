@@ -146,6 +146,13 @@ def test_the_source_is_read_in_an_afternoon():
     assert characters <= CHARACTERS
 
 
+def test_the_readme_names_every_file():
+    readme = (ROOT / "README.md").read_text()
+    files = {path for path in SOURCE if not path.endswith("__init__.py") and not path.startswith("callbacks/")}
+    named = {path for path in files if f"\n| `{path}` |" in readme}
+    assert named == files and "\n| `callbacks/` |" in readme
+
+
 @pytest.mark.parametrize("name", TUTORIAL_NAMES)
 def test_the_names_of_the_tutorial_are_importable(name):
     parts = name.split(".")
