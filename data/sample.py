@@ -146,7 +146,7 @@ def draw_studio(seed, car, size):
     draw = ImageDraw.Draw(studio := Image.new("RGB", (width, height), (248, 248, 246)))
     draw.text((.45 * width, foot), "UNET", (104, 104, 108), font, "rs")
     draw.text((.48 * width, foot), "STUDIO", (104, 104, 108), font, "ls", stroke_width=.003 * width)
-    wall = camera.project(np.array([(x, 12 - .03 * x**2, 0) for x in np.linspace(-9, 9, 49)]))  # its foot
+    wall = camera.project(np.array([(x, 12 - .03 * x**2, 0) for x in np.linspace(-9, 9, 49)]))  # lower edge
     draw.polygon([*wall.ravel().tolist(), width, height, 0, height], (192, 195, 199))
     rim = camera.project(turned((0, 0, 0), 3.6, 0)[:, 0, [0, 2, 1]])
     draw.line(rim.ravel().tolist(), (150, 152, 154), max(1, width // 400))  # edge of the turntable

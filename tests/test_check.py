@@ -171,3 +171,12 @@ def test_a_mask_that_is_rotated_relative_to_its_image_is_explained(own):
     Image.open(own / "images/cat 0-jpg.jpg").save(own / "images/cat 0-jpg.jpg", exif=rotated)
     with pytest.raises(UserError, match=r"cat 0-jpg\.png is 80x120 pixels.* 120x80.* EXIF"):
         check_data(DatasetFetcher(OwnLayout(own)), workers=0)
+
+
+def test_a_pattern_that_matches_no_name_is_listed_with_what_follows_from_it(own):
+    with pytest.raises(UserError) as error:
+        check_data(DatasetFetcher(OwnLayout(own, "dog")), workers=0)
+    title, *problems = str(error.value).split("\n  ")
+    assert title.startswith("2 problems in ")
+    assert problems[0].startswith(f"8 images in {own}/images not matched by --group-regex 'dog': cat 0-jpg.jpg, ")
+    assert problems[1].startswith(f"There are no groups in {own}/images (at least 2 are needed")

@@ -1,5 +1,6 @@
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,28 @@ def test_a_test_image_of_another_size_is_named_before_it_is_predicted(folder):
     image.write_text("not an image")
     with pytest.raises(UserError, match=f"{image.name} cannot be read as an image"):
         fetcher.get_test_files()
+
+
+def test_all_processes_wait_for_the_data_and_compare_their_images(drawn, monkeypatch):
+    events = []
+
+    @contextmanager
+    def local_main_process_first():
+        events.append("first")
+        yield
+        events.append("others")
+
+    monkeypatch.setattr("runtime.distributed.local_main_process_first", local_main_process_first)
+    monkeypatch.setattr("runtime.distributed.require_same", lambda what, values: events.append((what, *values)))
+    monkeypatch.setattr("data.layout.CarvanaLayout.missing_files", lambda self, test_images: events.append(test_images))
+    fetcher = DatasetFetcher(CarvanaLayout(drawn))
+    fetcher.download_dataset(test_images=False)
+    assert events == ["first", False, "others"]
+    X_train, _, X_valid, _ = fetcher.get_train_files()
+    X_test = fetcher.get_test_files()
+    assert fetcher.get_test_files(predict=False) == []
+    names = [[f"{path.parent.name}/{path.name}" for path in paths] for paths in (X_train + X_valid, X_test)]
+    assert events[3:] == [("The images", *each) for each in names]
 
 
 def next_step(fetcher, submission="a.gz"):
