@@ -82,8 +82,8 @@ class PredictionsSaverCallback(Callback):
 
 
 def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) -> None:
-    """Read a submission as Kaggle does. Raises UserError unless it has the header, one row per name in the order of
-    `names`, and run lengths of masks of `size` (height, width).
+    """Read a submission back. Raises UserError unless it has the header and a row for each of `names`, in this order,
+    with run lengths of a mask of `size` (height, width).
     """
     csv.field_size_limit(2**31 - 1)
     row = 0

@@ -29,12 +29,14 @@ def preprocess(
     tta: bool = False,
     downsampled: bool = False,
 ) -> Tensor:
-    """Resize and pad an image (3, H, W) uint8 to what the net takes, (3, *input_size) uint8.
+    """Bring an image (3, H, W) uint8 to the size of the net's input: resize it, then pad it -> (3, *input_size) uint8.
 
-    input_size, mask_size: sizes of the images and of the masks of the net.
-    padding: see `resize_size`.
-    tta: return two views for test-time augmentation, (2, 3, *input_size). The image must have its full size.
-    downsampled: True if `decode_image` was given the `min_size`, False if the image has its full size.
+    Training, validation, testing and predict.py all use this function.
+
+    input_size, mask_size: sizes of the net's images and masks.
+    padding: "reflect" or "stretch", see `resize_size`.
+    tta: return both views for test-time augmentation, (2, 3, *input_size). Requires an image of full size.
+    downsampled: whether the image may have been halved already, by `decode_image` with `min_size`.
     """
     window = resize_size(input_size, mask_size, padding)
     scale = 1 if downsampled else draft_scale(image.shape[1:], window)
@@ -99,7 +101,7 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tens
 
 
 def _car_channel(image: Image.Image) -> Image.Image:
-    """Return the channel of a mask's file that tells the car from the background, with the range of the file."""
+    """Reduce a mask file's image to one channel that is highest where the car is; its values keep their range."""
     if "transparency" in image.info:  # one transparent color, of a palette or not
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] < 255:
@@ -116,8 +118,8 @@ def _car_channel(image: Image.Image) -> Image.Image:
     return ImageChops.lighter(red, ImageChops.lighter(green, blue))
 
 
-def open_image(file: str | Path | BinaryIO) -> Image.Image:
-    """Open an image with Pillow, which reads its header only. Raises Pillow's errors, also for a decompression bomb."""
+def _open(file: str | Path | BinaryIO) -> Image.Image:
+    """Read the header of an image with Pillow. Raises its errors, also for a decompression bomb."""
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -125,20 +127,20 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
 
 
 def _open_checked(encoded: bytes) -> Image.Image:
-    """Open a file's bytes. Raises ValueError if a checksum of a PNG is wrong, which Pillow ignores when decoding."""
-    image = open_image(io.BytesIO(encoded))
+    """Open a file's bytes. Raises ValueError if a PNG's checksum is wrong, which Pillow ignores when it decodes."""
+    image = _open(io.BytesIO(encoded))
     if image.format == "PNG":
         try:
             image.verify()  # afterwards the image must be opened again
         except SyntaxError as error:
             raise ValueError(f"it is damaged: {error}") from None
-        image = open_image(io.BytesIO(encoded))
+        image = _open(io.BytesIO(encoded))
     return image
 
 
 def get_image_size(file: str | Path | BinaryIO) -> tuple[int, int]:
     """Read the size of an image, rotated as its EXIF data say, from its header. Raises Pillow's errors."""
-    with open_image(file) as image:
+    with _open(file) as image:
         return _upright_size(image)
 
 
@@ -148,7 +150,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation of an image: 1 is upright, from 5 on its sides are swapped."""
+    """Return the EXIF orientation of an image: 1 is upright; from 5 on, height and width are swapped."""
     if image.format == "TIFF":  # Pillow rotates it
         return 1
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -156,7 +158,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_transpose(image: Tensor, orientation: int) -> Tensor:
-    """Rotate and flip (C, H, W) by EXIF's orientation of it -> upright (C, H, W) or (C, W, H)."""
+    """Rotate and flip (C, H, W) by its EXIF orientation -> upright (C, H, W) or (C, W, H)."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(-2, -1)
     if orientation in (2, 3, 6, 7):
@@ -169,9 +171,9 @@ def _exif_transpose(image: Tensor, orientation: int) -> Tensor:
 def resize_size(input_size: tuple[int, int], mask_size: tuple[int, int], padding: str) -> tuple[int, int]:
     """Return the size that images are resized to before they are padded to the net's `input_size`.
 
-    padding "reflect": the size of the mask. The net sees each pixel at the scale of its label, and the margin that its
-        convolutions lose is filled by reflection, as in the U-Net paper.
-    padding "stretch": the size of the input, as in the tutorial. A smaller mask then has another scale than its image.
+    "reflect": the size of the mask, so that each pixel is aligned with its label. The margin that the net's valid
+        convolutions remove is padded by reflection, as in the U-Net paper.
+    "stretch": the size of the input, as in the tutorial. A smaller mask then has another scale than its image.
     """
     return tuple(mask_size if padding == "reflect" else input_size)
 
