@@ -140,7 +140,7 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
             stale.unlink()
         resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2])]
         run = Run(tmp_path, *(resumed if list(tmp_path.glob("output/models/*/last.pt")) else training))
-        run.read_until("curves")
+        run.read_until("watch")
         if moment == "any":
             time.sleep(chance.uniform(0, 2.5))
         else:
@@ -244,7 +244,7 @@ def parent(process):
 def test_memory_runs_out(drawn, tmp_path):
     sizes = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512 --batch-size 16 --workers 0".split()
     run = Run(tmp_path, "--input-dir", drawn, *sizes, "--device", "cpu")
-    run.read_until("curves")
+    run.read_until("watch")
     now = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text())[1])
     resource.prlimit(run.pid, resource.RLIMIT_AS, (now + 600 * 2**20,) * 2)
     printed = run.ended()
