@@ -42,9 +42,10 @@ class CarvanaClassifier:
     RESUME_KEYS = ("raw_net", "optimizer", "scaler", "valid_dice")  # needed only to resume, not to predict
     TIMING_METRICS = ("train_images_per_second", "valid_images_per_second", "seconds")  # not reproducible
 
-    def __init__(self, net: nn.Module, epochs: int, machine: Machine = Machine(), threshold: float = 0.5,  # noqa: B008
+    def __init__(self, net: nn.Module, epochs: int, machine: Machine = Machine(), threshold: float = 0.5,
                  seed: int = 0, accumulate_steps: int = 1, grad_clip: float = 0.0, ema_decay: float = 0.0):
         self.device, self.precision, self.threshold, self.seed = machine.device, machine.precision, threshold, seed
+        self.to_device = dict(device=self.device, non_blocking=self.device.type == "cuda")  # from pinned memory
         self.accumulate_steps, self.grad_clip = accumulate_steps, grad_clip
         self.net = net.to(self.device, memory_format=torch.channels_last)  # its weights are saved
         self.model = distributed.wrap_ddp(self.net, self.device)  # trains; with one process it is the net
@@ -96,7 +97,7 @@ class CarvanaClassifier:
         self.model.train()
         with Meter(f"train {self.epoch}/{self.epochs}", loader) as meter:
             for batch, (images, masks) in enumerate(distributed.lockstep(loader, self.net.in_shape), start=1):
-                targets = self.to_device(masks).float() / 255  # (N, h, w) in [0, 1]
+                targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
                 ends_step = batch % self.accumulate_steps == 0 or batch == meter.batches
                 with nullcontext() if ends_step else self.no_sync():  # the processes average gradients once per step
                     logits = self.forward(images, self.model)  # (N, h, w)
@@ -140,7 +141,7 @@ class CarvanaClassifier:
         dice = [torch.empty(0, device=self.device)]
         with Meter(f"valid {self.epoch}/{self.epochs}", loader) as meter:
             for images, masks in distributed.batches(loader):
-                targets = self.to_device(masks).float() / 255  # (N, h, w) in [0, 1]
+                targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
                 logits = self.forward(images, self.eval_net)  # (N, h, w)
                 dice.append(meter.update(self._criterion(logits, targets), logits, targets, self.threshold))
         self.valid_dice = torch.zeros(len(loader.dataset))
@@ -150,13 +151,10 @@ class CarvanaClassifier:
 
     def forward(self, images: Tensor, net: nn.Module) -> Tensor:
         """uint8 images (N, 3, H, W) on any device -> logits (N, h, w) in the precision of autocast."""
-        images = self.to_device(images, memory_format=torch.channels_last).float() / 255
+        images = images.to(**self.to_device, memory_format=torch.channels_last).float() / 255
         enabled = self.precision != torch.float32 and len(images) > 0  # SyncBatchNorm wants an empty batch in float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
             return net(images)
-
-    def to_device(self, batch: Tensor, **options: torch.memory_format) -> Tensor:
-        return batch.to(self.device, non_blocking=self.device.type == "cuda", **options)  # from pinned memory
 
     def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy(logits, targets) + self.soft_dice_loss(logits, targets)

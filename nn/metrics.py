@@ -99,7 +99,7 @@ class Meter:
 
 
 def images_of_batch(loader: DataLoader, batch: int) -> str:
-    """", images a.jpg, b.jpg" of a batch, counted from 1; "" if the loader's order can't be repeated."""
+    """", images a.jpg, b.jpg" of a batch, counted from 1; "" if the loader's order is random."""
     if not hasattr(loader.dataset, "X") or isinstance(loader.sampler, RandomSampler):
         return ""
     indices = next(islice(loader.batch_sampler, batch - 1, None))

@@ -11,7 +11,6 @@ from img.tta import merge_tta
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.losses import SoftDiceLoss, binary_cross_entropy
-from nn.optimizer import make_optimizer
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError

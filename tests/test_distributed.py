@@ -105,7 +105,7 @@ def test_several_processes_resume_the_run_of_one(drawn, alone, tmp_path, monkeyp
     (run / "score.csv").unlink()
     (tmp_path / "output/submit.csv.gz").unlink()
     predicted = Run(tmp_path, "--resume", "last", launch=torchrun(3))
-    assert "Processes: 1 until now, 3 from here on. Images per optimizer step: 5 until now, 15 from" in predicted.ended()
+    assert "Processes: 1 until now, 3 from here on. Images per optimizer step: 5 until now, 15" in predicted.ended()
     assert "3 processes, 5 images per batch in each: 15 per optimizer step" in predicted.printed
     assert len(re.findall("^score ", predicted.printed, re.MULTILINE)) == 1  # only one process prints
     assert (run / "score.csv").read_bytes() == score
