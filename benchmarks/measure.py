@@ -103,7 +103,8 @@ def take_turns(rounds: int, *sides: tuple, warm_up: bool = True) -> list[Measure
 
 
 def serve(pipe: "multiprocessing.connection.Connection", warm_up: bool, build: Callable, *arguments: object) -> None:
-    """One side: run whenever the pipe asks for it, then send the peak memory."""
+    """One side: run whenever the pipe asks for it, then send the peak memory. Only rows are printed to stdout."""
+    sys.stdout = sys.stderr
     work = build(*arguments)
     if warm_up:
         work()
