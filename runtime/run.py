@@ -4,13 +4,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.scorer import ScorerCallback
 from data.check import check_data
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
@@ -23,6 +22,9 @@ from runtime import distributed
 from runtime.errors import UserError, advise, check_ranges, friendly_errors, quiet_worker, require
 from runtime.files import load_checkpoint, make_writable
 from runtime.machine import choose_machine
+
+if TYPE_CHECKING:
+    from callbacks.scorer import ScorerCallback
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Run:
               f"folder      {self.folder}\n"
               f"watch       tensorboard --logdir={shlex.quote(str(self.logs_dir))}\n")
 
-    def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: ScorerCallback) -> None:
+    def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: "ScorerCallback") -> None:
         """Print the command that uploads the submission or, for own images, that cuts out the worst of them."""
         if distributed.is_main_process() and (self.predict or not self.layout.has_test_images):
             as_scored = ["--threshold", str(self.hp.threshold), "--tta", str(self.hp.tta)] if self.resumed else []
