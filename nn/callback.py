@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # only for the annotations: this file imports nothing of ours
 
 
 class Callback:
-    """Does nothing at any event. With several processes, all but two events happen in the main process only."""
+    """Does nothing at any event. With several processes, events happen in the main process only, unless noted."""
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        """Before the first epoch of a call of train(), which may be none of a resumed run."""
+        """Before the first epoch. A resumed run may have no epoch left."""
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         """After an epoch, counted from 1, was trained and validated. metrics: means over its images."""
@@ -27,7 +27,7 @@ class Callback:
         """After the last epoch."""
 
     def on_exception(self) -> None:
-        """When an error or a signal ends a training or a prediction, in every process: close what is open."""
+        """When an error or a signal ends a training, or a prediction (in every process): close what is open."""
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> Any:
         """For each batch of a prediction, in the process that predicted it, in a thread next to the net.

@@ -33,7 +33,7 @@ class CarvanaClassifier:
     net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); a class of nn/unet.py's NETS.
     epochs: number of epochs of the whole training.
     machine: device, precision (the dtype of autocast), and whether to compile the net.
-    threshold: a pixel is car where its probability is above this. seed: of torch's generator, with the epoch's number.
+    threshold: a pixel is car where its probability is above this. seed: seeds torch, together with the epoch.
     accumulate_steps: batches per optimizer step (gradient accumulation).
     grad_clip: maximum norm of the gradient; 0: no limit.
     ema_decay: validate, save and predict with an exponential moving average of the weights; 0: with the weights.

@@ -99,7 +99,7 @@ class Meter:
 
 
 def images_of_batch(loader: DataLoader, batch: int) -> str:
-    """", images a.jpg, b.jpg" of a batch, counted from 1; "" if the loader's order is random."""
+    """The names of a batch's images as in ", images a.jpg, b.jpg"; "" if the order of the loader is random."""
     if not hasattr(loader.dataset, "X") or isinstance(loader.sampler, RandomSampler):
         return ""
     indices = next(islice(loader.batch_sampler, batch - 1, None))

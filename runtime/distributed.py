@@ -233,7 +233,7 @@ def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[T
 
     image_shape: (C, H, W) of the images in an empty batch, for a process that has no image at all.
     """
-    images, others = torch.empty(0, *image_shape), []
+    images, others = torch.empty(0, *image_shape, dtype=torch.uint8), []
     for images, others in batches(loader):
         yield images, others
     for _ in range(count_batches(loader) - len(loader)):

@@ -137,7 +137,7 @@ def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) 
     args: the command line; None: sys.argv. With --resume, what it leaves out is as the run began.
     """
     hp, options = parse(hyperparameters, args)
-    restarted = any(distributed.all_gather(distributed.is_restart()))  # by torchrun, perhaps on another machine
+    restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
         lambda: "last" if restarted and saved_runs(options.output_dir) else None)
     if resume is None:

@@ -154,8 +154,8 @@ FAULTS = [
     ("--dataset sample --input-dir FILE", "Cannot write to FILE (File exists). Pass another folder."),
     ("--dataset sample --hq-files True", "--hq-files is for Kaggle's images: omit it."),
     ("--dataset own --hq-files True", "--hq-files is for Kaggle's images: omit it."),
-    ("--dataset own --input-dir FILE", "No images directly in FILE. Images must be in"),
-    ("--dataset own --input-dir EMPTY", "No images directly in EMPTY. Images must be in"),
+    ("--dataset own --input-dir FILE", "There are no images in FILE itself"),
+    ("--dataset own --input-dir EMPTY", "There are no images in EMPTY itself"),
     ("--dataset own --group-regex (a", "--group-regex '(a'"),
     ("--group-regex a", "--group-regex 'a' is for images of your own: pass --dataset own too, or omit it."),
 ]
@@ -467,7 +467,7 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
         (tmp_path / "empty" / "sample").mkdir()
     code, printed = main_here(*arguments, "--input-dir", str(tmp_path / "empty"))
     ends = {"--resume": "run to resume", "sample": "sample", "--help": "usage: main.py"}
-    ends["own"] = "No images directly in"
+    ends["own"] = "There are no images in"
     expected = next((ends[word] for word in arguments if word in ends), "There is no")
     assert expected in str(code) + printed
 
