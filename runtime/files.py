@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import torch
@@ -20,13 +21,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file sy
 def make_writable(*folders: Path) -> None:
     """Create each folder and write a byte to it, so that a run fails before its first step if it could not save."""
     for folder in folders:
-        probe = folder / f".writable-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                probe.write_bytes(b"\0")
-            finally:
-                probe.unlink(missing_ok=True)
+            with TemporaryFile(dir=folder) as file:
+                file.write(b"\0")
         except OSError as error:
             raise UserError(f"Cannot write to {folder} ({error.strerror}). Pass another folder.") from error
 
