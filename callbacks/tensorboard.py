@@ -1,33 +1,26 @@
 """TensorBoard: the curves of a training, its hyperparameters, and its predictions from epoch to epoch."""
 
-from __future__ import annotations
-
-import math
 import time
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop
 
 from img.transformer import get_image_size, resize
 from nn.callback import Callback
+from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from runtime.files import write_errors
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-    from torch.utils.data import DataLoader
-
-    from nn.classifier import CarvanaClassifier
 
 TAGS = {  # TensorBoard groups charts by the part before the slash
     "loss": "masks/loss",
@@ -43,43 +36,29 @@ CAPTION_HEIGHT = 36  # pixels; TensorBoard shows a panel at a third of its size
 
 
 class EventLog:
-    """An event file of TensorBoard, written without a thread: what was flushed survives a kill.
+    """An event file of TensorBoard. Raises UserError if it cannot be written.
 
-    SummaryWriter's thread ends silently on a full disk; ten events later, the training would wait for it forever.
+    The thread of SummaryWriter ends silently on a full disk, and the training then waits for it forever.
 
-    folder: gets another event file each time the training resumes.
-    first_epoch: TensorBoard discards what earlier event files have of this epoch and later ones.
-    All methods raise UserError if they cannot write.
+    first_epoch: TensorBoard discards what earlier files in the folder have of this epoch and later ones.
     """
 
     def __init__(self, folder: Path, first_epoch: int):
-        self.folder, suffix = folder, f".{time.time_ns()}"
+        self.folder, start = folder, SessionLog(status=SessionLog.START)
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.writer = EventsWriter(str(folder / "events"), suffix)
-            (self.file,) = folder.glob(f"*{suffix}")
-        self.add(first_epoch, session_log=SessionLog(status=SessionLog.START))
+            self.writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            self.writer.write_event(Event(wall_time=time.time(), step=first_epoch, session_log=start))
 
-    def add(self, epoch: int, **content: summary.Summary | SessionLog) -> None:
-        """content: summary=, with the result of a function of tensorboardX.summary, or session_log=."""
+    def add(self, epoch: int, *summaries: summary.Summary) -> None:
         with write_errors(self.folder):
-            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **content))
-
-    def flush(self) -> None:
-        with write_errors(self.folder):
+            for each in summaries:
+                self.writer.write_event(Event(wall_time=time.time(), step=epoch, summary=each))
             self.writer.flush()
-            self.file.stat()  # writing to a deleted file is not an error
-
-
-def read_scalars(folder: Path, last_epoch: int) -> dict[tuple[str, int], float]:
-    """The event files in a folder -> {(tag, epoch): latest value}, 0 for tags of another kind."""
-    events = [event for file in sorted(folder.glob("events.*")) for event in LegacyEventFileLoader(str(file)).Load()]
-    events = [event for event in events if event.step <= last_epoch]
-    return {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
 
 
 def flatten(hyperparameters: Any) -> dict[str, bool | int | float | str]:
-    """A dataclass instance -> its values by name and those of nested instances, except 0, False and None."""
+    """The values of a dataclass instance and of nested instances by name, except 0, False and None."""
     values = {}
     for name, value in vars(hyperparameters).items():
         if is_dataclass(value):
@@ -98,97 +77,82 @@ class TensorboardLoggerCallback(Callback):
 
     def __init__(self, path: str | Path, hyperparameters: Any):
         self.path, self.hyperparameters = Path(path), hyperparameters
-        self.logs: dict[str, EventLog] = {}  # of "train" and "valid", which share charts
-        self.written: dict[str, dict[tuple[str, int], float]] = {}  # what their earlier event files have
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        for part in ("train", "valid"):
-            self.written[part] = read_scalars(self.path / part, last_epoch=classifier.epoch)
-            self.logs[part] = EventLog(self.path / part, first_epoch=classifier.epoch + 1)
-        if not any(self.written.values()):
+        # Training and validation have a folder each, so that they share charts
+        self.logs = {part: EventLog(self.path / part, classifier.epoch) for part in ("train", "valid")}
+        if classifier.epoch:  # a kill may have prevented its metrics from being logged
+            self.on_epoch_end(classifier, classifier.epoch, classifier.metrics[-1])
+        else:
             results = {TAGS[name]: 0 for name in ("dice", "loss", "score")}
-            for content in summary.hparams(flatten(self.hyperparameters), results)[:2]:  # the third ends the session
-                self.logs["valid"].add(0, summary=content)
-        for metrics in classifier.metrics:  # a kill may have prevented some from being logged
-            self.on_epoch_end(classifier, metrics["epoch"], metrics)
+            experiment, start, _end = summary.hparams(flatten(self.hyperparameters), results)
+            self.logs["valid"].add(0, experiment, start)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         for part, log in self.logs.items():
             names = ("loss", "dice", "pixel_accuracy", "images_per_second")
-            scalars = {TAGS[name]: metrics[f"{part}_{name}"] for name in names}
-            if part == "train":
-                scalars[TAGS["learning_rate"]] = metrics["learning_rate"]
-            contents = {tag: summary.scalar(tag, value) for tag, value in scalars.items()}
-            if part == "valid" and epoch == classifier.epoch:
-                dice, bins = classifier.valid_dice.numpy(), np.linspace(0, 1, 101)
-                contents[DICE_PER_IMAGE] = summary.histogram(DICE_PER_IMAGE, dice, bins)
-            for tag, content in contents.items():
-                if (tag, epoch) not in self.written[part]:
-                    log.add(epoch, summary=content)
-            log.flush()
+            log.add(epoch, *(summary.scalar(TAGS[name], metrics[f"{part}_{name}"]) for name in names))
+        self.logs["train"].add(epoch, summary.scalar(TAGS["learning_rate"], metrics["learning_rate"]))
+        dice, bins = classifier.valid_dice.numpy(), np.linspace(0, 1, 101)
+        self.logs["valid"].add(epoch, summary.histogram(DICE_PER_IMAGE, dice, bins))
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        """Add the score at the best epoch, if it is new: another threshold may give another one."""
-        tag, epoch, folder = TAGS["score"], classifier.best["epoch"], self.path / "valid"
-        earlier = read_scalars(folder, last_epoch=epoch).get((tag, epoch), math.nan)
-        if not math.isclose(earlier, score, rel_tol=1e-6):  # TensorBoard stores float32
-            log = EventLog(folder, first_epoch=classifier.epoch + 1)
-            log.add(epoch, summary=summary.scalar(tag, score))
-            log.flush()
+        log = EventLog(self.path / "valid", classifier.epoch + 1)
+        log.add(classifier.best["epoch"], summary.scalar(TAGS["score"], score))
 
 
 class TensorboardVisualizerCallback(Callback):
     """Shows panels of the same validation images in each epoch, and of the worst images of the epoch.
 
     path: the folder of the run, such as logs/tb_viz/<timestamp>. count: of images, same and worst.
-    width: of an image in a panel, in pixels. The height follows from the file, up to twice the width.
+    width: of an image in a panel, in pixels. The height follows from the file.
     """
 
     def __init__(self, path: str | Path, count: int = 4, width: int = 320):
         self.path, self.count, self.width = Path(path), count, width
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
-        self.log = EventLog(self.path, first_epoch=max(classifier.epoch, 1))
-        self.dataset = valid_loader.dataset
-        self.same = {f"validation/{self._name(index)}": index for index in spread(self.count, len(self.dataset))}
+        self.log, self.dataset = EventLog(self.path, classifier.epoch), valid_loader.dataset
+        self.same = spread(self.count, len(self.dataset))
         if classifier.epoch:  # a kill may have prevented its panels from being drawn
             self.on_epoch_end(classifier, classifier.epoch, {})
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         worst = classifier.valid_dice.argsort(stable=True)[: self.count].tolist()
-        shown = self.same | {f"worst_of_the_epoch/{rank}": index for rank, index in enumerate(worst, start=1)}
-        panels = {index: self._panel(classifier, index).numpy() for index in {*shown.values()}}
-        for tag, index in shown.items():
-            self.log.add(epoch, summary=summary.image(tag, panels[index]))
-        self.log.flush()
-
-    def _name(self, index: int) -> str:
-        return Path(self.dataset.X[index]).name
+        shown = {f"validation/{self.dataset.X[index].name}": index for index in self.same}
+        shown |= {f"worst_of_the_epoch/{rank}": index for rank, index in enumerate(worst, start=1)}
+        panels = (summary.image(tag, self._panel(classifier, index).numpy()) for tag, index in shown.items())
+        self.log.add(epoch, *panels)
 
     def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
+        path = self.dataset.X[index]
         image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
         prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
         image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
-        height, width = get_image_size(self.dataset.X[index])
-        height = min(max(1, round(self.width * height / width)), 2 * self.width)
-        return panel(image, prediction, mask > 127, (height, self.width), self._name(index))
+        height, width = get_image_size(path)
+        size = round(self.width * height / width), self.width
+        return panel(image, prediction, mask > 127, size, path.name)
 
 
 def panel(image: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
-    """side_by_side() above a caption with the title, the Dice and the meaning of the colors.
+    """side_by_side() above a caption with the Dice, the meaning of the colors, and the title.
 
     image (3, h, w) uint8, prediction and mask (h, w) bool -> (3, size[0] + CAPTION_HEIGHT, 3 * size[1]) uint8.
     """
     height, width = size[0], 3 * size[1]
     strip = resize(side_by_side(image, prediction, mask), (height, width))
     caption = Image.new("RGB", (width, CAPTION_HEIGHT), "black")
-    draw, font = ImageDraw.Draw(caption), ImageFont.load_default(0.7 * CAPTION_HEIGHT)
+    draw, font, left = ImageDraw.Draw(caption), ImageFont.load_default(0.7 * CAPTION_HEIGHT), 4
     dice = dice_per_image(prediction[None], mask[None]).item()
-    draw.text((4, CAPTION_HEIGHT / 2), f"Dice {dice:.4f}  {title[:34]}", "white", font, "lm")
-    right = width - 4
-    for color, meaning in ((FALSE_POSITIVE, "false alarm"), (FALSE_NEGATIVE, "miss"), (TRUE_POSITIVE, "hit")):
-        draw.text((right, CAPTION_HEIGHT / 2), meaning, color, font, "rm")
-        right -= draw.textlength(f"{meaning}  ", font)
+    for text, color in (
+        (f"Dice {dice:.4f}", "white"),
+        ("hit", TRUE_POSITIVE),
+        ("miss", FALSE_NEGATIVE),
+        ("false alarm", FALSE_POSITIVE),
+        (title, "white"),
+    ):
+        draw.text((left, CAPTION_HEIGHT / 2), text, color, font, "lm")
+        left += draw.textlength(f"{text}  ", font)
     return torch.cat([strip, torch.from_numpy(np.array(caption)).permute(2, 0, 1)], dim=1)
 
 
