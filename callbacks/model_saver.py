@@ -1,29 +1,24 @@
 """Saves a training after each epoch, to resume it, and its best weights, to predict with them."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from helpers import pluralize
 from nn.callback import Callback
+from nn.classifier import CarvanaClassifier
 from runtime import distributed
-from runtime.errors import UserError, require, set_exit_hint
+from runtime.errors import require, set_exit_hint
 from runtime.files import load_checkpoint, lock, save_atomically, write_errors
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.utils.data import DataLoader
-
-    from nn.classifier import CarvanaClassifier
 
 
 class ModelSaverCallback(Callback):
@@ -45,10 +40,7 @@ class ModelSaverCallback(Callback):
         self.folder_lock, self.resumed = None, False
 
     def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer) -> None:
-        """Load last.pt, if there is one, in all processes, and write what a kill prevented from being written after it.
-
-        Raises UserError if the weights of the best epoch are lost.
-        """
+        """Load last.pt, if there is one, in all processes. Raises UserError if the best epoch's weights are lost."""
         self.resumed = distributed.broadcast(self.last.exists)
         if not self.resumed:
             return
@@ -56,27 +48,24 @@ class ModelSaverCallback(Callback):
             self.folder_lock = lock(self.folder)
         classifier.restore_model(self.last, optimizer)
         if distributed.is_main_process():
-            if classifier.metrics:
-                self._repair_best(classifier)
+            if classifier.metrics:  # a kill may have prevented these files from being written after last.pt
+                self._restore_best(classifier)
                 self._save_metrics(classifier)
             self._set_exit_hint(classifier)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         if self.resumed and classifier.epoch >= classifier.epochs:
-            ended = self.settings["hyperparameters"]["schedule"] != "constant"  # the learning rate is almost 0
-            print(
-                f"{self.folder} is finished ({pluralize(classifier.epoch, 'epoch')}). To train further, "
-                f"{'start a new run and ' * ended}pass --epochs {2 * classifier.epoch}."
-            )
+            print(f"{self.folder} is finished ({pluralize(classifier.epoch, 'epoch')}).")
             return  # the files keep the settings of the training
         if self.resumed:
             print(f"Resuming {self.folder} after epoch {classifier.epoch} of {classifier.epochs}.")
         else:
-            self._create_folder()
+            with write_errors(self.folder):
+                self.folder.mkdir(parents=True)  # fails if another run started in the same second
+            self.folder_lock = lock(self.folder)
         with save_atomically(self.folder / "hyperparameters.json") as file:
             file.write((json.dumps(self.settings, indent=2) + "\n").encode())
-        with save_atomically(self.folder / "split.csv") as file:
-            self.split.to_csv(file, index=False)
+        self._save_table(self.split, "split.csv")
         self._save_last(classifier)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
@@ -86,36 +75,16 @@ class ModelSaverCallback(Callback):
         self._save_metrics(classifier)
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        path = self.folder / "score.csv"
-        with save_atomically(path) as file:
-            table.to_csv(file, index=False)
-        print(f"scores      {path}\n")
+        self._save_table(table, "score.csv")
+        print(f"scores      {self.folder / 'score.csv'}\n")
 
-    def _create_folder(self) -> None:
-        require(
-            not self.folder.exists(),
-            f"{self.folder} already exists: another run started in the same second. Start this one again.",
-        )
-        with write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder_lock = lock(self.folder)
-
-    def _repair_best(self, classifier: CarvanaClassifier) -> None:
-        """Write best.pt again, from last.pt, if it is of an earlier epoch or damaged."""
+    def _restore_best(self, classifier: CarvanaClassifier) -> None:
         epoch = classifier.best["epoch"]
-        in_last = epoch == classifier.epoch
-        try:
-            intact = load_checkpoint(self.best).get("epoch") == epoch
-        except UserError:
-            if not in_last:
-                raise
-            intact = False
-        require(
-            intact or in_last,
-            f"{self.best} is not of epoch {epoch}, the best one. Restore that file, or start a new run.",
-        )
-        if not intact:
+        if epoch == classifier.epoch:
             self._save_best(classifier, load_checkpoint(self.last))
+        else:
+            require(load_checkpoint(self.best).get("epoch") == epoch,
+                    f"{self.best} is not of epoch {epoch}, the best one. Restore that file, or start a new run.")
 
     def _save_last(self, classifier: CarvanaClassifier) -> None:
         self._save(self.last, classifier.state_dict())
@@ -134,16 +103,19 @@ class ModelSaverCallback(Callback):
 
     def _save_metrics(self, classifier: CarvanaClassifier) -> None:
         table = pd.DataFrame(classifier.metrics).drop(columns=list(classifier.TIMING_METRICS))
-        with save_atomically(self.folder / "metrics.csv") as file:
+        self._save_table(table, "metrics.csv")
+
+    def _save_table(self, table: pd.DataFrame, name: str) -> None:
+        with save_atomically(self.folder / name) as file:
             table.to_csv(file, index=False)
 
     def _set_exit_hint(self, classifier: CarvanaClassifier) -> None:
         """Set the last line that the program prints, however it ends: how to resume."""
         saved = f"Epoch {classifier.epoch} of {classifier.epochs} is" if classifier.epoch else "The initial weights are"
-        launcher, where = ["python" if shutil.which("python") == sys.executable else sys.executable], ""
-        if distributed.WORLD_SIZE > 1:
-            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.LOCAL_WORLD_SIZE}"]
-        if distributed.WORLD_SIZE > distributed.LOCAL_WORLD_SIZE:
-            launcher, where = [], ", on each node and with the same torchrun options,"
+        launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
+        if distributed.WORLD_SIZE > distributed.LOCAL_WORLD_SIZE:  # on each node, with its options
+            launcher = ["torchrun", "..."]
+        elif distributed.WORLD_SIZE > 1:
+            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.WORLD_SIZE}"]
         command = shlex.join([*launcher, sys.argv[0], "--resume", str(self.folder)])
-        set_exit_hint(f"{saved} saved; continue{where} with: {command}", self.last)
+        set_exit_hint(f"{saved} saved; continue with: {command}", self.last)

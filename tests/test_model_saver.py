@@ -121,20 +121,19 @@ def test_without_a_checkpoint_resume_does_nothing(drawn, tmp_path):
 
 
 def test_the_start_of_a_resumed_run_says_where_it_is(drawn, tmp_path, capsys):
-    for schedule, way in (("constant", "pass --epochs 4"), ("one_cycle", "start a new run and pass --epochs 4")):
-        saver = make_saver(tmp_path / schedule)
-        train(drawn, 1, [saver])
-        assert capsys.readouterr().out == ""  # control: a new run
-        train(drawn, 2, [make_saver(saver.folder)], resume=True)
-        assert f"Resuming {saver.folder} after epoch 1 of 2.\n" in capsys.readouterr().out
-        train(drawn, 2, [make_saver(saver.folder, Settings(schedule=schedule))], resume=True)
-        assert f"{saver.folder} is finished (2 epochs). To train further, {way}.\n" in capsys.readouterr().out
+    saver = make_saver(tmp_path / "run")
+    train(drawn, 1, [saver])
+    assert capsys.readouterr().out == ""  # control: a new run
+    resume(drawn, saver, 2)
+    assert capsys.readouterr().out == f"Resuming {saver.folder} after epoch 1 of 2.\n"
+    resume(drawn, saver, 2)
+    assert capsys.readouterr().out == f"{saver.folder} is finished (2 epochs).\n"
 
 
 @pytest.mark.parametrize(("nodes", "per_node", "command"), [
     (1, 1, "continue with: {python} main.py --resume {folder}"),
     (1, 2, "continue with: {python} -m torch.distributed.run --nproc_per_node=2 main.py --resume {folder}"),
-    (2, 2, "continue, on each node and with the same torchrun options, with: main.py --resume {folder}"),
+    (2, 2, "continue with: torchrun ... main.py --resume {folder}"),
 ])
 def test_the_exit_hint_has_the_command_to_resume(drawn, tmp_path, monkeypatch, nodes, per_node, command):
     hints = []
@@ -235,5 +234,5 @@ def test_a_folder_that_can_no_longer_be_written_is_named(drawn, small_disk, faul
 
 def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"run already exists: another run started in the same second\. Start this"):
+    with pytest.raises(UserError, match=r"run \(File exists\)"):
         train(drawn, 1, [make_saver(tmp_path / "run")])

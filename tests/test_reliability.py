@@ -158,7 +158,7 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
     print(f"saved when it was killed: {epochs}")
     last_of_all = Run(tmp_path, "--resume", "last")
     assert "submission  " in last_of_all.ended(), last_of_all.printed
-    assert "is finished (8 epochs). To train further" in last_of_all.printed
+    assert "is finished (8 epochs)." in last_of_all.printed
     assert "epoch 8/8" not in last_of_all.printed
 
     (mine,), (theirs,) = ([path.parent for path in run.glob("output/models/*/last.pt")] for run in (tmp_path, straight))
