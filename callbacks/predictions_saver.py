@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from runtime.files import lock, save_atomically, write_errors
 class PredictionsSaverCallback(Callback):
     """Writes rows "img,rle_mask" to a gzip file, in the order of the predictions.
 
-    to_file: the submission, such as output/submit.csv.gz. An earlier one is replaced by close_saver(), not before.
+    to_file: the submission. An earlier one is replaced by close_saver(), not before.
     origin_img_size: (height, width) of the images and so of the masks.
     threshold: a pixel is car where its probability is above this.
     """
@@ -30,14 +31,11 @@ class PredictionsSaverCallback(Callback):
     def __init__(self, to_file: str | Path, origin_img_size: tuple[int, int], threshold: float):
         self.to_file, self.origin_img_size, self.threshold = Path(to_file), origin_img_size, threshold
         self.empty, self.full = [], []  # names of the images whose masks have no car, or nothing else
-        self._open_files = ExitStack()
-        self._csv = None
+        self._open_files, self._csv = ExitStack(), None
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> list[tuple[str, str]]:
-        """Return rows of the submission."""
-        size, threshold = self.origin_img_size, self.threshold
         # One mask after the other: a batch of them at full size would take too much memory
-        masks = (to_mask(prob[None], size, threshold)[0] for prob in probs)
+        masks = (to_mask(prob[None], self.origin_img_size, self.threshold)[0] for prob in probs)
         return [(name, rle.encode(mask)) for name, mask in zip(names, masks, strict=True)]
 
     def on_batch_gathered(self, result: list[tuple[str, str]]) -> None:
@@ -52,15 +50,11 @@ class PredictionsSaverCallback(Callback):
     def close_saver(self, images: Sequence[Path]) -> None:
         """Move the finished file into place, warn of suspicious masks, and read the file back.
 
-        images: paths of the images that were predicted; does nothing if there are none. Raises UserError if the
-        submission cannot be written or does not have exactly one valid mask for each image.
+        images: paths of the images that were predicted; does nothing if there are none.
         """
         if not len(images) or not is_main_process():
             return
-        if self._csv is None:
-            self._open()
         self._open_files.close()
-        self._csv = None
         for names, fault in ((self.empty, "without a car"), (self.full, "without background")):
             if names:
                 print(f"Warning: {pluralize(len(names), 'mask')} {fault}: {first_few(names)}.")
@@ -82,25 +76,20 @@ class PredictionsSaverCallback(Callback):
 
 
 def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) -> None:
-    """Read a submission back. Raises UserError unless it has the header and a row for each of `names`, in this order,
-    with run lengths of a mask of `size` (height, width).
+    """Raise UserError unless a submission has a row for each of `names`, in this order, with a valid mask.
+
+    size: (height, width) of the masks.
     """
     csv.field_size_limit(2**31 - 1)
-    row = 0
+    row, end = 0, "the end of the file"
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            if next(rows, None) != ["img", "rle_mask"]:
-                raise ValueError("the header must be img,rle_mask")
-            for name in Progress(names, "reading back", unit="mask"):
-                row += 1
-                found, *runs = next(rows, ["the end of the file"])
-                if found != name:
-                    raise ValueError(f"found {found} instead of {name}")
-                (runs,) = runs
-                rle.parse(runs, size)
-            row += 1
-            if next(rows, None) is not None:
-                raise ValueError("more rows than images")
+            expected = Progress(["img", *names, end], "reading back", unit="mask")
+            rows = chain(csv.reader(file), [(end, "")])
+            for row, (name, (image, runs)) in enumerate(zip(expected, rows, strict=False)):
+                if image != name:
+                    raise ValueError(f"found {image} instead of {name}")
+                if row:  # not the header
+                    rle.parse(runs, size)
     except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise UserError(f"{path} is not a complete submission (row {row}: {error!s:.200}). Predict again.") from error

@@ -140,7 +140,7 @@ def test_a_submission_is_read_back(tmp_path):
     for faulty, expected in (
         (["a.jpg", "d.jpg", "b,c.jpg"], r"row 2: found b,c\.jpg instead of d\.jpg"),
         ([*names, "e.jpg"], r"row 4: found the end of the file instead of e\.jpg"),
-        (names[:2], "row 3: more rows than images"),
+        (names[:2], r"row 3: found d\.jpg instead of the end of the file"),
     ):
         with pytest.raises(UserError, match=rf"a\.gz is not a complete submission \({expected}\)\. Predict again"):
             check_submission(path, faulty, (60, 90))
@@ -151,7 +151,7 @@ def test_a_submission_is_read_back(tmp_path):
         with pytest.raises(UserError, match="is not a complete submission"):
             check_submission(path, names, (60, 90))
     for changed, expected in (
-        ([["img", "mask"], *rows[1:]], "row 0: the header must be img,rle_mask"),
+        ([["image", "rle_mask"], *rows[1:]], "row 0: found image instead of img"),
         ([*rows[:2], rows[1], *rows[3:]], r"row 2: found a\.jpg instead of b,c\.jpg"),
         ([*rows[:3], ["d.jpg", "3 1 1 1"]], "row 3: run 1 1 is invalid"),
         ([*rows[:3], ["d.jpg"]], "row 3: "),
