@@ -28,8 +28,7 @@ class ModelSaverCallback(Callback):
     hyperparameters.json. split.csv: the training and the validation images. metrics.csv: a row per epoch.
     score.csv: the Dice of each validation image at its original size, with best.pt.
 
-    folder: locked while it trains. hyperparameters, options: dataclass instances, which may be nested.
-    split: a row per image, with the columns car, image and part.
+    folder: locked while it trains. hyperparameters, options: dataclass instances. split: columns car, image, part.
     """
 
     def __init__(self, folder: str | Path, hyperparameters: Any, options: Any, split: pd.DataFrame):

@@ -23,8 +23,7 @@ from runtime.files import lock, save_atomically, write_errors
 class PredictionsSaverCallback(Callback):
     """Writes rows "img,rle_mask" to a gzip file, in the order of the predictions.
 
-    to_file: the submission. An earlier one is replaced by close_saver(), not before.
-    origin_img_size: (height, width) of the images and so of the masks.
+    to_file: an earlier one is replaced by close_saver(), not before. origin_img_size: (height, width) of the masks.
     threshold: a pixel is car where its probability is above this.
     """
 
@@ -50,7 +49,7 @@ class PredictionsSaverCallback(Callback):
     def close_saver(self, images: Sequence[Path]) -> None:
         """Move the finished file into place, warn of suspicious masks, and read the file back.
 
-        images: paths of the images that were predicted; does nothing if there are none.
+        images: paths of the predicted images; does nothing if there are none.
         """
         if not len(images) or not is_main_process():
             return
@@ -76,10 +75,7 @@ class PredictionsSaverCallback(Callback):
 
 
 def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) -> None:
-    """Raise UserError unless a submission has a row for each of `names`, in this order, with a valid mask.
-
-    size: (height, width) of the masks.
-    """
+    """Raise UserError unless a submission has a valid mask (height, width) for each of `names`, in this order."""
     csv.field_size_limit(2**31 - 1)
     row, end = 0, "the end of the file"
     try:

@@ -23,8 +23,7 @@ THRESHOLDS = [round(0.3 + 0.05 * step, 2) for step in range(9)]  # compared in t
 class ScorerCallback(Callback):
     """Computes the Dice of each predicted mask and the image's true mask, at the size of the true mask.
 
-    X, y: paths of the images and of their masks, in the same order.
-    threshold: a pixel is car where its probability is above this.
+    X, y: paths of the images and of their masks. threshold: a pixel is car where its probability is above this.
     groups: image name -> group, in place of its car. None if the names are Kaggle's, <car>_<angle>.jpg.
 
     The confidence interval is computed from the means of the cars, because the images of a car are not independent.
@@ -68,7 +67,7 @@ class ScorerCallback(Callback):
         return table
 
     def report(self, classifier: CarvanaClassifier, to: Sequence[Callback] = ()) -> None:
-        """Print the summary, and pass score and table to the on_score of each callback in `to`."""
+        """Print the summary and call on_score of the callbacks in `to`."""
         if not is_main_process():
             return
         print(f"\n{self.summary()}")
@@ -76,7 +75,7 @@ class ScorerCallback(Callback):
             callback.on_score(classifier, self.score, self.table())
 
     def summary(self) -> str:
-        """The score, the worst images, and the mean at each angle of the cars and at each threshold."""
+        """The score, the worst images, and the mean at each angle and threshold."""
         table = self.table()
         cars, noun = table.groupby("car")["dice"].mean(), "car" if self.groups is None else "group"
         grouped = self.groups is None or len(cars) < len(table)  # without groups each image is one by itself
@@ -103,10 +102,7 @@ def confidence_interval(values: pd.Series) -> tuple[float, float]:
 
 
 def dice_at_thresholds(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
-    """Return the Dice of to_mask(prob, size, threshold) and `truth` at each threshold.
-
-    prob: (h, w) float. truth: (H, W) bool, on the same device.
-    """
+    """Threshold -> Dice of the mask that `to_mask` makes of prob (h, w) and of truth (H, W) bool, on one device."""
     probs = upsample(prob[None], truth.shape)  # (1, H, W)
     masks = probs > torch.tensor(thresholds, device=probs.device)[:, None, None]  # (thresholds, H, W)
     dice = dice_per_image(masks, truth.expand_as(masks))

@@ -71,8 +71,7 @@ def flatten(hyperparameters: Any) -> dict[str, bool | int | float | str]:
 class TensorboardLoggerCallback(Callback):
     """Logs the metrics of each epoch, a histogram of the validation images' Dice, and the hyperparameters.
 
-    path: the folder of the run, such as logs/tb_logs/<timestamp>. A resumed training continues its curves.
-    hyperparameters: a dataclass instance, which may be nested.
+    path: the folder of the run; a resumed training continues its curves. hyperparameters: a dataclass instance.
     """
 
     def __init__(self, path: str | Path, hyperparameters: Any):
@@ -104,8 +103,7 @@ class TensorboardLoggerCallback(Callback):
 class TensorboardVisualizerCallback(Callback):
     """Shows panels of the same validation images in each epoch, and of the worst images of the epoch.
 
-    path: the folder of the run, such as logs/tb_viz/<timestamp>. count: of images, same and worst.
-    width: of an image in a panel, in pixels. The height follows from the file.
+    path: the folder of the run. count: of images, same and worst. width: of an image in a panel, in pixels.
     """
 
     def __init__(self, path: str | Path, count: int = 4, width: int = 320):

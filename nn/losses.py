@@ -8,10 +8,8 @@ from torch import Tensor
 class SoftDiceLoss(nn.Module):
     """1 - Dice, with probabilities instead of a binary mask: per image, averaged over the batch, in [0, 1].
 
-        loss = 1 - (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth),  p = sigmoid(logits)
-
-    An empty mask that is predicted empty has a loss of 0. (The tutorial's formula has `smooth` twice in the numerator,
-    which makes it -1.)
+    smooth: makes the loss of an empty mask that is predicted empty 0, not undefined. (The tutorial's formula has it
+        twice in the numerator, which makes that loss -1.)
     """
 
     def __init__(self, smooth: float = 1.0):
@@ -28,8 +26,6 @@ class SoftDiceLoss(nn.Module):
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
-
-    From logits, because the gradient of a confidently wrong pixel would vanish in the sigmoid.
-    """
+    """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar."""
+    # From logits: the gradient of a confidently wrong pixel would vanish in the sigmoid
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())

@@ -14,19 +14,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 def make_optimizer(
     net: nn.Module, name: str, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """An optimizer of `net`. name: "SGD", "RMSprop" or "AdamW". momentum: of SGD.
+    """name: "SGD", "RMSprop" or "AdamW" (https://arxiv.org/abs/1711.05101). momentum: of SGD.
 
-    weight_decay: of convolution kernels, not of biases and BatchNorms. It is decoupled in AdamW (Loshchilov and Hutter
-        2019, https://arxiv.org/abs/1711.05101), an L2 penalty in the others.
+    weight_decay: of convolution kernels, not of biases and BatchNorms. It is decoupled in AdamW, else an L2 penalty.
     """
     params = list(net.parameters())
     groups = [
         {"params": [param for param in params if param.ndim > 1], "weight_decay": weight_decay},
         {"params": [param for param in params if param.ndim <= 1], "weight_decay": 0.0},
     ]
-    if name == "SGD":
-        return SGD(groups, lr=learning_rate, momentum=momentum)
-    return {"RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name](groups, lr=learning_rate)
+    make = {"SGD": partial(SGD, momentum=momentum), "RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name]
+    return make(groups, lr=learning_rate)
 
 
 def make_scheduler(
@@ -34,12 +32,10 @@ def make_scheduler(
 ) -> LRScheduler:
     """A scheduler to step after each optimizer step. The optimizer's learning rate is the peak.
 
-    "constant": the peak. "cosine": from the peak to 0, along half a cosine (https://arxiv.org/abs/1608.03983).
-    "one_cycle": from 1/25 of the peak to the peak in the first 30% of the steps, then to almost 0, both along half a
-    cosine (https://arxiv.org/abs/1708.07120). The momentum stays constant.
-
-    warmup_epochs: of linear warmup, for "constant" and "cosine".
-    done: finished epochs. The learning rate is a function of the step, so a checkpoint does not need to store it.
+    name: "constant"; "cosine", from the peak to 0 along half a cosine (https://arxiv.org/abs/1608.03983); "one_cycle",
+        from 1/25 of the peak to the peak in the first 30% of the steps, then to almost 0, both along half a cosine
+        (https://arxiv.org/abs/1708.07120).
+    warmup_epochs: of linear warmup, for "constant" and "cosine". done: finished epochs.
     """
     steps, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
     last = done * steps_per_epoch - 1  # the last finished step
@@ -59,12 +55,12 @@ def make_scheduler(
 class ModelEma:
     """Exponential moving average of the weights of a net and of the running statistics of its BatchNorms.
 
-    net: the average, to evaluate with. With decay 0 it is the net that trains, and nothing is averaged.
+    torch's AveragedModel would wait for the GPU at each step, to read its counter.
+
     decay: what an update keeps of the average, which is thus over about 1 / (1 - decay) steps (Polyak and Juditsky
         1992). Update n keeps (1 + n) / (10 + n) if that is less, so that the initial weights are soon forgotten.
-    updates: their number; checkpoints need it and the weights.
 
-    torch's AveragedModel reads its counter from the GPU at each step, which waits for the GPU.
+    Attributes: net, the average; with decay 0 it is the net that trains. updates: their number so far.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -73,7 +69,6 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Average with the current weights of `net`, which trains."""
         if not self.decay:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

@@ -1,7 +1,5 @@
 """UNet1024, the tutorial's deeper U-Net for large images. A mask is as large as its image."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -24,22 +22,20 @@ class UpsampleDecoder(nn.Module):
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""
         x = F.interpolate(x, size=trace.shape[-2:], mode="bilinear", align_corners=False)  # (N, in, H, W)
-        if x.requires_grad and len(x):  # the gradient, a slice of that of torch.cat, would not be channels_last: slow
+        if x.requires_grad and len(x):  # torch.cat's gradient would not be channels_last, which is slow
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
         return self.convs(torch.cat([trace, x], dim=1))
 
 
 class UNet1024(nn.Module):
-    """A U-Net of six levels instead of four, with fewer channels at high resolution.
-
-    Its convolutions are padded, so no trace is cropped. The decoder has bilinear upsampling and three convolutions per
-    level, instead of an up-convolution and two.
+    """A U-Net of six levels instead of four, with padded convolutions and fewer channels at high resolution.
 
     in_shape: (channels, height, width). Both sides must be multiples of 64, 128 or more. Raises SizeError otherwise.
     """
 
-    valid_sizes = range(128, 2**16, 64)  # height and width of images
-    margin = 0  # by which a mask is smaller than its image
+    valid_sizes = range(128, 2**16, 64)
+    margin = 0
+    check = classmethod(check_size)
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 1024, 1024)):
         super().__init__()
@@ -62,15 +58,10 @@ class UNet1024(nn.Module):
         self.up1 = UpsampleDecoder(24, 24, 24)
         self.head = nn.Conv2d(24, 1, kernel_size=1)
 
-    @classmethod
-    def check(cls, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of an image -> that of its mask. Raises SizeError."""
-        return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
-
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, H, W). Shapes below are for 1024x1024."""
         x, trace1 = self.down1(x)  # (N, 24, 512, 512), trace (N, 24, 1024, 1024)
-        x, trace2 = self.down2(x)  # (N, 64, 256, 256), trace (N, 64, 512, 512)
+        x, trace2 = self.down2(x)  # (N, 64, 256, 256)
         x, trace3 = self.down3(x)  # (N, 128, 128, 128)
         x, trace4 = self.down4(x)  # (N, 256, 64, 64)
         x, trace5 = self.down5(x)  # (N, 512, 32, 32)

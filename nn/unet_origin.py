@@ -1,7 +1,6 @@
 """U-Net (Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597), figure 1 of the paper.
 
-Two differences: each 3x3 convolution is followed by a BatchNorm, so it needs no bias; and the head has one channel, the
-logit of "car", instead of two classes.
+Two differences: each 3x3 convolution is followed by a BatchNorm; the head has one channel instead of two classes.
 """
 
 from collections.abc import Sequence
@@ -21,15 +20,15 @@ class SizeError(UserError):
     nearest: list[tuple[int, int]]
 
 
-def check_size(net: str, size: Sequence[int], valid_sizes: range, margin: int) -> tuple[int, int]:
-    """(height, width) of an image -> that of its mask, which is smaller by `margin`. Raises SizeError."""
-    start, step = valid_sizes.start, valid_sizes.step
+def check_size(net: type[nn.Module], size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of an image -> that of its mask. Raises SizeError."""
+    start, step = net.valid_sizes.start, net.valid_sizes.step
     below = tuple(max(start, side - (side - start) % step) for side in size)
     if below == tuple(size):
-        return size[0] - margin, size[1] - margin
+        return size[0] - net.margin, size[1] - net.margin
     above = tuple(lower if lower == side else lower + step for lower, side in zip(below, size, strict=True))
     error = SizeError(
-        f"{net} does not support images of {format_size(size)} (height x width): both sides must be {start}, "
+        f"{net.__name__} does not support images of {format_size(size)} (height x width): both sides must be {start}, "
         f"{start + step}, {start + 2 * step}, ... pixels. The nearest valid sizes are {format_size(below)} and "
         f"{format_size(above)}."
     )
@@ -38,20 +37,17 @@ def check_size(net: str, size: Sequence[int], valid_sizes: range, margin: int) -
 
 
 def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., H, W) -> the central window, (..., height, width).
-
-    Negative padding: a slice's gradient would lose channels_last and slow down everything after it.
-    """
+    """(..., H, W) -> the central window, (..., *size)."""
     height, width = x.shape[-2] - size[0], x.shape[-1] - size[1]  # to remove
+    # Not by slicing, whose gradient is not channels_last and slows down everything after it
     return F.pad(x, [-(width // 2), width // 2 - width, -(height // 2), height // 2 - height])
 
 
 class ConvBnRelu(nn.Module):
     """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 * padding, W - 2 + 2 * padding).
 
-    The initial weights have a standard deviation of sqrt(2 / fan-in), as in section 3 of the paper. Then the output of
-    the convolution has a variance of about 1, which is also where the running variance of the BatchNorm starts, so
-    predictions are reasonable from the first epoch on.
+    The initial weights have a standard deviation of sqrt(2 / fan-in), as in section 3 of the paper, so that the output
+    of each convolution has a variance of about 1, which is where the running variance of a BatchNorm starts.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
@@ -66,10 +62,7 @@ class ConvBnRelu(nn.Module):
 
 
 class StackEncoder(nn.Module):
-    """One level of the encoder: two ConvBnRelu, then 2x2 max pooling.
-
-    The features before pooling, the trace, go to the decoder through the skip connection.
-    """
+    """One level of the encoder: two ConvBnRelu, whose output is the trace for the decoder, then 2x2 max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
         super().__init__()
@@ -106,12 +99,13 @@ class StackDecoder(nn.Module):
 class UNetOriginal(nn.Module):
     """The paper's net. It predicts the central window: valid convolutions remove 92 pixels on each side.
 
-    in_shape: (channels, height, width). Both sides must be 188, 204, 220, ..., 572, ...: then each pooling has an even
-        size, and at least one pixel is left at the lowest level. Raises SizeError otherwise.
+    in_shape: (channels, height, width). Both sides must be 188, 204, ..., 572, ..., so that the size is even at each
+        pooling. Raises SizeError otherwise.
     """
 
     valid_sizes = range(188, 2**16, 16)  # height and width of images
     margin = 184  # by which a mask is smaller than its image
+    check = classmethod(check_size)
 
     def __init__(self, in_shape: tuple[int, int, int] = (3, 572, 572)):
         super().__init__()
@@ -129,11 +123,6 @@ class UNetOriginal(nn.Module):
         self.up2 = StackDecoder(256, 128)
         self.up1 = StackDecoder(128, 64)
         self.head = nn.Conv2d(64, 1, kernel_size=1)
-
-    @classmethod
-    def check(cls, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of an image -> that of its mask. Raises SizeError."""
-        return check_size(cls.__name__, size, cls.valid_sizes, cls.margin)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, H - 184, W - 184). Shapes below are for 572x572."""
