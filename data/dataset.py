@@ -1,4 +1,4 @@
-"""Data sets that load images and masks. Items are uint8, to move as little memory as possible."""
+"""Data sets that load images and masks, as uint8 to move little memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,16 +9,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from helpers import format_size, seed_everything
-from img.transformer import decode_image, decode_mask, get_image_size, preprocess, resize, resize_size, resize_to_cover
+from img.transformer import decode_image, decode_mask, get_image_size, halve, reflect_pad, resize, resize_size
+from img.tta import tta_view
 from runtime.errors import UserError, ran_out_of_memory, require
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Re-raise an error of reading or decoding the image at `path` as a UserError that names it."""
+    """Turn an error of reading or decoding the image at `path` into a UserError."""
     try:
         yield
-    except Exception as error:  # decoders raise a dozen types
+    except Exception as error:  # decoders raise many types
         if ran_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno:
@@ -28,19 +29,32 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
-    """Read an image or a mask with decode_image or decode_mask. Raises UserError if that fails."""
+    """Read a file with decode_image or decode_mask. Raises UserError."""
     with reading(path):
         return decode(Path(path).read_bytes(), min_size)
 
 
 def check_pair(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
     """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
-    hint = ", after rotating both as their EXIF data say" * (tuple(image_size) == tuple(mask_size)[::-1])
     require(
         tuple(image_size) == tuple(mask_size),
         f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image {image_path} is "
-        f"{format_size(image_size)}. Both must have the same size{hint}.",
+        f"{format_size(image_size)}. Both must have the same size (after the rotation of their EXIF data).",
     )
+
+
+def preprocess(
+    image: Tensor, input_size: tuple[int, int], mask_size: tuple[int, int], padding: str, tta: bool = False
+) -> Tensor:
+    """Resize and pad an image (3, H, W) uint8 for a net -> (3, *input_size) uint8.
+
+    tta: return both views for test-time augmentation, (2, 3, *input_size). Requires an image that is not halved yet.
+    """
+    window = resize_size(input_size, mask_size, padding)
+    if not tta:
+        return reflect_pad(resize(image, window), input_size)
+    views = resize(halve(image, window), window), tta_view(image, mask_size, window)
+    return torch.stack([reflect_pad(view, input_size) for view in views])
 
 
 class TrainImageDataset(Dataset):
@@ -48,12 +62,11 @@ class TrainImageDataset(Dataset):
 
     X, y: paths of the images and of their masks, in the same order.
     input_img_resize, output_img_resize: (height, width) of the images and masks to return.
-    padding: see `img.transformer.resize_size`.
+    padding: "reflect" or "stretch", see `img.transformer.resize_size`.
     X_transform: called with an image (3, H, W) and its mask (1, H, W), both uint8 and in the proportions of the file;
         returns both. Its random numbers, from PyTorch's generator, depend on (seed, epoch, index) only.
     soft_labels: keep the fraction of each mask pixel that is car (0 to 255); False: threshold it to 0 or 255.
-    half_size_epochs: in this many epochs, from the first, images and masks have half the height and width. Such an
-        epoch takes about a third of the time.
+    half_size_epochs: in this many epochs, from the first, images and masks have half the height and width.
     """
 
     def __init__(
@@ -72,10 +85,10 @@ class TrainImageDataset(Dataset):
         self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
         self.padding, self.X_transform, self.soft_labels = padding, X_transform, soft_labels
         self.half_size_epochs, self.seed = half_size_epochs, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with worker processes
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
 
     def set_epoch(self, epoch: int) -> None:
-        """Call this before each epoch, as for DistributedSampler. The first epoch is 1."""
+        """Call this before each epoch, counted from 1."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -88,33 +101,29 @@ class TrainImageDataset(Dataset):
             tuple(side // divisor for side in size) for size in (self.input_img_resize, self.output_img_resize)
         )
         window = resize_size(input_size, mask_size, self.padding)
-        image, mask = self._read_pair(index, window)
+        image_path, mask_path = self.X[index], self.y[index]
+        image = read(image_path, decode_image, window)  # (3, H, W)
+        mask = read(mask_path, decode_mask, window)  # (1, H, W)
+        if image.shape[1:] != mask.shape[1:]:
+            check_pair(image_path, get_image_size(image_path), mask_path, get_image_size(mask_path))
         if self.X_transform is not None:
-            size = resize_to_cover(window, image.shape[1:])
+            height, width = image.shape[1:]
+            scale = min(1.0, max(window[0] / height, window[1] / width))  # covers the window
+            size = round(height * scale), round(width * scale)
             with torch.random.fork_rng(devices=[]):
                 seed_everything(self.seed, int(self.epoch), index)
                 image, mask = self.X_transform(resize(image, size), resize(mask, size))
-        image = preprocess(image, input_size, mask_size, self.padding, downsampled=True)
+        image = preprocess(image, input_size, mask_size, self.padding)
         mask = resize(mask, mask_size)[0]
         if not self.soft_labels:
             mask = (mask > 127).to(torch.uint8) * 255
-        return image, mask
-
-    def _read_pair(self, index: int, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the image (3, H, W) and its mask (1, H, W). Raises UserError if one is unreadable or sizes differ."""
-        image_path, mask_path = self.X[index], self.y[index]
-        image, mask = read(image_path, decode_image, window), read(mask_path, decode_mask, window)
-        if image.shape[1:] != mask.shape[1:]:
-            check_pair(image_path, get_image_size(image_path), mask_path, get_image_size(mask_path))
         return image, mask
 
 
 class TestImageDataset(Dataset):
     """Images to predict, with their names.
 
-    X: paths of the images.
-    input_img_resize, output_img_resize, padding: as for TrainImageDataset.
-    tta: return two views of each image, for test-time augmentation.
+    tta: return two views of each image, for test-time augmentation. Other arguments are those of TrainImageDataset.
     """
 
     def __init__(
@@ -132,8 +141,7 @@ class TestImageDataset(Dataset):
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """Return an image (3, *input_img_resize) uint8, or with tta (2, 3, *input_img_resize), and its file's name."""
+        """Return an image (3, *input_img_resize) uint8 (with tta: (2, 3, *input_img_resize)) and its file's name."""
         path = Path(self.X[index])
         min_size = None if self.tta else resize_size(*self.sizes)
-        image = read(path, decode_image, min_size)
-        return preprocess(image, *self.sizes, tta=self.tta, downsampled=not self.tta), path.name
+        return preprocess(read(path, decode_image, min_size), *self.sizes, self.tta), path.name

@@ -1,4 +1,4 @@
-"""Random changes of training images: the geometry of an image and its mask, and the colors and sharpness of the image.
+"""Random changes of training images: the geometry of image and mask, and the colors and sharpness of the image.
 
 Images are (3, H, W) uint8 tensors, masks (1, H, W) uint8. All random numbers come from PyTorch's global generator.
 """
@@ -16,7 +16,7 @@ LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in gray (ITU-R BT.6
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images; called with an image and its mask, it returns both, changed."""
+    """Random changes of training images. Called with an image and its mask, it returns both."""
 
     flip: bool = True  # flip half of the images left to right
     shift: float = 0.0625  # largest shift, as a fraction of height and width
@@ -32,17 +32,17 @@ class Augmentation:
 
 
 def augment_img(image: Tensor, mask: Tensor, **options: float) -> tuple[Tensor, Tensor]:
-    """Change an image (3, H, W) uint8 and its mask (1, H, W) uint8. `options` are the fields of Augmentation."""
+    """Change an image and its mask. `options` are the fields of Augmentation."""
     return Augmentation(**options)(image, mask)
 
 
 def random_affine(
     image: Tensor, mask: Tensor, flip: bool, shift: float, scale: float, rotation: float
 ) -> tuple[Tensor, Tensor]:
-    """Flip, shift, zoom and rotate an image and its mask with the same random numbers.
+    """Flip, shift, zoom and rotate an image and its mask together.
 
-    They are interpolated once, as the channels of one image. What moves in from outside is the reflected image, not a
-    black corner. Call this before the image is resized to the net's proportions: later a rotation would be a shear.
+    What moves in from outside is the reflected image, not a black corner. Call this before the image is resized to the
+    net's proportions: later a rotation would be a shear.
     """
     height, width = image.shape[-2:]
     side, down, right, turn, zoom = (2 * torch.rand(5) - 1).tolist()  # each in [-1, 1)
@@ -59,11 +59,8 @@ def random_affine(
 
 
 def color_jitter(image: Tensor, strength: float, grayscale: float) -> Tensor:
-    """Change the colors of an image (3, H, W) uint8, each pixel in the same way.
-
-    strength: brightness, contrast, saturation, and red, green and blue are multiplied by random factors between
-        1 - strength and 1 + strength.
-    grayscale: probability that the image becomes gray.
+    """Multiply brightness, contrast, saturation, and red, green and blue by random factors in [1 - strength,
+    1 + strength]; with probability `grayscale` the image becomes gray.
     """
     brightness, contrast, saturation, *gains = (1 + strength * (2 * torch.rand(6) - 1)).tolist()
     to_gray = bool(torch.rand(()) < grayscale)
@@ -79,10 +76,10 @@ def color_jitter(image: Tensor, strength: float, grayscale: float) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, max_sigma: float) -> Tensor:
-    """Blur half of the images (3, H, W) uint8, with a random sigma of at most `max_sigma` pixels."""
+    """Blur half of the images, with a random sigma of at most `max_sigma` pixels."""
     skip, fraction = torch.rand(2).tolist()
     sigma = max_sigma * fraction
     if skip < 0.5 or sigma < 0.1:  # a smaller sigma changes no pixel
         return image
-    radius = min(math.ceil(2 * sigma), min(image.shape[-2:]) - 1)  # reflection needs more pixels than the radius
+    radius = min(math.ceil(2 * sigma), min(image.shape[-2:]) - 1)  # the reflected edge must fit in the image
     return transforms.gaussian_blur(image, [2 * radius + 1] * 2, [sigma, sigma])

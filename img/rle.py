@@ -1,8 +1,10 @@
 """Run-length encoding of masks in the format of Kaggle's Carvana competition.
 
-A mask is written as "start length start length ...", one pair per run of car pixels. Pixels are numbered from 1, row by
-row from the top left. An empty mask is an empty string.
+A mask is "start length start length ...", one pair per run of car pixels. Pixels are numbered from 1, row by row. An
+empty mask is "".
 """
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ def encode(mask: Tensor) -> str:
 
 
 def decode(runs: str, size: tuple[int, int]) -> Tensor:
-    """Decode run lengths to a mask (height, width) of bool. Raises ValueError if no mask of that size has them."""
+    """Decode run lengths to a mask (height, width) of bool. Raises the errors of `parse`."""
     mask = torch.zeros(size[0] * size[1], dtype=torch.bool)
     for start, end in parse(runs, size):
         mask[start:end] = True
@@ -31,11 +33,10 @@ def parse(runs: str, size: tuple[int, int]) -> list[tuple[int, int]]:
 
     Raises ValueError if `encode` never returns `runs` for a mask of `size` (height, width).
     """
-    numbers = runs.split(" ") if runs else []
-    if len(numbers) % 2 or not all(number.isascii() and number.isdecimal() for number in numbers):
+    if not re.fullmatch(r"(\d+ \d+( \d+ \d+)*)?", runs, re.ASCII):
         raise ValueError(f"{runs[:40]!r} must be, or begin, an even number of integers")
-    pairs, end = [], -1
-    for first, length in zip(map(int, numbers[::2]), map(int, numbers[1::2]), strict=True):
+    numbers, pairs, end = [int(number) for number in runs.split()], [], -1
+    for first, length in zip(numbers[::2], numbers[1::2], strict=True):
         start, previous_end = first - 1, end
         end = start + length
         # A run that touched the previous one would be part of it

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from img.pillow import draft_scale, reduce
-from img.transformer import preprocess, resize, upsample
+from data.dataset import preprocess
+from img.transformer import halve, resize, upsample
 from img.tta import merge_tta, tta_view
 from nn.metrics import dice_per_image
 
@@ -25,7 +25,7 @@ def perfect_probs(image, window=MASK):
 
 
 def first_view(image, window):
-    return resize(reduce(image, draft_scale(image.shape[1:], window)), window)
+    return resize(halve(image, window), window)
 
 
 def center_of(probs):
@@ -100,7 +100,7 @@ def test_the_second_view_is_as_sharp_as_the_first(window, size):
     image = torch.randint(256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     first, second = (view.float().std() for view in (first_view(image, window), tta_view(image, MASK, window)))
     assert 0.95 * first < second < 1.1 * first
-    assert torch.equal(preprocess(image, window, MASK, "stretch"), first_view(image, window))
+    assert torch.equal(preprocess(image, window, MASK, "stretch", tta=True)[0], first_view(image, window))
 
 
 def test_without_more_pixels_the_second_view_is_blurred():
