@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import helpers
-from data.dataset import preprocess, read
-from data.layout import MASK_FOLDERS, is_image, is_mask, print_ignored
-from img.transformer import decode_image, halve, resize_size, to_pillow, upsample
+from data.dataset import check_pair, preprocess, read
+from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_image, is_mask, print_ignored
+from img.transformer import decode_image, decode_mask, halve, resize_size, to_pillow, upsample
 from nn.classifier import CarvanaClassifier
+from nn.metrics import dice_per_image
 from nn.unet import NETS
 from runtime import errors, files, machine
 from runtime.run import saved_runs
@@ -103,6 +105,40 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in found if is_image(path) and not is_mask(path) and not path.stem.endswith("_cutout")]
 
 
+def mask_folders(image: Path) -> list[Path]:
+    """Return the folders that may have the mask of an image: its own, and those where main.py looks for masks."""
+    folder = image.resolve().parent
+    root = folder.parent if folder.name in IMAGE_FOLDERS else folder
+    return [folder, *(root / name for name in MASK_FOLDERS)]
+
+
+def find_mask(image: Path) -> Path | None:
+    """Return the mask of NAME.jpg: NAME_mask.png (or .gif, ...), or NAME.png in a separate folder of masks."""
+    for folder in mask_folders(image):
+        names = {f"{image.stem}_mask".lower()}
+        if folder != image.resolve().parent:
+            names.add(image.stem.lower())
+        found = [path for path in folder.glob(f"{escape(image.stem)}*") if path.stem.lower() in names]
+        found = [path for path in found if is_image(path)]
+        if found:
+            return min(found)
+    return None
+
+
+def dice_of(mask: Tensor, image: Path) -> tuple[float | None, str]:
+    """Return the Dice of a predicted mask (H, W) and that of the image, if there is one, and a text to print."""
+    path = find_mask(image)
+    if path is None:
+        return None, ""
+    try:
+        truth = read(path, decode_mask) > 127  # (1, H, W)
+        check_pair(image, mask.shape, path, truth.shape[1:])
+    except errors.UserError as error:
+        return None, f", no Dice: {error}"
+    dice = dice_per_image(mask[None], truth).item()
+    return dice, f", Dice {dice:.4f} with {path.name}"
+
+
 def load_background(name: str | None) -> Image.Image | None:
     """Return the image or the color of that name, without its transparency."""
     if name is None:
@@ -133,10 +169,9 @@ def save(image: Image.Image, path: Path) -> None:
 def main(options: Options) -> None:
     errors.check_ranges(options, threshold="(0, 1)")
     images, background = find_images(options.images), load_background(options.background)
-    output_dir = options.output_dir.resolve()
     errors.require(
-        output_dir.name not in MASK_FOLDERS and output_dir not in {image.resolve().parent for image in images},
-        f"--output-dir {options.output_dir} must not be a folder of the images or of masks. Pass another one.",
+        options.output_dir.resolve() not in {folder for image in images for folder in mask_folders(image)},
+        f"--output-dir {options.output_dir} must not be a folder of the images or of their masks. Pass another one.",
     )
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
@@ -146,7 +181,7 @@ def main(options: Options) -> None:
         finder.tta = options.tta
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
-    unreadable = 0
+    unreadable, scores = 0, []
     for path in helpers.Progress(images, "cut out", unit="img"):
         try:
             image = read(path, decode_image)
@@ -158,9 +193,12 @@ def main(options: Options) -> None:
         mask = probs > finder.threshold
         save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
         save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
+        dice, comparison = dice_of(mask, path)
+        scores += [] if dice is None else [dice]
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
-        tqdm.write(found if mask.any() else f"Warning: {path}: no car was found")
-    print(f"{helpers.pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}")
+        tqdm.write((found if mask.any() else f"Warning: {path}: no car was found") + comparison)
+    mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
+    print(f"{helpers.pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}{mean}")
     errors.require(unreadable == 0, f"{unreadable} of {len(images)} images could not be read (see above).")
 
 

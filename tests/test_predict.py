@@ -78,11 +78,13 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
         (tmp_path / "train" / other).write_text("no image")
     (tmp_path / "train/folder.jpg").mkdir()
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
+    draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
     code, printed = predict_here("train")
     assert code == 0 and "4 images cut out, in cutouts" in printed
     assert "ignored in train (not images): a_mask.json, notes.txt\n" in printed
-    assert "train/a.png: car is 25.0% of the image\n" in printed
-    assert "Warning: train/d.png: no car was found\n" in printed
+    assert "train/a.png: car is 25.0% of the image, Dice 0.4000 with a_mask.png" in printed
+    assert "train/b.png: car is 25.0% of the image, Dice 1.0000 with b_mask.gif" in printed
+    assert "Warning: train/d.png: no car was found\n" in printed and "mean Dice of 2: 0.700000" in printed
     corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
     for name, corner in corners.items():  # the rotated one has its car at the right
         height, width = (40, 60) if name == "a" else (60, 40)
@@ -93,6 +95,27 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
         cut = np.asarray(Image.open(tmp_path / f"cutouts/{name}_cutout.png"))
         assert cut.shape == (height, width, 4) and np.array_equal(cut[..., 3], expected)
     assert not np.asarray(Image.open(tmp_path / "cutouts/d_mask.png")).any()
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "name", "found"),
+    [
+        ("images", "masks", "a.png", True),
+        ("imgs", "train_masks", "a_mask.gif", True),
+        ("train_hq", "masks", "a.png", True),
+        (".", "masks", "a.png", True),
+        ("images", "images", "a_mask.png", True),
+        ("test", "masks", "a.png", False),  # of the images in another folder
+        ("images", "masks", "a_b.png", False),
+        ("images", "masks", "a.txt", False),
+    ],
+)
+def test_a_mask_is_found_where_main_looks_for_it(tmp_path, images, masks, name, found):
+    own = tmp_path / "own"
+    for folder in (images, masks):
+        (own / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("L", (9, 9)).save(own / masks / name, "PNG")
+    assert predict.find_mask(draw(own / images / "a.jpg")) == (own / masks / name if found else None)
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 0.95])
@@ -122,13 +145,17 @@ def test_the_background_is_a_color_or_an_image(predict_here, tmp_path):
 
 
 def test_a_damaged_image_is_named_and_the_others_are_cut_out(predict_here, tmp_path):
+    """One of them has a mask of another size, so there is no Dice."""
     draw(tmp_path / "some/a.png")
     draw(tmp_path / "some/c.png")
     (tmp_path / "some/b.jpg").write_bytes(b"no image")
+    draw(tmp_path / "some/c_mask.png", (10, 10))
     code, printed = predict_here("some", "nosuch.jpg")
-    assert "nosuch.jpg cannot be read (No such file or directory).\n" in printed
+    assert "nosuch.jpg cannot be read (No such file or directory).\n" in printed and "Dice 0" not in printed
     assert code == "predict.py: 2 of 4 images could not be read (see above)."
     assert "some/b.jpg cannot be read as an image" in printed
+    fault = "some/c_mask.png is 10x10 pixels (height x width), but its image some/c.png is 40x60. Both must have"
+    assert f"no Dice: {tmp_path}/{fault}" in printed
     written = {path.name for path in (tmp_path / "cutouts").iterdir()}
     assert written == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
 
@@ -146,9 +173,9 @@ def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
         ),
         (
             ("one", "--output-dir", "one"),
-            "--output-dir one must not be a folder of the images or of masks. Pass another one.",
+            "--output-dir one must not be a folder of the images or of their masks. Pass another one.",
         ),
-        (("one", "--output-dir", "masks"), "--output-dir masks must not be a folder of the images or of masks."),
+        (("one", "--output-dir", "one/masks"), "--output-dir one/masks must not be a folder of the images or of their"),
         (("one", "--threshold", "1"), "--threshold must be above 0 and below 1, not 1.0."),
     ):
         assert predict_here(*arguments)[0].startswith(f"predict.py: {sentence}"), sentence
@@ -214,6 +241,8 @@ def test_names_of_masks_may_be_in_capitals(tmp_path):
     for name in ("a.JPG", "a_MASK.PNG", "ab.png"):
         Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
     assert [path.name for path in predict.find_images((tmp_path,))] == ["a.JPG", "ab.png"]
+    assert predict.find_mask(tmp_path / "a.JPG") == tmp_path / "a_MASK.PNG"
+    assert predict.find_mask(tmp_path / "ab.png") is None
 
 
 def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tmp_path):
