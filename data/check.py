@@ -23,15 +23,13 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     workers: number of processes that read; None: one per core, at most 32.
     """
     layout, problems, warnings, sizes = ds_fetcher.layout, [], [], {}
-    layout.print_ignored("train", "train_masks", shown=None)
+    layout.print_ignored("train", "train_masks")
     problems += layout.faults(shown=None)
     images, masks, tests = layout.images(), layout.masks(), []
     if layout.has_test_images and is_there(layout.folder("test")):
-        layout.print_ignored("test", shown=None)
+        layout.print_ignored("test")
         problems += layout.faults("test", shown=None)
         tests = sorted(layout.images("test").values())
-    elif layout.has_test_images:
-        warnings.append("There are no test images. Pass --no-predict to train only.")
 
     pairs = [(path, masks[stem][0] if stem in masks else None) for stem, path in images.items()]
     files = pairs + [(path, None) for path in tests]
@@ -58,7 +56,7 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
 
 
 def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:
-    """Return what check(*arguments) returns. If it raises a UserError, add the sentence to `problems`."""
+    """Return check(*arguments), or add the sentence of its UserError to `problems`."""
     try:
         return check(*arguments)
     except UserError as error:

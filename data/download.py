@@ -1,28 +1,27 @@
 """Download the competition's zips from Kaggle, resuming interrupted downloads, and unpack them into the input folder.
 
 The requests are those of Kaggle's client, which has no timeouts and appends a response without checking which bytes
-it holds. `import kaggle` would also sign in over the network, so only its package kagglesdk is used here.
+it holds. `import kaggle` would also sign in over the network, so only kagglesdk is used here.
 """
 
 import json
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env
 from kagglesdk.kaggle_http_client import KaggleHttpClient
-from requests.exceptions import ChunkedEncodingError, InvalidJSONError, SSLError
+from requests.exceptions import ChunkedEncodingError
 
 from data.credentials import SETTINGS, find_credentials
-from data.unpack import RefusedError, format_bytes, require_space, unpack
+from data.unpack import RefusedError, require_space, unpack
 from helpers import Progress
-from runtime.errors import UserError, require, set_exit_hint
+from runtime.errors import require, set_exit_hint
 from runtime.files import save_atomically, write_errors
 
 COMPETITION = "https://www.kaggle.com/c/carvana-image-masking-challenge"
@@ -30,16 +29,11 @@ SLUG = COMPETITION.rpartition("/")[2]
 REMEDIES = {  # by status, if retrying does not help
     401: f"Create a new token at {SETTINGS}.",
     403: f"Accept the competition's rules at {COMPETITION}/rules.",
-    404: f"See {COMPETITION}/data.",
 }
 COUNTS = {"train": 5088, "train_hq": 5088, "train_masks": 5088, "test": 100_064, "test_hq": 100_064}  # 16 per car
-GROWTH = {"train_masks": 1.5, "sample_submission.csv": 12}  # unpacked bytes on disk per byte of the zip
-IMAGE_GROWTH = 1.25
 CONNECT, READ_TIMEOUT = 20, 60  # seconds to wait for a connection, and for the next bytes
 BACKOFF = (1, 3, 10, 30, 60)  # seconds to wait before each retry
-MAX_BACKOFF = 600  # seconds, even if the server asks for more
 CHUNK = 2**17  # bytes
-T = TypeVar("T")
 
 
 class Kaggle:
@@ -47,10 +41,7 @@ class Kaggle:
 
     def __init__(self):
         self.source, secrets = find_credentials()
-        try:
-            environment = get_env()
-        except Exception as error:  # the client raises a bare Exception
-            raise UserError(f"{error}. Unset it or set it to PROD.") from None
+        environment = get_env()
         self.url = get_endpoint(environment) + ("/v1" if environment is KaggleEnv.PROD else "/api/v1")
         self.session = requests.Session()
         self.session.headers["Accept-Encoding"] = "identity"
@@ -58,25 +49,14 @@ class Kaggle:
             body = {"refreshToken": secrets["refresh_token"], "apiVersion": "API_VERSION_V1"}
             body["expirationDuration"] = "43200s"  # 12 hours, as Kaggle's client asks for
             method = "users.AccountService/GenerateAccessToken"
-            secrets = {"token": self._ask("an access token", method, body, lambda answer: answer["token"])}
+            secrets = {"token": self._retry("an access token", lambda: self._post(method, body).json()["token"])}
         bearer = "token" in secrets
         self.session.auth = KaggleHttpClient.BearerAuth(**secrets) if bearer else (secrets["username"], secrets["key"])
 
-    def list_files(self) -> dict[str, int]:
-        """Returns the size in bytes of each file of the competition."""
-        sizes, body = {}, {"competitionName": SLUG, "pageSize": 200}
-        while True:
-            method = "competitions.CompetitionApiService/ListDataFiles"
-            files, next_page = self._ask("the file list", method, body, _read_page)
-            sizes |= files
-            if not next_page:
-                return sizes
-            body["pageToken"] = next_page
-
-    def fetch(self, name: str, part: Path, size: int) -> None:
-        """Download the file `name`, of about `size` bytes, to `part`. Resume if `part` is of the same version."""
+    def fetch(self, name: str, part: Path) -> None:
+        """Download the file `name` to `part`. Resume if `part` is of the same version."""
         set_exit_hint("The download so far is kept. Run the same command again to resume it.", part)
-        self.retry(name, lambda: self._resume(name, part, size), lambda: _size(part))
+        self._retry(name, lambda: self._resume(name, part), lambda: _size(part))
 
     def _post(self, method: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> requests.Response:
         """Returns the response with its body unread."""
@@ -85,19 +65,7 @@ class Kaggle:
         response.raise_for_status()
         return response
 
-    def _ask(self, what: str, method: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
-        """Returns what `read` finds in the JSON of the response."""
-
-        def attempt() -> T:
-            answer = self._post(method, body).json()
-            try:
-                return read(answer)
-            except (AttributeError, KeyError, TypeError) as error:
-                raise InvalidJSONError from error
-
-        return self.retry(what, attempt)
-
-    def _resume(self, name: str, part: Path, size: int) -> None:
+    def _resume(self, name: str, part: Path) -> None:
         version, full_size = _read_version(part)
         have = _size(part) if version else 0
         if have and have == full_size:
@@ -112,11 +80,14 @@ class Kaggle:
                     raise requests.ConnectionError("not the requested range")
             else:  # the whole file, which is new or has changed
                 discard_partial(part)
-                have, full_size = 0, int(response.headers.get("Content-Length") or size)
-                _write_version(part, _version(response), full_size)
+                have, full_size = 0, int(response.headers.get("Content-Length", 0))
+                # Images are compressed, so they take about as much space as their zip
+                require_space(part.parent, 2 * full_size, f"downloading and unpacking {name}")
+                with save_atomically(_version_file(part)) as file:
+                    file.write(json.dumps([_version(response), full_size]).encode())
             _append(response, part, have, full_size)
 
-    def retry(self, what: str, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    def _retry(self, what: str, attempt: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
         """Returns attempt(). If it fails, wait and retry. After `progress`, BACKOFF starts again."""
         delays, reached = iter(BACKOFF), progress()
         while True:
@@ -124,12 +95,10 @@ class Kaggle:
                 return attempt()
             except OSError as error:  # the base class of the exceptions of requests
                 sentence, temporary = self._explain(error, what)
-                retry_after = _retry_after(error)
             if progress() > reached:
                 delays, reached = iter(BACKOFF), progress()
             delay = next(delays, None)
             require(temporary and delay is not None, sentence)
-            delay = max(delay, retry_after)
             print(f"Warning: {sentence} Retrying in {delay:g} s.")
             time.sleep(delay)
 
@@ -140,30 +109,16 @@ class Kaggle:
         response = getattr(error, "response", None)
         if response is not None:
             status, redirected = response.status_code, bool(response.history)  # to a signed URL, which expires
+            sentence = f"Kaggle answered {status} to the request for {what}"
             if status in REMEDIES and not redirected:
-                sentence = f"Kaggle answered {status} to the request for {what} with the credentials in {self.source}."
-                return f"{sentence} {REMEDIES[status]}", False
-            sentence = f"Kaggle answered {status} to the request for {what}. See https://status.kaggle.com."
-            return sentence, redirected or status in (408, 429) or status >= 500
-        if isinstance(error, InvalidJSONError):
-            return f"The server that answered for {what} is not Kaggle. Log in if this network requires it.", True
+                return f"{sentence} with the credentials in {self.source}. {REMEDIES[status]}", False
+            temporary = redirected or status in (408, 429) or status >= 500
+            return f"{sentence}. See https://status.kaggle.com.", temporary
         sentence = (
             f"The connection to Kaggle failed for {what} ({type(error).__name__}). Check the network, HTTPS_PROXY, "
-            f"HTTP_PROXY and REQUESTS_CA_BUNDLE, or copy the zips from {COMPETITION}/data by hand."
+            "HTTP_PROXY and REQUESTS_CA_BUNDLE."
         )
-        interrupted = isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
-        return sentence, interrupted and not isinstance(error, SSLError)
-
-
-def _read_page(page: dict[str, Any]) -> tuple[dict[str, int], str | None]:
-    return {file["name"]: file.get("totalBytes", 0) for file in page["files"]}, page.get("nextPageToken")
-
-
-def _retry_after(error: OSError) -> int:
-    """Returns how many seconds the server asks to wait, at most MAX_BACKOFF. A date in their place is ignored."""
-    response = getattr(error, "response", None)
-    seconds = "" if response is None else response.headers.get("Retry-After", "")
-    return min(int(seconds), MAX_BACKOFF) if seconds.isdecimal() else 0
+        return sentence, isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
 
 
 def _append(response: requests.Response, part: Path, have: int, size: int) -> None:
@@ -182,18 +137,13 @@ def _size(part: Path) -> int:
 
 
 def _version(response: requests.Response) -> str:
-    """Returns what If-Range accepts: a strong ETag, else Last-Modified, else nothing."""
-    tag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
+    """Returns the ETag if it is strong, as If-Range requires."""
+    tag = response.headers.get("ETag", "")
+    return "" if tag.startswith("W/") else tag
 
 
 def _version_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
-
-
-def _write_version(part: Path, version: str, size: int) -> None:
-    with save_atomically(_version_file(part)) as file:
-        file.write(json.dumps([version, size]).encode())
 
 
 def _read_version(part: Path) -> tuple[str, int]:
@@ -218,15 +168,13 @@ def part_of(folder: Path, name: str) -> Path:
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:
-    """Returns what a killed process left of downloading and unpacking the zip of that name."""
+    """Returns what a killed process left of a download or of unpacking."""
     part = part_of(folder, name)
     return [path for path in (part, _version_file(part), folder / f"{name}.part") if path.exists()]
 
 
 def is_there(path: Path) -> bool:
-    """Returns whether a file such as sample_submission.csv exists, or a folder such as train with something in it."""
-    if path.suffix:
-        return path.is_file()
+    """Whether the folder exists and has something in it."""
     return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
 
 
@@ -236,50 +184,28 @@ def find_zip(folder: Path, name: str) -> Path | None:
 
 
 def download(folder: Path, names: Sequence[str]) -> None:
-    """Put each of `names`, such as train_hq or sample_submission.csv, into `folder`.
+    """Put each of `names`, such as train_hq, into `folder`. Raises UserError if that is not possible.
 
-    Unpack its zip, downloaded from Kaggle if it is not in `folder`, and delete the zip. Raises UserError if the
-    credentials, a download, a zip or the free space do not allow it.
+    Unpacks its zip, downloaded if it is not in `folder`, and deletes the zip.
     """
-    missing = []
+    kaggle = None  # until a zip must be downloaded
     for name in names:
-        path = folder / name
-        if is_there(path):  # the process was killed before it removed the rest
-            discard_partial(part_of(folder, name))
-            shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
-            continue
-        empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-        require(empty or not os.path.lexists(path), f"{path} exists but contains no images. Remove it.")
-        missing.append(name)
-    to_fetch = [name for name in missing if find_zip(folder, name) is None]
-    if to_fetch:
-        kaggle = Kaggle()
-        sizes = kaggle.list_files()
-        gone = [f"{name}.zip" for name in to_fetch if f"{name}.zip" not in sizes]
-        require(not gone, f"Kaggle no longer has {' and '.join(gone)}. See {COMPETITION}/data.")
-        _require_space_for_all(folder, {name: sizes[f"{name}.zip"] for name in to_fetch})
-    for name in missing:
-        if name in to_fetch:
-            _fetch_and_unpack(kaggle, folder, name, sizes[f"{name}.zip"])
-        else:
-            unpack(find_zip(folder, name), folder / name)
+        if not is_there(folder / name):
+            if archive := find_zip(folder, name):
+                unpack(archive, folder / name)
+            else:
+                kaggle = kaggle or Kaggle()
+                _fetch_and_unpack(kaggle, folder, name)
+        discard_partial(part_of(folder, name))
+        shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
 
 
-def _fetch_and_unpack(kaggle: Kaggle, folder: Path, name: str, size: int) -> None:
+def _fetch_and_unpack(kaggle: Kaggle, folder: Path, name: str) -> None:
     part = part_of(folder, name)
-    print(f"Downloading {name}.zip ({format_bytes(size)}) from {COMPETITION}")
-    kaggle.fetch(f"{name}.zip", part, size)
+    print(f"Downloading {name}.zip from {COMPETITION}")
+    kaggle.fetch(f"{name}.zip", part)
     try:
-        unpack(part, folder / name, COUNTS.get(name))
+        unpack(part, folder / name, COUNTS[name])
     except RefusedError:
         discard_partial(part)
         raise
-    discard_partial(part)
-
-
-def _require_space_for_all(folder: Path, sizes: dict[str, int]) -> None:
-    """sizes: of the zips, each of which is downloaded, unpacked and deleted before the next."""
-    unpacked = sum(size * GROWTH.get(name, IMAGE_GROWTH) for name, size in sizes.items())
-    here = sum(_size(part_of(folder, name)) for name in sizes)
-    needed = round(unpacked) + max(sizes.values()) - here
-    require_space(folder, needed, f"downloading and unpacking {', '.join(f'{name}.zip' for name in sizes)}")

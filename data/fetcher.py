@@ -1,5 +1,6 @@
 """Makes sure that the images and masks are there, and splits them so that a car is on one side only."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from data.credentials import find_credentials
 from data.dataset import check_pair, reading
-from data.download import COUNTS, download, find_zip, is_there
+from data.download import COUNTS, SLUG, download, find_zip, is_there
 from data.layout import CarvanaLayout, Layout
 from data.sample import draw_sample
 from helpers import Progress, first_few, format_size, pluralize
@@ -34,10 +35,7 @@ class DatasetFetcher:
         self._refusal = ""  # why Kaggle would refuse the submission
 
     def download_dataset(self, test_images: bool = True) -> None:
-        """Unpack, download or draw what is missing. All processes must call it.
-
-        If it cannot, the error says how to get the data.
-        """
+        """Unpack, download or draw what is missing. All processes must call it."""
         with distributed.local_main_process_first():
             if self.layout.drawn:
                 _draw(self.layout)
@@ -50,13 +48,11 @@ class DatasetFetcher:
         validation_size: float = 0.2,
         seed: int = 0,
         split: dict[str, list[str]] | None = None,
-    ) -> tuple[list[Path], list[Path], list[Path], list[Path]]:
+    ) -> tuple[list[Path], ...]:
         """-> X_train, y_train, X_valid, y_valid: paths of images and of their masks.
 
-        sample_size: fraction of the cars to use; None: all
-        validation_size: fraction of these to validate on
-        seed: of both draws, which are without replacement
-        split: the columns of a saved split, to use instead
+        sample_size: fraction of the cars to use; None: all. validation_size: fraction of these to validate on.
+        seed: of both draws, without replacement. split: the columns of a saved split, to use instead.
         """
         self.layout.print_ignored("train", "train_masks")
         _raise_first(self.layout.faults())
@@ -65,9 +61,8 @@ class DatasetFetcher:
         if split is None:
             rows = self._draw_split(sample_size, validation_size, seed)
         else:
-            rows = list(zip(split["car"], (Path(name).stem for name in split["image"]), split["part"], strict=True))
-            self._compare_with_run([stem for _, stem, _ in rows], images, sample_size)
-        for _, stem, _ in _progress(rows):
+            rows = self._resume_split(split, images)
+        for _, stem, _ in Progress(rows, "checking sizes", unit="image"):
             check_pair(images[stem], get_image_size(images[stem]), masks[stem], get_image_size(masks[stem]))
 
         rows_of_files = [(car, images[stem].name, part) for car, stem, part in rows]
@@ -82,40 +77,34 @@ class DatasetFetcher:
         )
         return tuple([files[stem] for stem in part] for part in (train, valid) for files in (images, masks))
 
-    def _draw_split(self, sample_size: float | None, validation_size: float, seed: int) -> list[tuple[str, str, str]]:
+    def _resume_split(self, split: dict[str, list[str]], images: dict[str, Path]) -> list[tuple[str, str, str]]:
         """-> car, stem and part of each image."""
+        stems = [Path(name).stem for name in split["image"]]
+        missing = [stem for stem in stems if stem not in images]
+        require(
+            not missing,
+            f"{pluralize(len(missing), 'image')} of the run to resume not found in {self.layout.folder('train')}: "
+            f"{first_few(missing)}. Put them back.",
+        )
+        return list(zip(split["car"], stems, split["part"], strict=True))
+
+    def _draw_split(self, sample_size: float | None, validation_size: float, seed: int) -> list[tuple[str, str, str]]:
         groups = self.layout.groups()
         cars = _sample(sorted(groups), sample_size, seed)
         require(
             len(cars) >= 2,
             f"--sample-size {sample_size} of {pluralize(len(groups), self.layout.unit)} is too few: at least 2 are "
-            "needed, to train and to validate. Raise it.",
+            "needed. Raise it.",
         )
         count = min(max(1, round(validation_size * len(cars))), len(cars) - 1)
         train, valid = train_test_split(cars, test_size=count, random_state=seed)
         parts = [("train", car) for car in sorted(train)] + [("valid", car) for car in sorted(valid)]
         return [(car, path.stem, part) for part, car in parts for path in groups[car]]
 
-    def _compare_with_run(self, stems: list[str], images: dict[str, Path], sample_size: float | None) -> None:
-        """stems: of the images that the run to resume was trained or validated on."""
-        folder = self.layout.folder("train")
-        missing = [stem for stem in stems if stem not in images]
-        require(
-            not missing,
-            f"{pluralize(len(missing), 'image')} of the run to resume not found in {folder}: {first_few(missing)}. Put "
-            "them back, or start a new run.",
-        )
-        new = [images[stem].name for stem in sorted(images.keys() - set(stems))]
-        if new and sample_size is None:
-            print(
-                f"Warning: {pluralize(len(new), 'image')} in {folder} added after the run began and not used: "
-                f"{first_few(new)}. Start a new run to train on them."
-            )
-
     def get_test_files(self, sample_size: float | None = None, seed: int = 0, predict: bool = True) -> list[Path]:
         """-> paths of the test images, sorted by name: all, or a fraction of the cars; none without `predict`.
 
-        After get_train_files, raises UserError if one is not of image_size, as masks of a submission must be.
+        After get_train_files, raises UserError if one is not of image_size.
         """
         layout = self.layout
         if not (predict and layout.has_test_images):
@@ -125,17 +114,20 @@ class DatasetFetcher:
         groups = layout.groups("test")
         cars = _sample(sorted(groups), sample_size, seed)
         paths = sorted((path for car in cars for path in groups[car]), key=lambda path: path.name)
-        self._refusal = layout.kaggle_refusal([path.name for path in paths])
-        if self._refusal:
+        count = COUNTS["test"]
+        if not layout.drawn and len(paths) != count:
+            masks = pluralize(len(paths), "mask")
+            self._refusal = f"Kaggle will refuse this submission: it has {masks}, not {count:,}."
             print(f"Warning: {self._refusal}")
-        for path in _progress(paths) if self.image_size else ():
-            check_test_size(path, get_image_size(path), self.image_size)
+        if self.image_size:
+            for path in Progress(paths, "checking sizes", unit="image"):
+                check_test_size(path, get_image_size(path), self.image_size)
         _require_same(paths)
         return paths
 
     @property
     def groups(self) -> dict[str, str] | None:
-        """The group of each of your own images by file name. None for cars: their images' names contain them."""
+        """The group of each of your own images by file name. None for cars."""
         if self.layout.unit == "car":
             return None
         return dict(zip(self.split["image"], self.split["car"], strict=True))
@@ -154,11 +146,17 @@ class DatasetFetcher:
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out an image of your own.
 
-        best: a checkpoint; worst_image: name of the image to cut out; predict_options: of predict.py.
+        best: a checkpoint; worst_image: the name of the image to cut out; predict_options: of predict.py.
         """
         if self._refusal:
             return f"no upload   {self._refusal}"
-        return self.layout.next_step(submission, best, worst_image, *predict_options)
+        if self.layout.drawn:
+            return f"the cars    {self.layout.input_dir}, drawn; README.md explains how to train on Kaggle's images"
+        if self.layout.has_test_images:
+            return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
+        image = str(self.layout.folder("train") / worst_image)
+        command = shlex.join(["python", "predict.py", image, "--model", str(best), *predict_options])
+        return f"cut it out  {command}"
 
 
 def _draw(layout: CarvanaLayout) -> None:
@@ -170,21 +168,13 @@ def _draw(layout: CarvanaLayout) -> None:
             draw_sample(folder)
     except OSError as error:  # of a worker, so its traceback comes first
         raise UserError(f"Cannot draw {folder} ({str(error).strip().splitlines()[-1]}).") from error
-    complete = all(is_there(layout.folder(name)) for name in ("train", "train_masks"))
-    require(complete, f"{folder} must contain train/ and train_masks/. Remove {folder} and it will be drawn again.")
 
 
 def _download(layout: CarvanaLayout, test_images: bool) -> None:
-    folder, train = layout.input_dir, layout.folder("train")
+    folder = layout.input_dir
     names = layout.missing_files(test_images)
-    absent = [name for name in names if not find_zip(folder, name) and not is_there(folder / name)]
-    require(not absent or find_credentials() is not None, layout.help_text(test_images))
-    count = len(layout.images()) if is_there(train) else COUNTS["train"]
-    require(
-        count == COUNTS["train"] or not {"test", "test_hq"} & set(absent),
-        f"There is no {layout.describe_names('test')} in {folder}/, and Kaggle's is not downloaded because {train} has "
-        f"{count:,} of Kaggle's {COUNTS['train']:,} images. Copy test images there, or pass --no-predict.",
-    )
+    available = all(find_zip(folder, name) or is_there(folder / name) for name in names)
+    require(available or find_credentials() is not None, layout.help_text(test_images))
     make_writable(folder)
     with lock(folder, WAITING.format(folder)):
         download(folder, layout.missing_files(test_images))  # another process may have downloaded them meanwhile
@@ -199,12 +189,8 @@ def _raise_first(faults: Iterable[str]) -> None:
         raise UserError(fault)
 
 
-def _progress(images: Sequence) -> Iterable:
-    return Progress(images, "checking sizes", unit="image")
-
-
 def check_test_size(path: Path, size: Sequence[int], mask_size: Sequence[int]) -> None:
-    """Raises UserError if the size of a test image is not that of the masks in a submission, (height, width)."""
+    """Raises UserError if the size of a test image is not that of the masks in a submission."""
     require(
         tuple(size) == tuple(mask_size),
         f"{path} is {format_size(size)} pixels, but the masks of a submission are {format_size(mask_size)}, as the "

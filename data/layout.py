@@ -1,26 +1,22 @@
 """Where the files of a data set are, which of them belong together, and what is wrong with their names."""
 
 import re
-import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from PIL import Image
 
 from data.credentials import SETTINGS
-from data.download import COMPETITION, COUNTS, SLUG, find_zip, is_there, leftovers
+from data.download import COMPETITION, find_zip, is_there, leftovers
 from helpers import first_few, pluralize
 from img.transformer import FORMATS
 from runtime.errors import UserError
 
-IMAGE_NAME = re.compile(r".+_\d\d\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's
-MASK_NAME = re.compile(r".+_\d\d_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+IMAGE_NAME = re.compile(r".+_(0[1-9]|1[0-6])\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's: car and angle
+MASK_NAME = re.compile(r".+_(0[1-9]|1[0-6])_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
-TABLE = "sample_submission.csv"  # lists the test images
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
@@ -34,7 +30,7 @@ def make_layout(
     hq_files: bool | None = None,
     group_regex: str | None = None,
 ) -> "Layout":
-    """Returns the layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
+    """Return the layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
     if dataset == "own":
         return OwnLayout(input_dir, group_regex)
     if dataset == "sample":
@@ -45,21 +41,20 @@ def make_layout(
 class Layout:
     """Pairs images with masks by name, and finds every problem with the names.
 
-    name is "train", "train_masks" or "test". A subclass defines
+    A subclass defines, for the name "train", "train_masks" or "test",
 
-    folder(name) -> the real folder
+    folder(name) -> its path
     kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
     group_of(stem) -> the group of an image, from its name without extension, or None
     group_problems() -> what is wrong with the groups
-    next_step(...) -> see DatasetFetcher.next_step
     """
 
     input_dir: Path
-    unit: str  # what the split keeps together: "car", "group", or "image" if each image is its own group
+    unit: str  # what the split keeps together: "car", "group" or "image"
     naming: str  # the rule for file names
     mask_hint = ""
     has_test_images = False
-    drawn = False  # by data/sample.py
+    drawn = False  # by data/sample.py instead of Kaggle's
 
     def files(self, name: str) -> dict[str, list[Path]]:
         """kind -> files, sorted by name. Hidden ones, such as .DS_Store, are left out."""
@@ -74,14 +69,16 @@ class Layout:
         return {path.stem: path for path in self.files(name)["used"]}
 
     def masks(self) -> dict[str, list[Path]]:
-        """The masks by the stem of their image, which may not exist."""
+        """The masks by the stem of their image."""
         images, masks = self.images(), defaultdict(list)
         for path in self.files("train_masks")["used"]:
-            masks[image_of(path, images)].append(path)
+            stem = path.stem
+            if is_mask(path) and stem not in images:
+                stem = stem[: -len("_mask")]
+            masks[stem].append(path)
         return dict(masks)
 
     def groups(self, name: str = "train") -> dict[str, list[Path]]:
-        """The images by group."""
         groups = defaultdict(list)
         for stem, path in self.images(name).items():
             groups[self.group_of(stem)].append(path)
@@ -89,7 +86,7 @@ class Layout:
         return groups
 
     def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
-        """Every problem with the files to train on or to predict: a sentence each, with `shown` names (None: all)."""
+        """A sentence for every problem with the files, with the first `shown` names (None: all)."""
         for names, noun, problem, remedy in self._train_problems() if part == "train" else self._problems("test"):
             if names:
                 yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}"
@@ -110,7 +107,7 @@ class Layout:
         if not files["used"]:
             yield [], noun, f"in {folder} itself", f"{self.naming}."
         if twice:
-            yield twice, noun, f"in {folder} that differ only in extension", f"Keep one of each name.{self.mask_hint}"
+            yield twice, noun, f"in {folder} that differ only in extension", "Keep one of each name."
 
     def _train_problems(self) -> Iterator[Problem]:
         yield from self._problems("train")
@@ -122,42 +119,41 @@ class Layout:
         if orphans := [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]:
             yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
         if doubles := [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]:
-            yield doubles, "image", f"with two masks in {mask_dir}", f"Keep one of the two.{hint}"
+            yield doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."
         yield from self.group_problems()
         if len(groups) < 2:
-            needed = "(at least 2 are needed, to train and to validate)"
-            yield groups, self.unit, f"in {image_dir} {needed}", f"Add {self.unit}s."
+            problem = f"in {image_dir} (at least 2 are needed)"
+            yield groups, self.unit, problem, f"Add {self.unit}s."
 
-    def print_ignored(self, *names: str, shown: int | None = 3) -> None:
+    def print_ignored(self, *names: str) -> None:
         for name in names:
-            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]], shown)
+            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]])
 
     def missing_files(self, test_images: bool) -> list[str]:
-        """The names of what must be unpacked or downloaded."""
+        """The folders that must be unpacked or downloaded."""
         return []
 
 
 class CarvanaLayout(Layout):
     """Kaggle's folders: train/ or train_hq/, train_masks/, and test/ or test_hq/.
 
-    hq_files: use the high-quality images in train_hq/ and test_hq/? None: if they are there.
-    drawn: the images are drawn, not Kaggle's.
+    hq_files: use train_hq/ and test_hq/? None: if they are there.
     """
 
     unit = "car"
     naming = "Images must be named <car>_<01..16>.jpg, and masks <car>_<01..16>_mask.gif"
     has_test_images = True
 
-    def __init__(self, input_dir: str | Path = "input", hq_files: bool | None = None, drawn: bool = False):
+    def __init__(self, input_dir: str | Path, hq_files: bool | None = None, drawn: bool = False):
         self.input_dir, self.drawn = Path(input_dir), drawn
         self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
 
     def names(self, name: str) -> list[str]:
-        """The names that a folder may have, the preferred one first."""
+        """The names that the folder may have, the preferred one first."""
         return [name] if name == "train_masks" else [name + suffix for suffix in self.suffixes]
 
     def find(self, name: str) -> str | None:
-        """The name of the folder that is there or, without one, of the zip."""
+        """The name of the folder or, without one, of the zip."""
         folders = [each for each in self.names(name) if is_there(self.input_dir / each)]
         zips = [each for each in self.names(name) if find_zip(self.input_dir, each)]
         return next(iter(folders + zips), None)
@@ -174,74 +170,42 @@ class CarvanaLayout(Layout):
         return stem.rpartition("_")[0]
 
     def group_problems(self) -> Iterator[Problem]:
-        cars = {car: {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
-        uneven = [
-            f"{car} {verb} {', '.join(sorted(angles))}"
-            for car, found in cars.items()
-            for verb, angles in (("lacks", ANGLES - found), ("also has", found - ANGLES))
-            if angles
-        ]
-        if uneven:
-            remedy = "Add or remove images and masks. For images of your own, pass --dataset own."
-            yield uneven, "car", f"in {self.folder('train')} without exactly the angles 01 to 16", remedy
+        cars = {car: ANGLES - {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
+        if incomplete := [f"{car} lacks {', '.join(sorted(angles))}" for car, angles in cars.items() if angles]:
+            remedy = "Add the images and masks. For images of your own, pass --dataset own."
+            yield incomplete, "car", f"in {self.folder('train')} without all of the angles 01 to 16", remedy
 
     def missing_files(self, test_images: bool) -> list[str]:
         """Small files first, so that a refusal comes early."""
-        train, test = self.find("train") or self.names("train")[-1], self.find("test")
-        names = ["train_masks", train]
-        if test_images:
-            names += [TABLE] if not test or find_zip(self.input_dir, TABLE) else []
-            names += [test or train.replace("train", "test")]  # of the same quality
+        train = self.find("train") or self.names("train")[-1]
+        test = self.find("test") or train.replace("train", "test")  # of the same quality
+        names = ["train_masks", train, test] if test_images else ["train_masks", train]
         return [name for name in names if not is_there(self.input_dir / name) or leftovers(self.input_dir, name)]
 
-    def describe_names(self, name: str) -> str:
+    def _describe_names(self, name: str) -> str:
         return " or ".join(f"{each}/" for each in reversed(self.names(name)))
 
     def help_text(self, test_images: bool) -> str:
         """What is missing, and three ways to get it."""
         names = ("train", "train_masks", "test")[: 2 + test_images]
-        missing = " and no ".join(self.describe_names(name) for name in names if not self.find(name))
-        without = "; pass --no-predict to train only" if missing == self.describe_names("test") else ""
-        bundle = self.input_dir / f"{SLUG}.zip"
-        inside = f"Unpack {bundle} there: the zips inside it are needed.\n" if bundle.exists() else ""
+        missing = " and no ".join(self._describe_names(name) for name in names if not self.find(name))
+        without = "; pass --no-predict to train only" if missing == self._describe_names("test") else ""
         return (
-            f"There is no {missing} in {self.input_dir}/{without}. {inside}Three options:\n"
+            f"There is no {missing} in {self.input_dir}/{without}. Three options:\n"
             f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
-            f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it (README.md lists other keys).\n"
+            f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
             f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
             "     packed or unpacked, or pass the folder that has them: python main.py --input-dir FOLDER\n"
             "     (images and masks of your own: --dataset own).\n"
-            "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample  (or: make demo)"
+            "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample"
         )
-
-    def kaggle_refusal(self, names: Collection[str]) -> str:
-        """Why Kaggle would refuse masks of the images with these names; "" if it would not."""
-        table, count = self.input_dir / TABLE, COUNTS["test"]
-        if self.drawn:
-            return ""
-        if not table.is_file():
-            problem = f"it has {pluralize(len(names), 'mask')}, not {count:,}" if len(names) != count else ""
-        else:
-            try:
-                wanted = set(pd.read_csv(table, usecols=["img"], dtype=str, keep_default_na=False)["img"])
-            except ValueError as error:  # not text, or no such column
-                raise UserError(f"{table} has no column img. Download it again, or remove it.") from error
-            missing, others = sorted(wanted - set(names)), sorted(set(names) - wanted)
-            counts = f"lacks {len(missing):,} of the {len(wanted):,} images in {table} and has {len(others):,} others"
-            problem = f"it {counts} ({first_few(missing + others)})" if missing or others else ""
-        return f"Kaggle will refuse this submission: {problem}." if problem else ""
-
-    def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
-        if self.drawn:
-            return f"the cars    {self.input_dir}, drawn; README.md explains how to train on Kaggle's images"
-        return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
 
 
 class OwnLayout(Layout):
-    """Your own images and masks, of any names and sizes. None are test images: predict.py predicts others.
+    """Your own images and masks, of any names and sizes. There are no test images: predict.py predicts others.
 
-    group_regex: a pattern that finds, in an image's name without extension, the part that all images of one object
-        share: its first parentheses or else all of it. None: each image is its own group.
+    group_regex: finds, in an image's name without extension, what all images of one object share: its first
+        parentheses or else all of it. None: each image is its own group.
     """
 
     naming = (
@@ -250,33 +214,26 @@ class OwnLayout(Layout):
     )
     mask_hint = " The mask of NAME.jpg is NAME_mask.png, or NAME.png in a separate folder."
 
-    def __init__(self, input_dir: str | Path = "input", group_regex: str | None = None):
+    def __init__(self, input_dir: str | Path, group_regex: str | None = None):
         self.input_dir, self.unit = Path(input_dir), "image" if group_regex is None else "group"
         try:
             self.pattern = re.compile(".+" if group_regex is None else group_regex)
         except re.error as error:
-            raise UserError(
-                f"--group-regex {group_regex!r} is not a regular expression ({error}). For example, '(.+)_' finds "
-                "everything before the last underscore."
-            ) from error
+            problem = f"--group-regex {group_regex!r} is not a regular expression ({error})."
+            raise UserError(f"{problem} Pass one such as '(.+)_'.") from error
+        self.image_dir = self._first_with_images(IMAGE_FOLDERS, self.input_dir)
+        self.mask_dir = self._first_with_images(MASK_FOLDERS, self.image_dir)
 
-    @cached_property
-    def folders(self) -> dict[str, Path]:
-        """The first of each folder's names that contains an image."""
-        images = self._first(IMAGE_FOLDERS, self.input_dir)
-        return {"train": images, "train_masks": self._first(MASK_FOLDERS, images)}
-
-    def _first(self, names: tuple[str, ...], default: Path) -> Path:
+    def _first_with_images(self, names: tuple[str, ...], default: Path) -> Path:
         folders = [self.input_dir / name for name in names]
         return next((each for each in folders if each.is_dir() and any(map(is_image, each.iterdir()))), default)
 
     def folder(self, name: str) -> Path:
-        return self.folders[name]
+        return self.image_dir if name == "train" else self.mask_dir
 
     def kind(self, path: Path, name: str) -> str:
-        image_dir, mask_dir = self.folders.values()
-        together = image_dir == mask_dir
-        if path == mask_dir or (together and is_mask(path) != (name == "train_masks")):
+        together = self.image_dir == self.mask_dir
+        if path == self.mask_dir or (together and is_mask(path) != (name == "train_masks")):
             return "elsewhere"
         return "used" if is_image(path) else "ignored"
 
@@ -285,20 +242,13 @@ class OwnLayout(Layout):
         return (found[1 if self.pattern.groups else 0] or None) if found else None
 
     def group_problems(self) -> Iterator[Problem]:
-        unfit = [path.name for stem, path in self.images().items() if self.group_of(stem) is None]
-        if unfit:
-            problem = f"in {self.folder('train')} not matched by --group-regex {self.pattern.pattern!r}"
-            remedy = "Pass one that matches all names (without extension), or rename or remove these."
-            yield unfit, "image", problem, remedy
-
-    def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
-        image = str(self.folder("train") / worst_image)
-        command = shlex.join(["python", "predict.py", image, "--model", str(best), *predict_options])
-        return f"cut it out  {command}\n            (the worst image; pass others, or folders of them)"
+        if unfit := [path.name for stem, path in self.images().items() if self.group_of(stem) is None]:
+            problem = f"in {self.image_dir} not matched by --group-regex {self.pattern.pattern!r}"
+            yield unfit, "image", problem, "Pass one that matches all names (without extension)."
 
 
 def is_image(path: Path) -> bool:
-    """Whether it is a file, not hidden, with the extension of an image format that can be read."""
+    """Whether it is a file, not hidden, with the extension of a supported format."""
     image_format = Image.registered_extensions().get(path.suffix.lower())
     return image_format in FORMATS and not path.name.startswith(".") and path.is_file()
 
@@ -308,14 +258,9 @@ def is_mask(path: Path) -> bool:
     return path.stem.lower().endswith("_mask")
 
 
-def image_of(mask: Path, images: Collection[str]) -> str:
-    """The stem of the image that NAME_mask.png or NAME.png belongs to; `images` are the stems that exist."""
-    return mask.stem[: -len("_mask")] if is_mask(mask) and mask.stem not in images else mask.stem
-
-
-def print_ignored(folder: Path, names: list[str], shown: int | None = 3) -> None:
-    """Print the first names (None: all) of files that are not images."""
+def print_ignored(folder: Path, names: list[str]) -> None:
+    """Print the first names of files that are not images."""
     unsupported = sorted({Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"})
     remedy = f" ({unsupported[0]} is not supported: convert it to JPEG)" if unsupported else ""
     if names:
-        print(f"ignored in {folder} (not images): {first_few(names, shown)}{remedy}")
+        print(f"ignored in {folder} (not images): {first_few(names)}{remedy}")

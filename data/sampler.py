@@ -11,9 +11,8 @@ from runtime.distributed import RANK, WORLD_SIZE
 class ShardedRandomSampler(Sampler[int]):
     """Shuffled indices of a data set, of which each process gets every world_size-th.
 
-    The order is a function of (seed, epoch) alone, so the batches at one step of all processes contain the images of
-    one batch that is world_size times as large in a single process. Shards may differ in length by one: unlike torch's
-    DistributedSampler, no image is repeated.
+    The order is a function of (seed, epoch) alone. All processes together read, at each step, the images of one batch
+    that is world_size times as large in a single process. Unlike torch's DistributedSampler, no image is repeated.
     """
 
     def __init__(self, dataset: Sized, seed: int = 0, rank: int = RANK, world_size: int = WORLD_SIZE):
@@ -32,9 +31,6 @@ class ShardedRandomSampler(Sampler[int]):
 
 
 def shard(length: int, batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE) -> list[int]:
-    """The indices that a process predicts, in order: every world_size-th batch.
-
-    Batches are the same with any number of processes, and so are the predictions, to the bit.
-    """
+    """The indices that a process predicts: every world_size-th of the batches that a single process would predict."""
     starts = range(rank * batch_size, length, world_size * batch_size)
     return [index for start in starts for index in range(start, min(start + batch_size, length))]
