@@ -14,23 +14,22 @@ import torch
 
 from helpers import format_size, pluralize
 
-OUT_OF_MEMORY = re.compile(
-    "out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED",
-    re.IGNORECASE,
+OUT_OF_MEMORY = (
+    "(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED"
 )
-WORKER_KILLED = r"DataLoader worker (\(pid|exited)"
 WORKER_FAILURES = {  # pattern in the error -> sentence, which ends with the advice to use fewer workers
     rf"Too many open files|ancdata|Errno {EAGAIN}\b":
         "The limit of processes or open files is reached. Raise it (ulimit -a lists it), or",
     "shared memory": "Shared memory (/dev/shm) is full. Enlarge it, or",
-    WORKER_KILLED: "A DataLoader worker was killed, most likely because memory ran out. To use less,",
+    r"DataLoader worker (\(pid|exited)":
+        "A DataLoader worker was killed, most likely because memory ran out. To use less,",
 }
 
 _exit_hints: list[tuple[str, Path]] = []  # at most one
 
 
 class UserError(Exception):
-    """A problem that the user can solve, in one sentence, which is printed without a traceback."""
+    """A problem that the user can solve, printed without a traceback."""
 
     def __init__(self, sentence: str):
         # A DataLoader worker puts its traceback before the sentence
@@ -47,40 +46,38 @@ def check_ranges(values: object, **ranges: str) -> None:
     """Require that each attribute in `ranges` is None or in its range, such as rotation="[0, 180]", share="(0, 1]"."""
     for name, text in ranges.items():
         value, (low, high) = getattr(values, name), text[1:-1].split(", ")
-        ends = [float(end) for end, included in ((low, "[" in text), (high, "]" in text)) if included]
-        limits = [f"{'at least' if '[' in text else 'above'} {low}"]
+        if value is None:
+            continue
+        above = float(low) <= value if "[" in text else float(low) < value
+        below = value <= float(high) if "]" in text else value < float(high)
+        limits = f"at least {low}" if "[" in text else f"above {low}"
         if high != "inf":
-            limits.append(f"{'at most' if ']' in text else 'below'} {high}")
-        require(
-            value is None or float(low) < value < float(high) or value in ends,
-            f"--{name.replace('_', '-')} must be {' and '.join(limits)}, not {value}.",
-        )
+            limits += f" and at most {high}" if "]" in text else f" and below {high}"
+        require(above and below, f"--{name.replace('_', '-')} must be {limits}, not {value}.")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, PyTorch, a GPU library or the operating system reports that memory ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
-    )
+    """Whether Python, PyTorch, a GPU library or the operating system ran out of memory."""
+    if isinstance(error, RuntimeError | OSError):
+        return re.search(OUT_OF_MEMORY, str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def set_exit_hint(sentence: str, saved: Path) -> None:
-    """Set the sentence that friendly_errors() adds to the last message of the program, if the file `saved` exists."""
+    """Set the sentence that friendly_errors() adds to its message, if the file `saved` exists."""
     _exit_hints[:] = [(sentence, saved)]
 
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """End the program with one sentence, without a traceback, if a user's error or a signal ends the block.
+    """End the program with one sentence, without a traceback, if a UserError or a signal ends the block.
 
-    Ctrl-C, SIGTERM (from a scheduler) and SIGHUP (the terminal was closed) raise KeyboardInterrupt; the exit code is
-    then 128 plus the signal's number. A second signal ends the program at once. Bugs keep their traceback.
+    After Ctrl-C, SIGTERM (from a scheduler) or SIGHUP (the terminal was closed), the exit code is 128 plus the signal's
+    number; a second signal ends the program at once. Bugs keep their traceback.
     """
     program = Path(sys.argv[0]).name
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as for a daemon
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open until the program ends
-        getattr(sys, name).reconfigure(line_buffering=True, errors="backslashreplace")  # a log gets each line at once
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # a log gets each line at once
     _exit_hints.clear()
     with _signals_interrupt() as received:
         try:
@@ -101,7 +98,7 @@ def friendly_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on the first signal to end the program. Yields a list that the signal is added to."""
+    """Raise KeyboardInterrupt on the first signal, and add its number to the list that this yields."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     received, process = [], os.getpid()
@@ -125,16 +122,16 @@ def _signals_interrupt() -> Iterator[list[int]]:
 
 
 def _ignore_worker_exits() -> None:
-    """Replace PyTorch's signal handler, which raises an error when a DataLoader worker ends."""
+    """Replace PyTorch's handler, which raises an error when a DataLoader worker ends."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def _explain(error: BaseException) -> str:
-    """Return one sentence for an error that is not a bug; else ""."""
+    """One sentence for an error that is not a bug; else ""."""
     if isinstance(error, UserError):
         return str(error)
-    if ran_out_of_memory(error) or re.search(WORKER_KILLED, str(error)):
+    if ran_out_of_memory(error):
         reason = (str(error).strip() or "in this process").splitlines()[-1]
         return f"Out of memory ({reason:.200}). Free some memory."
     if isinstance(error, OSError) and error.filename:
@@ -148,63 +145,57 @@ def _explain(error: BaseException) -> str:
 def quiet_worker(_worker_id: int) -> None:
     """A worker_init_fn of DataLoader: print no traceback if the training ends while it takes a batch from this worker.
 
-    The thread that passes batches on would print it. Errors of the data set are raised in the main process instead.
+    Errors of the data set are raised in the main process instead.
     """
     default = sys.excepthook
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else default(kind, *rest)
 
 
 @contextmanager
-def advise(hp: Any, machine: Any, valid_sizes: range, margin: int) -> Iterator[None]:
+def advise(hp: Any, machine: Any, net: Any) -> Iterator[None]:
     """Turn known failures of a training or a prediction into a UserError that says which option to change.
 
-    hp: has batch_size, accumulate_steps, input_img_resize and learning_rate. machine: a runtime.machine.Machine.
-    valid_sizes: heights and widths that the net accepts. margin: by how many pixels its masks are smaller.
+    hp: main.py's Hyperparameters. machine: a runtime.machine.Machine. net: a class of nn.unet.NETS.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, FloatingPointError):
-            advice = _advice_on_divergence(error, hp, machine)
-        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
-            reason = " ".join(str(error).split())
-            advice = f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
-        else:
-            advice = _advice_on_workers(error, machine)
-            if not advice and ran_out_of_memory(error):
-                advice = _advice_on_memory(hp, machine, valid_sizes, margin)
+        advice = _advice(error, hp, machine, net)
         if advice:
             raise UserError(advice) from error
         raise
 
 
-def _advice_on_divergence(error: FloatingPointError, hp: Any, machine: Any) -> str:
-    float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
-    lower = f"--learning-rate {hp.learning_rate / 10:g} (now {hp.learning_rate:g})"
-    return f"{error} Resuming would fail again: start a new run with {lower}{float32}."
-
-
-def _advice_on_workers(error: Exception, machine: Any) -> str:
-    text, fewer = str(error), f"pass --workers {machine.workers // 2} (now {machine.workers})."
+def _advice(error: Exception, hp: Any, machine: Any, net: Any) -> str:
+    if isinstance(error, FloatingPointError):
+        float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
+        lower = f"--learning-rate {hp.learning_rate / 10:g} (now {hp.learning_rate:g})"
+        return f"{error} Resuming would fail again: start a new run with {lower}{float32}."
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # importing them takes seconds
+        reason = " ".join(str(error).split())
+        return f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
+    fewer = f"pass --workers {machine.workers // 2} (now {machine.workers})."
     for pattern, sentence in WORKER_FAILURES.items():
-        if re.search(pattern, text):
+        if re.search(pattern, str(error)):
             return f"{sentence} {fewer}"
-    in_worker = "DataLoader worker process" in text or isinstance(error, OSError)
-    return f"A DataLoader worker ran out of memory: {fewer}" if in_worker and ran_out_of_memory(error) else ""
+    if not ran_out_of_memory(error):
+        return ""
+    if "DataLoader worker process" in str(error) or isinstance(error, OSError):
+        return f"A DataLoader worker ran out of memory: {fewer}"
+    return _advice_on_memory(hp, machine, net)
 
 
-def _advice_on_memory(hp: Any, machine: Any, valid_sizes: range, margin: int) -> str:
-    """How to train with half the memory of the device."""
+def _advice_on_memory(hp: Any, machine: Any, net: Any) -> str:
     batch, accumulate, size = hp.batch_size, hp.accumulate_steps, hp.input_img_resize
     remedies = ["Free some memory"]
     if batch > 1:  # with as many images per optimizer step as before, or the run could not be resumed
         smaller = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
         options = f"--batch-size {smaller} --accumulate-steps {batch * accumulate // smaller}"
         remedies.append(f"resume with {options} (now {batch} and {accumulate})")
-    steps = [(7 * side // 10 - valid_sizes.start) // valid_sizes.step for side in size]  # to 70% of each side
-    height, width = (valid_sizes[max(0, step)] for step in steps)
+    sizes = net.valid_sizes
+    height, width = (sizes[max(0, (7 * side // 10 - sizes.start) // sizes.step)] for side in size)  # at most 70%
     if (height, width) != tuple(size):
-        output = f"--output-img-resize {height - margin} {width - margin}"
+        output = f"--output-img-resize {height - net.margin} {width - net.margin}"
         remedies.append(f"start a new run with --input-img-resize {height} {width} {output}")
     images = f"{pluralize(batch, 'image')} of {format_size(size)}"
     return f"Out of memory on {machine.device} with a batch of {images}. {', or '.join(remedies)}."

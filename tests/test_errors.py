@@ -38,8 +38,6 @@ def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
         raise UserError("a.jpg is broken.")
     with pytest.raises(SystemExit, match=r"^main\.py: Out of memory \(can't all"), errors.friendly_errors():
         raise RuntimeError("can't allocate memory")
-    with pytest.raises(SystemExit, match=r"DataLoader worker.*\)\. Free some memory\.$"), errors.friendly_errors():
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
 def test_the_sentence_of_a_worker_comes_without_its_traceback():
@@ -48,15 +46,14 @@ def test_the_sentence_of_a_worker_comes_without_its_traceback():
 
 
 @pytest.mark.slow
-def test_it_runs_without_output_and_prints_an_error_when_output_is_full():
+def test_an_error_is_printed_when_output_is_full():
     script = "from runtime import errors\nwith errors.friendly_errors(): print('a line')"
-    full = "Cannot write to stdout (No space left on device), so"
-    for redirect, code, expected in ((">&-", 0, ""), ("2>&-", 0, ""), (">/dev/full", 1, full)):
+    with open("/dev/full", "w") as full:
         done = subprocess.run(
-            f"{sys.executable} -c \"{script}\" {redirect}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", script], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
         )
-        assert done.returncode == code and expected in done.stderr, (redirect, done)
-        assert "Traceback" not in done.stderr, (redirect, done)
+    assert done.returncode == 1 and "Cannot write to stdout (No space left on device), so" in done.stderr, done
+    assert "Traceback" not in done.stderr, done
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -148,10 +145,8 @@ def advice(error, net=UNetOriginal, size=(572, 572), batch_size=8, accumulate_st
     hp = SimpleNamespace(
         input_img_resize=size, batch_size=batch_size, accumulate_steps=accumulate_steps, learning_rate=0.01
     )
-    made = net((3, *size))
-    margin = size[0] - made.output_size[0]
     with pytest.raises(BaseException) as raised:  # noqa: SIM117
-        with errors.advise(hp, Machine(workers=workers, **machine), made.valid_sizes, margin):
+        with errors.advise(hp, Machine(workers=workers, **machine), net):
             raise error
     assert isinstance(raised.value, UserError) or raised.value is error
     return str(raised.value) if isinstance(raised.value, UserError) else None
