@@ -1,6 +1,6 @@
 """Training in several processes, as torchrun --nproc_per_node=4 main.py; without torchrun, in a world of size 1.
 
-Each process trains on its shard of the images. The main process (rank 0) prints, and saves what all have computed.
+Each process trains on its shard of the images. The main process (rank 0) prints and saves.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from threading import Thread
 from typing import Any
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -43,10 +42,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """Connect the processes, and silence all but the main process. An error in one ends all, and only one prints it.
-
-    If a process was killed, or does not answer within TIMEOUT, another one prints that.
-    """
+    """Connect the processes, and silence all but the main process. An error in one ends all, and only one prints it."""
     if WORLD_SIZE == 1:
         yield
         return
@@ -69,10 +65,10 @@ def init_distributed() -> Iterator[None]:
             raise UserError(f"Process {reporter} failed, so all processes stopped.") from error
         if _lost_connection(error):
             resume = "" if is_main_process() else " Resume with --resume last."
-            minutes, reason = f"{TIMEOUT.seconds / 60:.3g} minutes", " ".join(str(error).split())
+            minutes, reason = TIMEOUT.seconds // 60, " ".join(str(error).split())
             raise UserError(
-                f"Another process of this training was killed, or did not answer for {minutes}, so all processes "
-                f"stopped ({reason:.200}).{resume}"
+                f"Another process of this training was killed, or did not answer for {minutes} minutes, so all "
+                f"processes stopped ({reason:.200}).{resume}"
             ) from error
         raise
 
@@ -80,7 +76,8 @@ def init_distributed() -> Iterator[None]:
 def _connect() -> dist.Store:
     """Return a store that has only keys of this start; torchrun's own store outlives a restart of the processes."""
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    return dist.PrefixStore(_rendezvous_id(store), store)
+    start = store.add(f"starts of process {RANK} of {WORLD_SIZE}", 1)  # torchrun counts them only where one failed
+    return dist.PrefixStore(f"start {start}", store)
 
 
 def _init_groups(store: dist.Store) -> None:
@@ -90,33 +87,8 @@ def _init_groups(store: dist.Store) -> None:
     _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
 
 
-def _rendezvous_id(store: dist.Store) -> str:
-    """Return an id that the processes of this start share, and that no earlier start had.
-
-    Each process announces its own id, and the main process answers with its id until all others have confirmed that.
-    """
-    own, deadline = uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
-    store.set(f"process {RANK}", own)
-    if not is_main_process():
-        store.wait([f"to {own}"], TIMEOUT)
-        main = store.get(f"to {own}").decode()
-        store.set(f"{own} got {main}", "")
-        return main
-    missing = set(range(1, WORLD_SIZE))
-    while missing:
-        for rank in [rank for rank in missing if store.check([f"process {rank}"])]:
-            other = store.get(f"process {rank}").decode()  # of an earlier start, it never confirms
-            store.set(f"to {other}", own)
-            if store.check([f"{other} got {own}"]):
-                missing.remove(rank)
-        if time.monotonic() > deadline:
-            raise dist.DistError("not all processes have started")
-        time.sleep(0.05)
-    return own
-
-
 def _elect_reporter(store: dist.Store | None) -> int:
-    """Return the rank of the process that prints the error: the main process if it failed too, or else the first."""
+    """The rank of the process that prints the error: the main process if it failed too, or else the first to fail."""
     time.sleep(0 if is_main_process() else 1)
     elected = []
 
@@ -131,15 +103,14 @@ def _elect_reporter(store: dist.Store | None) -> int:
 
 
 def _lost_connection(error: BaseException) -> bool:
-    """Whether the error means that another process does not answer."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
-    )
+    """Whether another process does not answer."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
 
 
 def is_restart() -> bool:
-    """Whether torchrun has restarted the processes, all of which must call this."""
-    # Only on the machine where a process failed does torchrun count the restart
+    """Whether torchrun has restarted the processes. All of them must call this: one machine alone counts a restart."""
     return any(all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
@@ -177,7 +148,7 @@ def all_reduce(sums: Tensor) -> None:
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """Run the block in the main process of each machine, and only then in the others, which find its work done."""
+    """Run the block in the main process of each machine, and only then in the others."""
     if LOCAL_RANK:
         _data_barrier()
     yield
@@ -191,7 +162,7 @@ def _data_barrier() -> None:
 
 
 def require_same(what: str, values: Sequence[object]) -> None:
-    """Raise UserError unless all processes have the same `values`. Waits as long as for data."""
+    """Raise UserError unless all processes have the same `values`."""
     _data_barrier()
     digests = all_gather(hashlib.sha256(repr(list(values)).encode()).hexdigest())
     others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -199,7 +170,7 @@ def require_same(what: str, values: Sequence[object]) -> None:
 
 
 def average_buffers(net: nn.Module) -> None:
-    """Average the BatchNorm statistics of `net`, which differ between the processes."""
+    """Average the BatchNorm statistics of `net` over the processes."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if WORLD_SIZE == 1 or not buffers:
         return
@@ -211,7 +182,7 @@ def average_buffers(net: nn.Module) -> None:
 
 
 def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return `net` with the weights of the main process, and a backward() that averages gradients over all processes.
+    """Return `net` with the weights of the main process, and with gradients averaged over all processes.
 
     On a GPU, BatchNorm layers are converted in place, to normalize over the batches of all processes.
     """
@@ -231,7 +202,7 @@ def count_batches(loader: DataLoader) -> int:
 def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[Tensor, Sequence]]:
     """The loader's batches, then empty ones while other processes still have some: all take the same steps.
 
-    image_shape: (C, H, W) of the images in an empty batch, for a process that has no image at all.
+    image_shape: (C, H, W).
     """
     images, others = torch.empty(0, *image_shape, dtype=torch.uint8), []
     for images, others in batches(loader):
@@ -241,7 +212,7 @@ def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[T
 
 
 def batches(loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
-    """The loader's batches. Raises RuntimeError, as torch does, if a worker ends while it hands one over."""
+    """The loader's batches. Raises RuntimeError, as PyTorch does, if a worker ends while it passes one on."""
     try:
         yield from loader
     except (EOFError, ConnectionError) as error:
