@@ -1,6 +1,5 @@
 """Files that are complete or absent: atomic writes, locks, checkpoints."""
 
-import errno
 import os
 import pickle
 import zipfile
@@ -15,11 +14,9 @@ from filelock import FileLock, Timeout
 
 from runtime.errors import UserError, ran_out_of_memory, require
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system that does not support locks
-
 
 def make_writable(*folders: Path) -> None:
-    """Create each folder and write a byte to it, so that a run fails before its first step if it could not save."""
+    """Create each folder, and raise UserError if nothing can be written to it."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +28,7 @@ def make_writable(*folders: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Re-raise an OSError in the block, which writes `path`, as a UserError that names it."""
+    """Re-raise an OSError in the block as a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -42,8 +39,8 @@ def write_errors(path: Path) -> Iterator[None]:
 def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
     """Open a binary file that appears at `path` when the block ends, complete, in place of an earlier one.
 
-    The block writes to a temporary file in the same folder, which is then flushed to the disk and renamed. If the block
-    fails, the temporary file is removed. Raises UserError if the file cannot be written.
+    A temporary file in the same folder is written, flushed to the disk and renamed. Raises UserError if it cannot be
+    written.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.part")
@@ -59,23 +56,17 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     with suppress(OSError):  # Windows and some network file systems cannot flush a folder
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def lock(folder: Path, waiting: str = "") -> ExitStack:
     """Lock `folder` against other processes until the returned object is closed or this process ends.
 
     If another process has locked it, print `waiting` and wait for that process; without `waiting`, raise UserError.
-    On a file system without locks, the folder is not locked.
     """
     file_lock = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
     held = ExitStack()
@@ -85,21 +76,20 @@ def lock(folder: Path, waiting: str = "") -> ExitStack:
         require(bool(waiting), f"{folder} is in use by another process. Wait for it, or stop it.")
         print(waiting)
         held.enter_context(file_lock.acquire())
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise UserError(f"Cannot lock {folder} ({error.strerror}). Pass another folder.") from error
+    except OSError:  # a file system without locks
+        pass
     return held
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Load the checkpoint at `path` to the CPU, without running code in it. Raises UserError if it is not valid."""
+    """Load a checkpoint to the CPU, without running code in it. Raises UserError if it is not valid."""
     try:
         with zipfile.ZipFile(path) as archive:  # the format of torch.save; torch.load does not verify checksums
             require(archive.testzip() is None, "wrong checksum")
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} may contain code, so it was not loaded. Pass a checkpoint of this program.") from error
-    except Exception as error:  # zipfile and torch raise a dozen types, depending on what is damaged
+    except Exception as error:  # zipfile and torch raise a dozen types
         if ran_out_of_memory(error):
             raise
         if isinstance(error, OSError) and error.errno:
