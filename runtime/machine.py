@@ -21,7 +21,7 @@ class Machine:
     precision: torch.dtype = torch.float32  # of autocast on the device
     workers: int = 0  # processes of each DataLoader; 0: batches are loaded in this process
     compile: bool = False  # whether to use torch.compile
-    reasons: str = ""  # the choices and why, a line each; lines after the first are indented by 12 columns
+    reasons: str = ""  # the choices and why, a line each
 
 
 def choose_machine(
@@ -34,28 +34,28 @@ def choose_machine(
 ) -> Machine:
     """Return what is requested, and for each None what suits this machine. Raises UserError if it has no such device.
 
-    local_rank, local_world_size: of this process among those that train on this machine, which share its cores.
+    local_rank, local_world_size: of this process among those on this machine.
     """
     keep_freed_memory()
-    chosen_device, device_reason = choose_device(device, local_rank, local_world_size)
-    dtype, dtype_reason = choose_precision(precision, chosen_device)
-    count, workers_reason = choose_workers(workers, chosen_device, local_world_size)
-    if chosen_device.type == "cpu" and local_world_size > 1:  # torchrun gives each process a single thread
+    where, why_device = choose_device(device, local_rank, local_world_size)
+    dtype, why_dtype = choose_precision(precision, where)
+    count, why_count = choose_workers(workers, where, local_world_size)
+    if where.type == "cpu" and local_world_size > 1:  # torchrun gives each process a single thread
         torch.set_num_threads(max(count_cores() // local_world_size, 1))
     reasons = [
-        f"device {chosen_device} ({device_reason})",
-        f"precision {str(dtype).removeprefix('torch.')} ({dtype_reason})",
-        f"workers {count} ({workers_reason})",
+        f"device {where} ({why_device})",
+        f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
+        f"workers {count} ({why_count})",
     ]
     if compile:
         reasons.append("torch.compile (the first training and validation steps take a few minutes)")
-    return Machine(chosen_device, dtype, count, compile, f"\n{' ' * 12}".join(reasons))
+    return Machine(where, dtype, count, compile, "\n            ".join(reasons))
 
 
 def choose_device(name: str | None, local_rank: int = 0, local_world_size: int = 1) -> tuple[torch.device, str]:
-    """Return the device called `name` ("cpu", "cuda:1", "mps"), or the accelerator of this machine, and the reason.
+    """Return the device called `name`, or the accelerator of this machine, and the reason.
 
-    Each process on this machine gets its own accelerator. Raises UserError if there are too few.
+    Each process gets its own accelerator. Raises UserError if there are too few.
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU
     device, reason = found, "no accelerator found" if found.type == "cpu" else "found by PyTorch"
@@ -69,8 +69,8 @@ def choose_device(name: str | None, local_rank: int = 0, local_world_size: int =
     if local_world_size > 1 and device.type != "cpu":
         require(
             device.index is None and local_world_size <= count,
-            f"{local_world_size} processes cannot share --device {name or device}: each needs its own, and this "
-            f"machine has {count}. Pass --nproc_per_node={count} to torchrun, and omit --device.",
+            f"{local_world_size} processes cannot share --device {name or device}: this machine has {count}. Pass "
+            f"--nproc_per_node={count} to torchrun, and omit --device.",
         )
         device = torch.device(device.type, local_rank)
     if device.type != "cpu" and device.index is not None:
@@ -87,33 +87,31 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
             return torch.bfloat16, "this GPU supports bfloat16"
         return torch.float16, "this GPU does not support bfloat16"
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
         for flag, unit in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16")):
-            if capabilities.get(flag):
+            if torch.cpu.get_capabilities().get(flag):
                 return torch.bfloat16, f"this CPU has {unit}"
         return torch.float32, "bfloat16 is not faster on this CPU"
     return torch.float32, f"the safe choice on {device.type}"
 
 
 def choose_workers(count: int | None, device: torch.device, local_world_size: int = 1) -> tuple[int, str]:
-    """Return `count`, or how many workers this machine can spare for each process, and the reason."""
+    """Return `count`, or how many workers this machine can spare for a process, and the reason."""
     if count is not None:
         return count, REQUESTED
     cores = count_cores()
     if device.type == "cpu":  # oversubscribing the cores stalls the thread pool of PyTorch
-        used = "the only core" if cores == 1 else f"{'most of ' if cores > 3 else ''}the {cores} cores"
-        return cores // local_world_size // 4, f"the net uses {used}"
+        return cores // local_world_size // 4, "the net needs the CPU"
     shared = f" for {local_world_size} processes" if local_world_size > 1 else ""
     return min(max(cores // local_world_size, 1), 8), f"this machine has {cores} cores{shared}"
 
 
 def count_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next training step; does nothing with another C library.
+    """Make glibc keep freed memory for the next training step.
 
     By default, it returns large blocks to the kernel, and the next tensors get new pages, which the kernel fills with
     zeros: a large part of the time of a step on a CPU.
