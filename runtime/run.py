@@ -1,8 +1,8 @@
-"""The command line, its checks, the rules of --resume, and what main() needs to know besides the hyperparameters."""
+"""The command line, its checks, the rules of --resume, and what main() needs besides the hyperparameters."""
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
+from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,14 +58,12 @@ AUGMENTATION_RANGES = {
     "blur": "[0, 10]",
 }
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
-OTHER_VERSION = "this version of the program: resume it with the version that saved it, or start a new run."
 
 
 class Run:
-    """Where and how main() runs: its folders, machine and data, and the run that it continues.
+    """Where and how main() runs: its folders, machine and data, and the run that it resumes.
 
-    hp: the hyperparameters. options: of the command line. folder: of the run, output_dir/models/model_<time>.
-    split: the columns of split.csv of a resumed run; None: draw a new split.
+    folder: of the run, output_dir/models/model_<time>. split: that of a resumed run; None: draw a new one.
     """
 
     def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None = None):
@@ -83,29 +81,28 @@ class Run:
                             pin_memory=self.machine.device.type == "cuda")
 
     def eval_loader(self, dataset: Dataset) -> DataLoader:
-        """A loader in the order of the data set; with several processes, of this process's batches."""
+        """A loader of this process's batches, in the order of the data set."""
         return DataLoader(dataset, sampler=shard(len(dataset), self.hp.batch_size), **self.loading)
 
     def training_callbacks(self, *callbacks: Callback) -> Sequence[Callback]:
-        """These callbacks; none with --score-only, which leaves the run as it is."""
+        """These callbacks; none with --score-only."""
         return () if self.score_only else callbacks
 
     def announce(self, ds_fetcher: DatasetFetcher, net: nn.Module, X_test: Sequence[Path]) -> None:
         """Print what is trained, on what, and where the results go."""
         parameters = sum(weights.numel() for weights in net.parameters())
-        processes = ""
+        size, output_size = format_size(net.in_shape[1:]), format_size(net.output_size)
+        print(f"data        {ds_fetcher.describe(len(X_test))}")
+        print(f"net         {self.hp.net}, {parameters:,} parameters, from {size} pixels to {output_size}")
+        print(f"machine     {self.machine.reasons}")
         if distributed.WORLD_SIZE > 1:
-            processes = (f"\n            {distributed.WORLD_SIZE} processes, {self.hp.batch_size} images per batch in "
-                         f"each: {images_per_step(self.hp, distributed.WORLD_SIZE)} per optimizer step")
-        print(f"data        {ds_fetcher.describe(len(X_test))}\n"
-              f"net         {self.hp.net}, {parameters:,} parameters, from {format_size(net.in_shape[1:])} pixels to "
-              f"{format_size(net.output_size)}\n"
-              f"machine     {self.machine.reasons}{processes}\n"
-              f"folder      {self.folder}\n"
-              f"watch       tensorboard --logdir={shlex.quote(str(self.logs_dir))}\n")
+            print(f"            {distributed.WORLD_SIZE} processes, {self.hp.batch_size} images per batch in each: "
+                  f"{images_per_step(self.hp, distributed.WORLD_SIZE)} per optimizer step")
+        print(f"folder      {self.folder}")
+        print(f"watch       tensorboard --logdir={shlex.quote(str(self.logs_dir))}\n")
 
     def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: "ScorerCallback") -> None:
-        """Print the command that uploads the submission or, for own images, that cuts out the worst of them."""
+        """Print the command that uploads the submission or, for own images, cuts out the worst of them."""
         if distributed.is_main_process() and (self.predict or not self.layout.has_test_images):
             as_scored = ["--threshold", str(self.hp.threshold), "--tta", str(self.hp.tta)] if self.resumed else []
             worst = scorer.table()["image"].iloc[0]
@@ -113,15 +110,11 @@ class Run:
 
 
 def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
-    """Run main(hp, run) with the values of the command line, in each process that torchrun started.
-
-    hyperparameters: a dataclass of the defaults. What can be checked without the data is checked first. A user's
-    mistake and a known failure of the machine end the program with one sentence.
-    """
+    """Run main(hp, run) with the values of the command line. hyperparameters: a dataclass of the defaults."""
     with friendly_errors(), distributed.init_distributed():
         hp, options, folder, split = from_command_line(hyperparameters)
         run = Run(hp, options, folder, split)
-        with advise(hp, run.machine, NETS[hp.net].valid_sizes, NETS[hp.net].margin):
+        with advise(hp, run.machine, NETS[hp.net]):
             if not options.check_data:
                 main(hp, run)
                 return
@@ -132,10 +125,7 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
 
 
 def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) -> tuple:
-    """-> hyperparameters, RunOptions, folder of the run, and the split of a resumed run or None.
-
-    args: the command line; None: sys.argv. With --resume, what it leaves out is as the run began.
-    """
+    """-> hyperparameters, RunOptions, folder of the run, and the split of a resumed run or None."""
     hp, options = parse(hyperparameters, args)
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
@@ -153,54 +143,50 @@ def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) 
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
-    if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
-        print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
     return hp, options, folder, split
 
 
 def parse(hyperparameters: type, args: Sequence[str] | None, default: tuple | None = None) -> tuple[Any, RunOptions]:
-    """The command line as hyperparameters and RunOptions. default: a pair of them, instead of the usual defaults."""
-    hp, options = default or (hyperparameters(), RunOptions())
+    """The command line as hyperparameters and RunOptions; what it leaves out is as in `default`, a pair of them."""
     groups = make_dataclass("Groups", [
         ("hyperparameters", Annotated[hyperparameters, tyro.conf.arg(prefix_name=False)]),
         ("options", Annotated[RunOptions, tyro.conf.arg(prefix_name=False, name="run")]),
     ])
-    parsed = tyro.cli(groups, args=args, default=groups(hp, options), config=(tyro.conf.OmitArgPrefixes,),
+    default = groups(*(default or (hyperparameters(), RunOptions())))
+    parsed = tyro.cli(groups, args=args, default=default, config=(tyro.conf.OmitArgPrefixes,),
                       description="Train a U-Net to find the car in an image, and predict masks for Kaggle.")
     return parsed.hyperparameters, parsed.options
 
 
 def check(hp: Any, options: RunOptions, is_new: bool = True) -> None:
-    """Raise UserError for a value out of its range, or for options that don't fit together.
+    """Raise UserError for a value out of its range, or for options that cannot be combined.
 
-    is_new: require epochs after those at half size and of warmup; a resumed run may end within them.
+    is_new: False for a resumed run, which may end within its epochs at half size or of warmup.
     """
     check_ranges(hp, **RANGES)
     check_ranges(hp.augment_img, **AUGMENTATION_RANGES)
     check_ranges(options, workers="[0, inf)")
+    output_size, size = check_size(hp), format_size(hp.input_img_resize)
+    for name in ("half_size_epochs", "warmup_epochs") if is_new else ():
+        require(getattr(hp, name) < hp.epochs,
+                f"--{name.replace('_', '-')} must be less than --epochs {hp.epochs}, not {getattr(hp, name)}.")
+    require(not hp.warmup_epochs or hp.schedule != "one_cycle",
+            "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
+    require(not options.score_only or options.resume is not None,
+            "--score-only needs a run: pass --resume last too.")
+    require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
+    require(options.dataset == "own" or options.group_regex is None,
+            f"--group-regex {options.group_regex!r} is for images of your own: pass --dataset own too.")
+    require(hp.output_img_resize == output_size, "--output-img-resize must be {} {}: {} makes masks of that size from "
+            "images of {}.".format(*output_size, hp.net, size))
     halves, net = [side / 2 for side in hp.input_img_resize], NETS[hp.net]
-    for holds, sentence in (
-        (hp.half_size_epochs < hp.epochs or not is_new,
-         f"--half-size-epochs must be less than --epochs {hp.epochs}, not {hp.half_size_epochs}."),
-        (hp.warmup_epochs < hp.epochs or not is_new,
-         f"--warmup-epochs must be less than --epochs {hp.epochs}, not {hp.warmup_epochs}."),
-        (not hp.warmup_epochs or hp.schedule != "one_cycle",
-         "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup."),
-        (not options.score_only or options.resume, "--score-only needs a run: pass --resume last too."),
-        (options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it."),
-        (options.dataset == "own" or options.group_regex is None,
-         f"--group-regex {options.group_regex!r} is for images of your own: pass --dataset own too, or omit it."),
-        (hp.output_img_resize == check_size(hp), "--output-img-resize must be {} {}: {} makes masks of that size from "
-         "images of {}.".format(*check_size(hp), hp.net, format_size(hp.input_img_resize))),
-        (not hp.half_size_epochs or (not net.margin and all(half in net.valid_sizes for half in halves)),
-         f"--half-size-epochs must be 0: half of {format_size(hp.input_img_resize)} is not a valid size for {hp.net}. "
-         "Pass --net UNet1024 and sides of 256, 384, 512, ..."),
-    ):
-        require(bool(holds), sentence)
+    require(not hp.half_size_epochs or (not net.margin and all(half in net.valid_sizes for half in halves)),
+            f"--half-size-epochs must be 0: half of {size} is not a valid size for {hp.net}. "
+            "Pass --net UNet1024 and sides of 256, 384, 512, ...")
 
 
 def check_size(hp: Any) -> tuple[int, int]:
-    """The size of the net's masks. Raises UserError with the options to pass if the net can't take these images."""
+    """The size of the net's masks. Raises UserError with the options to pass if the net cannot take these images."""
     net = NETS[hp.net]
     try:
         return net.check(hp.input_img_resize)
@@ -216,20 +202,20 @@ def images_per_step(hp: Any, processes: int) -> int:
 
 
 def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
-    """The folders of the runs in output_dir that hold that file, the last begun at the end."""
+    """The folders of the runs in output_dir that hold that file, the latest run at the end."""
     return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
 
 
 def find_run(resume: str, output_dir: Path) -> Path:
-    """The folder that --resume names; for "last" that of the last run begun in output_dir."""
+    """The folder that --resume names; for "last" that of the latest run in output_dir."""
     if resume == "last":
         runs = saved_runs(output_dir)
         require(len(runs) > 0, f"There is no run to resume in {output_dir / 'models'}.")
         return runs[-1]
-    folder = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
+    folder = Path(resume)
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
-    return folder if folder.name.strip(".") else folder.resolve()
+    return folder
 
 
 def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
@@ -237,8 +223,7 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     folder = find_run(resume, output_dir)
     checkpoint = load_checkpoint(folder / "last.pt")
     keys = ("hyperparameters", "options", "split", "metrics", "world_size")
-    require(checkpoint.keys() >= {*keys}, f"{folder / 'last.pt'} is not a checkpoint of {OTHER_VERSION}")
-    return folder, {key: checkpoint[key] for key in keys}
+    return folder, {key: checkpoint[key] for key in keys if key in checkpoint}
 
 
 def continued(folder: Path, checkpoint: dict, hyperparameters: type, args: Sequence[str] | None) -> tuple:
@@ -247,48 +232,54 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type, args: Seque
     Raises UserError if they would make it another training.
     """
     try:
-        began = from_dict(hyperparameters, checkpoint["hyperparameters"]), from_dict(RunOptions, checkpoint["options"])
-    except (TypeError, AttributeError):
-        raise UserError(f"{folder / 'last.pt'} is not a checkpoint of {OTHER_VERSION}") from None
-    hp, options = parse(hyperparameters, args, default=began)
+        began, options = (from_dict(hyperparameters, checkpoint["hyperparameters"]),
+                          from_dict(RunOptions, checkpoint["options"]))
+        done, processes, _ = len(checkpoint["metrics"]), checkpoint["world_size"], checkpoint["split"]
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / 'last.pt'} is not a checkpoint of this version of the program: resume it with the "
+                        "version that saved it, or start a new run.") from None
+    fixed = settings(began, options)
+    hp, options = parse(hyperparameters, args, default=(began, options))
     options = replace(options, resume=str(folder))
-    done = len(checkpoint["metrics"])
-    before, now = images_per_step(began[0], checkpoint["world_size"]), images_per_step(hp, distributed.WORLD_SIZE)
-    if checkpoint["world_size"] != distributed.WORLD_SIZE:
-        print(f"Processes: {checkpoint['world_size']} until now, {distributed.WORLD_SIZE} from here on. Images per "
-              f"optimizer step: {before} until now, {now} from here on.")
-    trains = hp.epochs > done and not options.score_only
-    free = {"epochs", "tta", "augment_img"} | (set() if trains else {"threshold"})  # it decides which epoch is best
-    free |= {"batch_size", "accumulate_steps"} if now == before else set()
-    fixed = [(began[0], hp, name) for name in vars(hp) if name not in free]
-    fixed += [(began[0].augment_img, hp.augment_img, name) for name in vars(hp.augment_img)]
-    fixed += [(began[1], options, name) for name in ("dataset", "group_regex", "hq_files")]
-    for then, value, name in fixed:
-        require(getattr(value, name) == getattr(then, name), f"--{name.replace('_', '-')} must stay "
-                f"{getattr(then, name)} in {folder}, not {getattr(value, name)}: omit it, or start a new run, without "
-                "--resume.")
+    before, now = images_per_step(began, processes), images_per_step(hp, distributed.WORLD_SIZE)
+    if processes != distributed.WORLD_SIZE:
+        print(f"Processes: {processes} until now, {distributed.WORLD_SIZE} from here on. Images per optimizer step: "
+              f"{before} until now, {now} from here on.")
+    free = {"batch_size", "accumulate_steps"} if now == before else set()
+    if hp.epochs <= done or options.score_only:  # it trains no more; before, it decides which epoch is the best
+        free.add("threshold")
+    values = settings(hp, options)
+    for name, value in fixed.items():
+        require(name in free or values[name] == value, f"--{name.replace('_', '-')} must stay {value} in {folder}, not "
+                f"{values[name]}: omit it, or start a new run, without --resume.")
     check(hp, options, is_new=False)
     ending = f"pass --epochs {done} to end here, " if done > hp.half_size_epochs else ""
-    require(hp.epochs in (began[0].epochs, done) or hp.schedule == "constant",
-            f"--epochs must stay {began[0].epochs} in {folder}, whose learning rate falls over that many: omit it, "
+    require(hp.epochs in (began.epochs, done) or hp.schedule == "constant",
+            f"--epochs must stay {began.epochs} in {folder}, whose learning rate falls over that many: omit it, "
             f"{ending}or start a new run, without --resume.")
     require(done > 0 or not options.score_only, f"{folder} cannot be scored yet: it has not been trained for a whole "
             "epoch. Resume it without --score-only.")
     return (replace(hp, epochs=done) if options.score_only else hp), options
 
 
+def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
+    """The values, by name, that a resumed run must keep."""
+    values = vars(hp) | vars(hp.augment_img)
+    for name in ("epochs", "tta", "augment_img"):
+        del values[name]
+    return values | {name: getattr(options, name) for name in ("dataset", "group_regex", "hq_files")}
+
+
 def from_dict(kind: type, saved: dict[str, Any]) -> Any:
     """A dataclass instance from its saved fields: tuples were saved as lists, paths as text.
 
-    Raises TypeError if the fields are others.
+    Raises KeyError or TypeError if the fields are others.
     """
-    values, default = dict(saved), kind()
-    if values.keys() != {each.name for each in fields(kind)}:
-        raise TypeError("other fields")
-    for name, value in values.items():
-        its_default = getattr(default, name)
-        if is_dataclass(its_default):
-            values[name] = from_dict(type(its_default), value)
-        elif isinstance(its_default, tuple | Path):
-            values[name] = type(its_default)(value)
-    return kind(**values)
+    values = {}
+    for name, default in vars(kind()).items():
+        values[name] = saved[name]
+        if is_dataclass(default):
+            values[name] = from_dict(type(default), saved[name])
+        elif isinstance(default, tuple | Path):
+            values[name] = type(default)(saved[name])
+    return kind(**saved | values)
