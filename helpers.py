@@ -14,38 +14,31 @@ class Progress(tqdm):
 
     INTERVAL = 60
 
-    def __init__(self, iterable: Iterable | None = None, desc: str = "", **options: Any):
-        options = dict(unit="it", unit_scale=False, unit_divisor=1000, initial=0, leave=False) | options
+    def __init__(self, iterable: Iterable | None = None, desc: str = "", total: float | None = None,
+                 leave: bool = False, **options: Any):
         bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]"  # fits into 80 columns
-        super().__init__(iterable, desc, disable=None, dynamic_ncols=True, bar_format=bar, **options)
+        super().__init__(iterable, desc, total, leave, disable=None, dynamic_ncols=True, bar_format=bar, **options)
         self.start = self.last_line = time.monotonic()
         if self.disable:  # tqdm then leaves these attributes unset
             self.desc, self.options, self.postfix = desc, options, None
 
     def __iter__(self) -> Iterator:
-        if not self.disable:
-            yield from super().__iter__()
-            return
-        for item in self.iterable:
-            yield item
-            self.update()
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
 
     def update(self, n: float = 1) -> bool | None:
-        displayed = super().update(n)
-        if self.disable:
-            self.n += n
-            self._print_line()
-        return displayed
-
-    def _print_line(self) -> None:
+        if not self.disable:
+            return super().update(n)
+        self.n += n
         now = time.monotonic()
-        if now - self.last_line < self.INTERVAL:
-            return
-        self.last_line = now
-        options = {name: self.options[name] for name in ("unit", "unit_scale", "unit_divisor", "initial")}
-        options |= dict(prefix=self.desc, postfix=self.postfix)
-        options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
-        print(self.format_meter(self.n, self.total, now - self.start, **options))
+        if now - self.last_line >= self.INTERVAL:
+            self.last_line = now
+            line = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
+            print(self.format_meter(self.n, self.total, now - self.start, prefix=self.desc, postfix=self.postfix,
+                                    bar_format=line, **self.options))
+        return None
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -54,7 +47,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def first_few(names: Iterable[str], count: int | None = 3) -> str:
-    """Return the first `count` names and the number of the others, as in "a, b, c and 2 more"; None: all names."""
+    """Return names as "a, b, c and 2 more"; count: how many are shown, None: all."""
     names = list(names)
     shown = ", ".join(names[:count])
     return f"{shown} and {len(names) - count} more" if count is not None and len(names) > count else shown
@@ -67,10 +60,10 @@ def format_size(size: tuple[int, int]) -> str:
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed PyTorch with a function of all `numbers`, such as (seed, epoch, index)."""
+    """Seed PyTorch with a function of `numbers`, such as (seed, epoch, index)."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def get_model_timestamp() -> str:
-    """Return the current time as the name of a run, such as "2026-11-23_16h05m09s"."""
+    """Return the current time, such as "2026-11-23_16h05m09s"."""
     return time.strftime("%Y-%m-%d_%Hh%Mm%Ss")
