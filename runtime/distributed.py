@@ -3,7 +3,6 @@
 Each process trains on its shard of the images. The main process (rank 0) prints and saves.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -25,13 +24,13 @@ from torch.utils.data import DataLoader
 from runtime.errors import UserError, require
 
 # Set by torchrun; some schedulers set only a few of these, in a single process
-_by_torchrun = all(os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
-_environ = os.environ if _by_torchrun else {}
+_complete = all(os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
+_environ = os.environ if _complete else {}
 WORLD_SIZE, LOCAL_WORLD_SIZE = int(_environ.get("WORLD_SIZE", 1)), int(_environ.get("LOCAL_WORLD_SIZE", 1))
 RANK, LOCAL_RANK = int(_environ.get("RANK", 0)), int(_environ.get("LOCAL_RANK", 0))  # "local": on this machine
 
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for longer is taken for dead
-DATA_TIMEOUT = timedelta(days=2)  # the same while one of them downloads the data set
+DATA_TIMEOUT = timedelta(days=2)  # the same during a download
 
 _groups: dict[str, dist.ProcessGroup] = {}  # "control" and "data", both on the CPU (gloo)
 
@@ -48,10 +47,13 @@ def init_distributed() -> Iterator[None]:
         return
     streams, store = (sys.stdout, sys.stderr), None
     if not is_main_process():
-        sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115, open until the program ends
+        sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115
     try:
         store = _connect()
-        _init_groups(store)
+        addresses = dist.PrefixStore("groups", store)
+        dist.init_process_group(store=addresses, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
+        _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
         yield
         dist.destroy_process_group()
     except (KeyboardInterrupt, SystemExit):  # all processes get the signal, or read the same wrong command line
@@ -65,10 +67,9 @@ def init_distributed() -> Iterator[None]:
             raise UserError(f"Process {reporter} failed, so all processes stopped.") from error
         if _lost_connection(error):
             resume = "" if is_main_process() else " Resume with --resume last."
-            minutes, reason = TIMEOUT.seconds // 60, " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"Another process of this training was killed, or did not answer for {minutes} minutes, so all "
-                f"processes stopped ({reason:.200}).{resume}"
+                f"Another process was killed or does not answer, so all processes stopped ({reason:.200}).{resume}"
             ) from error
         raise
 
@@ -78,13 +79,6 @@ def _connect() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     start = store.add(f"starts of process {RANK} of {WORLD_SIZE}", 1)  # torchrun counts them only where one failed
     return dist.PrefixStore(f"start {start}", store)
-
-
-def _init_groups(store: dist.Store) -> None:
-    addresses = dist.PrefixStore("groups", store)
-    dist.init_process_group(store=addresses, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
-    _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
 
 
 def _elect_reporter(store: dist.Store | None) -> int:
@@ -103,7 +97,6 @@ def _elect_reporter(store: dist.Store | None) -> int:
 
 
 def _lost_connection(error: BaseException) -> bool:
-    """Whether another process does not answer."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
@@ -115,7 +108,7 @@ def is_restart() -> bool:
 
 
 def broadcast(make: Callable[[], Any]) -> Any:
-    """Call `make` in the main process only, and return its result in all of them."""
+    """Call `make` in the main process only, and return its result in all."""
     if WORLD_SIZE == 1:
         return make()
     results = [make() if is_main_process() else None]
@@ -133,11 +126,8 @@ def all_gather(value: Any) -> list[Any]:
 
 def gather(value: Any) -> list[Any]:
     """Return the values of all processes, by rank, in the main process, and [] in the others."""
-    if WORLD_SIZE == 1:
-        return [value]
-    values = [None] * WORLD_SIZE if is_main_process() else None
-    dist.gather_object(value, values, dst=0, group=_groups["control"])
-    return values or []
+    values = all_gather(value)
+    return values if is_main_process() else []
 
 
 def all_reduce(sums: Tensor) -> None:
@@ -164,8 +154,8 @@ def _data_barrier() -> None:
 def require_same(what: str, values: Sequence[object]) -> None:
     """Raise UserError unless all processes have the same `values`."""
     _data_barrier()
-    digests = all_gather(hashlib.sha256(repr(list(values)).encode()).hexdigest())
-    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    of_processes = all_gather(list(values))
+    others = [str(rank) for rank, theirs in enumerate(of_processes) if theirs != of_processes[0]]
     require(not others, f"{what} of process {', '.join(others)} must be those of process 0. Copy them to each machine.")
 
 
@@ -186,10 +176,10 @@ def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
 
     On a GPU, BatchNorm layers are converted in place, to normalize over the batches of all processes.
     """
-    if WORLD_SIZE == 1 or not dist.is_initialized():  # predict.py runs in one process, even under torchrun
+    if not dist.is_initialized():  # a single process, or predict.py
         return net
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # checkpoints stay the same
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)
     devices = None if device.type == "cpu" else [device]
     return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 

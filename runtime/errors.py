@@ -43,7 +43,7 @@ def require(holds: bool, sentence: str) -> None:
 
 
 def check_ranges(values: object, **ranges: str) -> None:
-    """Require that each attribute in `ranges` is None or in its range, such as rotation="[0, 180]", share="(0, 1]"."""
+    """Require that each attribute in `ranges` is None or in its range, such as threshold="(0, 1]"."""
     for name, text in ranges.items():
         value, (low, high) = getattr(values, name), text[1:-1].split(", ")
         if value is None:
@@ -143,30 +143,27 @@ def _explain(error: BaseException) -> str:
 
 
 def quiet_worker(_worker_id: int) -> None:
-    """A worker_init_fn of DataLoader: print no traceback if the training ends while it takes a batch from this worker.
-
-    Errors of the data set are raised in the main process instead.
-    """
+    """A worker_init_fn of DataLoader that prints no traceback if the training ends before it has taken a batch."""
     default = sys.excepthook
     sys.excepthook = lambda kind, *rest: None if issubclass(kind, EOFError | ConnectionError) else default(kind, *rest)
 
 
 @contextmanager
-def advise(hp: Any, machine: Any, net: Any) -> Iterator[None]:
+def advise(hp: Any, machine: Any) -> Iterator[None]:
     """Turn known failures of a training or a prediction into a UserError that says which option to change.
 
-    hp: main.py's Hyperparameters. machine: a runtime.machine.Machine. net: a class of nn.unet.NETS.
+    hp: main.py's Hyperparameters. machine: a runtime.machine.Machine.
     """
     try:
         yield
     except Exception as error:
-        advice = _advice(error, hp, machine, net)
+        advice = _advice(error, hp, machine)
         if advice:
             raise UserError(advice) from error
         raise
 
 
-def _advice(error: Exception, hp: Any, machine: Any, net: Any) -> str:
+def _advice(error: Exception, hp: Any, machine: Any) -> str:
     if isinstance(error, FloatingPointError):
         float32 = "" if machine.precision == torch.float32 else ", or resume with --precision float32"
         lower = f"--learning-rate {hp.learning_rate / 10:g} (now {hp.learning_rate:g})"
@@ -182,20 +179,15 @@ def _advice(error: Exception, hp: Any, machine: Any, net: Any) -> str:
         return ""
     if "DataLoader worker process" in str(error) or isinstance(error, OSError):
         return f"A DataLoader worker ran out of memory: {fewer}"
-    return _advice_on_memory(hp, machine, net)
+    return _advice_on_memory(hp, machine)
 
 
-def _advice_on_memory(hp: Any, machine: Any, net: Any) -> str:
-    batch, accumulate, size = hp.batch_size, hp.accumulate_steps, hp.input_img_resize
-    remedies = ["Free some memory"]
+def _advice_on_memory(hp: Any, machine: Any) -> str:
+    batch, accumulate = hp.batch_size, hp.accumulate_steps
+    remedy = "start a new run with a smaller --input-img-resize"
     if batch > 1:  # with as many images per optimizer step as before, or the run could not be resumed
         smaller = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
         options = f"--batch-size {smaller} --accumulate-steps {batch * accumulate // smaller}"
-        remedies.append(f"resume with {options} (now {batch} and {accumulate})")
-    sizes = net.valid_sizes
-    height, width = (sizes[max(0, (7 * side // 10 - sizes.start) // sizes.step)] for side in size)  # at most 70%
-    if (height, width) != tuple(size):
-        output = f"--output-img-resize {height - net.margin} {width - net.margin}"
-        remedies.append(f"start a new run with --input-img-resize {height} {width} {output}")
-    images = f"{pluralize(batch, 'image')} of {format_size(size)}"
-    return f"Out of memory on {machine.device} with a batch of {images}. {', or '.join(remedies)}."
+        remedy = f"resume with {options} (now {batch} and {accumulate})"
+    images = f"{pluralize(batch, 'image')} of {format_size(hp.input_img_resize)}"
+    return f"Out of memory on {machine.device} with a batch of {images}. Free some memory, or {remedy}."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runtime.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE
 from runtime.errors import UserError, require
 
 CPU = torch.device("cpu")
@@ -29,19 +30,14 @@ def choose_machine(
     precision: str | None = None,
     workers: int | None = None,
     compile: bool = False,
-    local_rank: int = 0,
-    local_world_size: int = 1,
 ) -> Machine:
-    """Return what is requested, and for each None what suits this machine. Raises UserError if it has no such device.
-
-    local_rank, local_world_size: of this process among those on this machine.
-    """
+    """Return what is requested; for None, what suits this machine. Raises UserError if it has no such device."""
     keep_freed_memory()
-    where, why_device = choose_device(device, local_rank, local_world_size)
+    where, why_device = choose_device(device)
     dtype, why_dtype = choose_precision(precision, where)
-    count, why_count = choose_workers(workers, where, local_world_size)
-    if where.type == "cpu" and local_world_size > 1:  # torchrun gives each process a single thread
-        torch.set_num_threads(max(count_cores() // local_world_size, 1))
+    count, why_count = choose_workers(workers, where)
+    if where.type == "cpu" and LOCAL_WORLD_SIZE > 1:  # torchrun gives each process a single thread
+        torch.set_num_threads(max(count_cores() // LOCAL_WORLD_SIZE, 1))
     reasons = [
         f"device {where} ({why_device})",
         f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
@@ -52,7 +48,7 @@ def choose_machine(
     return Machine(where, dtype, count, compile, "\n            ".join(reasons))
 
 
-def choose_device(name: str | None, local_rank: int = 0, local_world_size: int = 1) -> tuple[torch.device, str]:
+def choose_device(name: str | None) -> tuple[torch.device, str]:
     """Return the device called `name`, or the accelerator of this machine, and the reason.
 
     Each process gets its own accelerator. Raises UserError if there are too few.
@@ -66,20 +62,20 @@ def choose_device(name: str | None, local_rank: int = 0, local_world_size: int =
             raise UserError(f"--device {name} is not a PyTorch device. Pass cpu, cuda, cuda:1 or mps.") from None
     count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == found.type else 0
     require((device.index or 0) < count, f"--device {name} is not on this machine. Pass --device {found.type}.")
-    if local_world_size > 1 and device.type != "cpu":
+    if LOCAL_WORLD_SIZE > 1 and device.type != "cpu":
         require(
-            device.index is None and local_world_size <= count,
-            f"{local_world_size} processes cannot share --device {name or device}: this machine has {count}. Pass "
+            device.index is None and count >= LOCAL_WORLD_SIZE,
+            f"{LOCAL_WORLD_SIZE} processes cannot share --device {name or device}: this machine has {count}. Pass "
             f"--nproc_per_node={count} to torchrun, and omit --device.",
         )
-        device = torch.device(device.type, local_rank)
+        device = torch.device(device.type, LOCAL_RANK)
     if device.type != "cpu" and device.index is not None:
         torch.accelerator.set_device_index(device.index)  # the device of tensors on "cuda" without an index
     return device, reason
 
 
 def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the autocast dtype called `name`, or the fastest safe one on `device`, and the reason."""
+    """Return the dtype called `name`, or the fastest safe one for autocast, and the reason."""
     if name is not None:
         return getattr(torch, name), REQUESTED
     if device.type == "cuda":
@@ -87,22 +83,22 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
             return torch.bfloat16, "this GPU supports bfloat16"
         return torch.float16, "this GPU does not support bfloat16"
     if device.type == "cpu":
-        for flag, unit in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16")):
-            if torch.cpu.get_capabilities().get(flag):
-                return torch.bfloat16, f"this CPU has {unit}"
+        capabilities = torch.cpu.get_capabilities()
+        if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
+            return torch.bfloat16, "this CPU supports bfloat16"
         return torch.float32, "bfloat16 is not faster on this CPU"
     return torch.float32, f"the safe choice on {device.type}"
 
 
-def choose_workers(count: int | None, device: torch.device, local_world_size: int = 1) -> tuple[int, str]:
-    """Return `count`, or how many workers this machine can spare for a process, and the reason."""
+def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
+    """Return `count`, or how many workers this machine can spare, and the reason."""
     if count is not None:
         return count, REQUESTED
     cores = count_cores()
     if device.type == "cpu":  # oversubscribing the cores stalls the thread pool of PyTorch
-        return cores // local_world_size // 4, "the net needs the CPU"
-    shared = f" for {local_world_size} processes" if local_world_size > 1 else ""
-    return min(max(cores // local_world_size, 1), 8), f"this machine has {cores} cores{shared}"
+        return cores // LOCAL_WORLD_SIZE // 4, "the net needs the CPU"
+    shared = f" for {LOCAL_WORLD_SIZE} processes" if LOCAL_WORLD_SIZE > 1 else ""
+    return min(max(cores // LOCAL_WORLD_SIZE, 1), 8), f"this machine has {cores} cores{shared}"
 
 
 def count_cores() -> int:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from torch import nn
@@ -23,9 +23,6 @@ from runtime.errors import UserError, advise, check_ranges, friendly_errors, qui
 from runtime.files import load_checkpoint, make_writable
 from runtime.machine import choose_machine
 
-if TYPE_CHECKING:
-    from callbacks.scorer import ScorerCallback
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -33,7 +30,7 @@ class RunOptions:
 
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's images, drawn cars, or images of your own
     group_regex: str | None = None  # own images: what the file names of one object share; None: an object per image
-    hq_files: bool | None = None  # train_hq/ and test_hq/; None: whichever is there, or else the smaller files
+    hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
     output_dir: Path = Path("output")  # for models/ and submit.csv.gz
     logs_dir: Path = Path("logs")  # for TensorBoard
@@ -74,8 +71,7 @@ class Run:
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
-        self.machine = choose_machine(options.device, options.precision, options.workers, options.compile,
-                                      distributed.LOCAL_RANK, distributed.LOCAL_WORLD_SIZE)
+        self.machine = choose_machine(options.device, options.precision, options.workers, options.compile)
         self.loading = dict(batch_size=hp.batch_size, num_workers=self.machine.workers,  # of all DataLoaders
                             persistent_workers=self.machine.workers > 0, worker_init_fn=quiet_worker,
                             pin_memory=self.machine.device.type == "cuda")
@@ -101,8 +97,8 @@ class Run:
         print(f"folder      {self.folder}")
         print(f"watch       tensorboard --logdir={shlex.quote(str(self.logs_dir))}\n")
 
-    def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: "ScorerCallback") -> None:
-        """Print the command that uploads the submission or, for own images, cuts out the worst of them."""
+    def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: Any) -> None:
+        """Print the command that uploads the submission, or cuts out the worst of own images."""
         if distributed.is_main_process() and (self.predict or not self.layout.has_test_images):
             as_scored = ["--threshold", str(self.hp.threshold), "--tta", str(self.hp.tta)] if self.resumed else []
             worst = scorer.table()["image"].iloc[0]
@@ -114,7 +110,7 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
     with friendly_errors(), distributed.init_distributed():
         hp, options, folder, split = from_command_line(hyperparameters)
         run = Run(hp, options, folder, split)
-        with advise(hp, run.machine, NETS[hp.net]):
+        with advise(hp, run.machine):
             if not options.check_data:
                 main(hp, run)
                 return
@@ -124,19 +120,21 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
                 check_data(ds_fetcher, options.workers)
 
 
-def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) -> tuple:
+def from_command_line(hyperparameters: type) -> tuple:
     """-> hyperparameters, RunOptions, folder of the run, and the split of a resumed run or None."""
-    hp, options = parse(hyperparameters, args)
+    hp, options = parse(hyperparameters)
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
         lambda: "last" if restarted and saved_runs(options.output_dir) else None)
     if resume is None:
         check(hp, options)
+        for name, value in (("--half-size-epochs", hp.half_size_epochs), ("--warmup-epochs", hp.warmup_epochs)):
+            require(value < hp.epochs, f"{name} must be less than --epochs {hp.epochs}, not {value}.")
         folder = options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
         split = None
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
-        hp, options = continued(folder, checkpoint, hyperparameters, args)
+        hp, options = continued(folder, checkpoint, hyperparameters)
         split = checkpoint["split"]
     if distributed.is_main_process() and not options.check_data:
         make_writable(options.output_dir, options.output_dir / "models", options.logs_dir)
@@ -146,8 +144,9 @@ def from_command_line(hyperparameters: type, args: Sequence[str] | None = None) 
     return hp, options, folder, split
 
 
-def parse(hyperparameters: type, args: Sequence[str] | None, default: tuple | None = None) -> tuple[Any, RunOptions]:
-    """The command line as hyperparameters and RunOptions; what it leaves out is as in `default`, a pair of them."""
+def parse(hyperparameters: type, args: Sequence[str] | None = None,
+          default: tuple | None = None) -> tuple[Any, RunOptions]:
+    """The command line as hyperparameters and RunOptions. What it leaves out is as in `default`, a pair of them."""
     groups = make_dataclass("Groups", [
         ("hyperparameters", Annotated[hyperparameters, tyro.conf.arg(prefix_name=False)]),
         ("options", Annotated[RunOptions, tyro.conf.arg(prefix_name=False, name="run")]),
@@ -158,128 +157,103 @@ def parse(hyperparameters: type, args: Sequence[str] | None, default: tuple | No
     return parsed.hyperparameters, parsed.options
 
 
-def check(hp: Any, options: RunOptions, is_new: bool = True) -> None:
-    """Raise UserError for a value out of its range, or for options that cannot be combined.
-
-    is_new: False for a resumed run, which may end within its epochs at half size or of warmup.
-    """
+def check(hp: Any, options: RunOptions) -> None:
+    """Raise UserError for values that are out of range or cannot be combined."""
     check_ranges(hp, **RANGES)
     check_ranges(hp.augment_img, **AUGMENTATION_RANGES)
     check_ranges(options, workers="[0, inf)")
     output_size, size = check_size(hp), format_size(hp.input_img_resize)
-    for name in ("half_size_epochs", "warmup_epochs") if is_new else ():
-        require(getattr(hp, name) < hp.epochs,
-                f"--{name.replace('_', '-')} must be less than --epochs {hp.epochs}, not {getattr(hp, name)}.")
     require(not hp.warmup_epochs or hp.schedule != "one_cycle",
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
-    require(not options.score_only or options.resume is not None,
-            "--score-only needs a run: pass --resume last too.")
-    require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
-    require(options.dataset == "own" or options.group_regex is None,
-            f"--group-regex {options.group_regex!r} is for images of your own: pass --dataset own too.")
-    require(hp.output_img_resize == output_size, "--output-img-resize must be {} {}: {} makes masks of that size from "
-            "images of {}.".format(*output_size, hp.net, size))
-    halves, net = [side / 2 for side in hp.input_img_resize], NETS[hp.net]
-    require(not hp.half_size_epochs or (not net.margin and all(half in net.valid_sizes for half in halves)),
-            f"--half-size-epochs must be 0: half of {size} is not a valid size for {hp.net}. "
-            "Pass --net UNet1024 and sides of 256, 384, 512, ...")
+    require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
+    require(hp.output_img_resize == output_size, f"--output-img-resize must be {output_size[0]} {output_size[1]}: "
+            f"{hp.net} makes masks of that size from images of {size}.")
+    net = NETS[hp.net]
+    has_half_size = net.margin == 0 and all(side / 2 in net.valid_sizes for side in hp.input_img_resize)
+    require(has_half_size or not hp.half_size_epochs, f"--half-size-epochs must be 0: half of {size} is not a valid "
+            f"size for {hp.net}. Pass --net UNet1024 and sides of 256, 384, 512, ...")
 
 
 def check_size(hp: Any) -> tuple[int, int]:
-    """The size of the net's masks. Raises UserError with the options to pass if the net cannot take these images."""
+    """The size of the net's masks. Raises UserError with the options to pass if it does not support these images."""
     net = NETS[hp.net]
     try:
         return net.check(hp.input_img_resize)
     except SizeError as error:
-        options = [f"--input-img-resize {h} {w} --output-img-resize {h - net.margin} {w - net.margin}"
-                   for h, w in error.nearest]
-        raise UserError(f"{error} Pass {', or '.join(options)}.") from None
+        height, width = error.nearest[0]
+        output = f"--output-img-resize {height - net.margin} {width - net.margin}"
+        raise UserError(f"{error} Pass --input-img-resize {height} {width} {output}.") from None
 
 
 def images_per_step(hp: Any, processes: int) -> int:
-    """The effective batch size: images per optimizer step, over all processes."""
+    """The effective batch size, over all processes."""
     return hp.batch_size * hp.accumulate_steps * processes
 
 
 def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
-    """The folders of the runs in output_dir that hold that file, the latest run at the end."""
+    """The folders of the runs in output_dir that hold that file, by time."""
     return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
 
 
-def find_run(resume: str, output_dir: Path) -> Path:
-    """The folder that --resume names; for "last" that of the latest run in output_dir."""
+def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
+    """The folder that --resume names, and what the model saver added to its last.pt."""
+    folder = Path(resume)
     if resume == "last":
         runs = saved_runs(output_dir)
         require(len(runs) > 0, f"There is no run to resume in {output_dir / 'models'}.")
-        return runs[-1]
-    folder = Path(resume)
+        folder = runs[-1]
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
-    return folder
-
-
-def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
-    """The folder that --resume names, and what its last.pt holds besides tensors."""
-    folder = find_run(resume, output_dir)
     checkpoint = load_checkpoint(folder / "last.pt")
     keys = ("hyperparameters", "options", "split", "metrics", "world_size")
     return folder, {key: checkpoint[key] for key in keys if key in checkpoint}
 
 
-def continued(folder: Path, checkpoint: dict, hyperparameters: type, args: Sequence[str] | None) -> tuple:
-    """The hyperparameters and options of a run that is resumed with this command line.
-
-    Raises UserError if they would make it another training.
-    """
+def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
+    """The hyperparameters and options of a resumed run. Raises UserError if they would make it another training."""
     try:
-        began, options = (from_dict(hyperparameters, checkpoint["hyperparameters"]),
-                          from_dict(RunOptions, checkpoint["options"]))
+        began = from_dict(hyperparameters, checkpoint["hyperparameters"])
+        options = from_dict(RunOptions, checkpoint["options"])
         done, processes, _ = len(checkpoint["metrics"]), checkpoint["world_size"], checkpoint["split"]
     except (KeyError, TypeError):
         raise UserError(f"{folder / 'last.pt'} is not a checkpoint of this version of the program: resume it with the "
                         "version that saved it, or start a new run.") from None
     fixed = settings(began, options)
-    hp, options = parse(hyperparameters, args, default=(began, options))
+    hp, options = parse(hyperparameters, default=(began, options))
     options = replace(options, resume=str(folder))
     before, now = images_per_step(began, processes), images_per_step(hp, distributed.WORLD_SIZE)
-    if processes != distributed.WORLD_SIZE:
-        print(f"Processes: {processes} until now, {distributed.WORLD_SIZE} from here on. Images per optimizer step: "
-              f"{before} until now, {now} from here on.")
     free = {"batch_size", "accumulate_steps"} if now == before else set()
     if hp.epochs <= done or options.score_only:  # it trains no more; before, it decides which epoch is the best
         free.add("threshold")
     values = settings(hp, options)
     for name, value in fixed.items():
         require(name in free or values[name] == value, f"--{name.replace('_', '-')} must stay {value} in {folder}, not "
-                f"{values[name]}: omit it, or start a new run, without --resume.")
-    check(hp, options, is_new=False)
-    ending = f"pass --epochs {done} to end here, " if done > hp.half_size_epochs else ""
+                f"{values[name]}: omit it, or start a new run.")
+    if now != before:
+        print(f"Warning: {now} images per optimizer step from here on, not {before}.")
+    check(hp, options)
     require(hp.epochs in (began.epochs, done) or hp.schedule == "constant",
             f"--epochs must stay {began.epochs} in {folder}, whose learning rate falls over that many: omit it, "
-            f"{ending}or start a new run, without --resume.")
-    require(done > 0 or not options.score_only, f"{folder} cannot be scored yet: it has not been trained for a whole "
-            "epoch. Resume it without --score-only.")
+            "or start a new run.")
+    require(done > 0 or not options.score_only,
+            f"{folder} has no complete epoch to score. Resume it without --score-only.")
     return (replace(hp, epochs=done) if options.score_only else hp), options
 
 
 def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
     """The values, by name, that a resumed run must keep."""
-    values = vars(hp) | vars(hp.augment_img)
-    for name in ("epochs", "tta", "augment_img"):
-        del values[name]
-    return values | {name: getattr(options, name) for name in ("dataset", "group_regex", "hq_files")}
+    kept = vars(hp) | vars(hp.augment_img)
+    kept |= {name: getattr(options, name) for name in ("dataset", "group_regex", "hq_files")}
+    return {name: value for name, value in kept.items() if name not in ("epochs", "tta", "augment_img")}
 
 
 def from_dict(kind: type, saved: dict[str, Any]) -> Any:
-    """A dataclass instance from its saved fields: tuples were saved as lists, paths as text.
-
-    Raises KeyError or TypeError if the fields are others.
-    """
-    values = {}
+    """A dataclass instance from its saved fields: tuples were saved as lists, paths as text."""
+    values = dict(saved)
     for name, default in vars(kind()).items():
-        values[name] = saved[name]
+        value = values[name]  # or KeyError; below, TypeError if there are others
         if is_dataclass(default):
-            values[name] = from_dict(type(default), saved[name])
+            values[name] = from_dict(type(default), value)
         elif isinstance(default, tuple | Path):
-            values[name] = type(default)(saved[name])
-    return kind(**saved | values)
+            values[name] = type(default)(value)
+    return kind(**values)

@@ -105,7 +105,7 @@ def test_several_processes_resume_the_run_of_one(drawn, alone, tmp_path, monkeyp
     (run / "score.csv").unlink()
     (tmp_path / "output/submit.csv.gz").unlink()
     predicted = Run(tmp_path, "--resume", "last", launch=torchrun(3))
-    assert "Processes: 1 until now, 3 from here on. Images per optimizer step: 5 until now, 15" in predicted.ended()
+    assert "Warning: 15 images per optimizer step from here on, not 5." in predicted.ended()
     assert "3 processes, 5 images per batch in each: 15 per optimizer step" in predicted.printed
     assert len(re.findall("^score ", predicted.printed, re.MULTILINE)) == 1  # only one process prints
     assert (run / "score.csv").read_bytes() == score
@@ -184,7 +184,7 @@ def test_a_process_that_hangs_ends_all_of_them(drawn, tmp_path, monkeypatch):
     run.read_until("epoch  1/50")
     hung = of_rank(run, 1)
     os.kill(hung, signal.SIGSTOP)
-    run.read_until("main.py: Another process of this training was killed, or did not answer for ")
+    run.read_until("main.py: Another process was killed or does not answer, so all processes stopped ")
     os.kill(hung, signal.SIGCONT)  # or torchrun would wait 30 seconds for it to end
     printed = run.ended()
     assert re.search(SAVED, printed) and run.process.returncode == 1
@@ -289,7 +289,7 @@ def test_two_nodes_train_and_resume_after_the_cable_was_cut(drawn, nodes, on_nod
     first, second = on_nodes(options, "--input-dir", drawn, *HALF, "--epochs", "50")
     first.read_until("epoch  2/50")
     plug("down")
-    assert "main.py: Another process of this training was killed, or did not answer for " in first.ended()
+    assert "main.py: Another process was killed or does not answer, so all processes stopped " in first.ended()
     hint = r"Epoch \d+ of 50 is saved; continue with: torchrun \.\.\. \S*main.py --re"
     assert re.search(hint, first.printed)
     assert re.search(r"so all processes stopped \(.*\)\. Resume with --resume last\.", second.ended()), second.printed

@@ -32,24 +32,40 @@ def two_gpus(monkeypatch):
     return chosen
 
 
-def test_each_process_gets_its_own_accelerator(two_gpus):
+@pytest.fixture
+def process(monkeypatch):
+    """Makes this one of the processes that torchrun started on this machine."""
+    def become(local_rank, local_world_size):
+        monkeypatch.setattr(machine, "LOCAL_RANK", local_rank)
+        monkeypatch.setattr(machine, "LOCAL_WORLD_SIZE", local_world_size)
+
+    return become
+
+
+def test_each_process_gets_its_own_accelerator(two_gpus, process):
+    process(1, 2)
     for name in (None, "cuda"):
-        assert machine.choose_device(name, 1, 2)[0] == torch.device("cuda:1")
+        assert machine.choose_device(name)[0] == torch.device("cuda:1")
+    process(0, 1)
     assert machine.choose_device(None)[0] == torch.device("cuda") and two_gpus == [1, 1]
     assert machine.choose_device("cuda:0")[0] == torch.device("cuda:0") and two_gpus.pop() == 0
     for name, count in (("cuda:0", 2), (None, 3)):
+        process(0, count)
         expected = f"^{count} processes cannot share --device {name or 'cuda'}: .* has 2. Pass --nproc_per_node=2 "
         with pytest.raises(UserError, match=expected):
-            machine.choose_device(name, 0, count)
+            machine.choose_device(name)
 
 
-def test_processes_share_the_cores(two_gpus, monkeypatch):
+def test_processes_share_the_cores(two_gpus, process, monkeypatch):
     cuda = torch.device("cuda")
-    assert [machine.choose_workers(None, device, 2)[0] for device in (CPU, cuda)] == [2, 8]
-    assert machine.choose_workers(None, cuda, 4) == (4, "this machine has 16 cores for 4 processes")
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    machine.choose_machine("cpu", workers=0, local_rank=1, local_world_size=2)
+    process(1, 2)
+    assert [machine.choose_workers(None, device)[0] for device in (CPU, cuda)] == [2, 8]
+    machine.choose_machine("cpu", workers=0)
+    process(0, 4)
+    assert machine.choose_workers(None, cuda) == (4, "this machine has 16 cores for 4 processes")
+    process(0, 1)
     machine.choose_machine("cpu", workers=0)
     assert threads == [8]
 
@@ -62,8 +78,8 @@ def test_on_a_cpu_most_cores_are_left_to_the_net(cores, workers, monkeypatch):
 
 def test_each_choice_comes_with_a_reason(monkeypatch):
     for capabilities, expected in (
-        ({"avx512_bf16": True}, (torch.bfloat16, "this CPU has AVX512-BF16")),
-        ({"amx_bf16": True}, (torch.bfloat16, "this CPU has AMX-BF16")),
+        ({"avx512_bf16": True}, (torch.bfloat16, "this CPU supports bfloat16")),
+        ({"amx_bf16": True}, (torch.bfloat16, "this CPU supports bfloat16")),
         ({}, (torch.float32, "bfloat16 is not faster on this CPU")),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
