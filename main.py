@@ -92,8 +92,8 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(run.logs_dir / "tb_viz" / run.name)
     tb_logs_cb = TensorboardLoggerCallback(run.logs_dir / "tb_logs" / run.name, hp)
-    console_cb = ConsoleCallback(hp.half_size_epochs, run)
-    model_saver_cb.resume(classifier, optimizer)  # if the run has a last.pt: loads weights, optimizer and epoch
+    console_cb = ConsoleCallback(hp.half_size_epochs)
+    model_saver_cb.resume(classifier, optimizer, run.resumed)  # loads last.pt, unless the run is new
     scheduler = make_scheduler(
         optimizer, hp.schedule, hp.epochs, hp.warmup_epochs,
         steps_per_epoch=classifier.steps_per_epoch(train_loader), done=classifier.epoch)

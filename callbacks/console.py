@@ -1,4 +1,4 @@
-"""What a training prints: a line per epoch, and where its results are."""
+"""The table of epochs that a training prints."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from helpers import format_size
 from nn.callback import Callback
 
 if TYPE_CHECKING:
     from nn.classifier import CarvanaClassifier
-    from runtime.run import Run
 
 
 class ConsoleCallback(Callback):
@@ -21,8 +19,8 @@ class ConsoleCallback(Callback):
     Give it to train() after the model saver: then an epoch's line appears once its checkpoint is on disk.
     """
 
-    def __init__(self, half_size_epochs: int, run: Run):
-        self.half_size_epochs, self.run = half_size_epochs, run
+    def __init__(self, half_size_epochs: int):
+        self.half_size_epochs = half_size_epochs
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         self.valid_images = len(valid_loader.dataset)
@@ -37,13 +35,6 @@ class ConsoleCallback(Callback):
         left = f"{hours} h {minutes:02}" if hours else f"{minutes} min"
         best = "  <- best" if metrics is classifier.best else ""
         tqdm.write(f"{epoch_of(classifier, epoch)}{numbers}{left:>11}{best}")
-
-    def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        best, size = classifier.best, format_size(classifier.net.output_size)
-        print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels\n"
-              f"model       {self.run.folder / 'best.pt'}\n"
-              f"curves      {self.run.logs_dir / 'tb_logs' / self.run.name}\n"
-              f"images      {self.run.logs_dir / 'tb_viz' / self.run.name}")
 
     def minutes_left(self, classifier: CarvanaClassifier, metrics: dict[str, float]) -> float:
         """Of the training, at the speed of this epoch. One at half size takes a third of the time to train."""

@@ -38,10 +38,10 @@ class ModelSaverCallback(Callback):
         self.settings = json.loads(json.dumps(settings, default=str))  # paths become strings, tuples lists
         self.folder_lock, self.resumed = None, False
 
-    def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer) -> None:
-        """Load last.pt, if there is one, in all processes. Raises UserError if the best epoch's weights are lost."""
-        self.resumed = distributed.broadcast(self.last.exists)
-        if not self.resumed:
+    def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer, resumed: bool = True) -> None:
+        """Load last.pt in all processes, unless the run is new. Raises UserError if the best weights are lost."""
+        self.resumed = resumed
+        if not resumed:
             return
         if distributed.is_main_process():
             self.folder_lock = lock(self.folder)
@@ -59,8 +59,10 @@ class ModelSaverCallback(Callback):
         if self.resumed:
             print(f"Resuming {self.folder} after epoch {classifier.epoch} of {classifier.epochs}.")
         else:
+            require(not self.folder.exists(), f"{self.folder} already exists: another run started in the same second. "
+                    "Start this one again.")
             with write_errors(self.folder):
-                self.folder.mkdir(parents=True)  # fails if another run started in the same second
+                self.folder.mkdir(parents=True)
             self.folder_lock = lock(self.folder)
         with save_atomically(self.folder / "hyperparameters.json") as file:
             file.write((json.dumps(self.settings, indent=2) + "\n").encode())
@@ -75,7 +77,7 @@ class ModelSaverCallback(Callback):
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
         self._save_table(table, "score.csv")
-        print(f"scores      {self.folder / 'score.csv'}\n")
+        print(f"scores      {self.folder / 'score.csv'}\nmodel       {self.best}\n")
 
     def _restore_best(self, classifier: CarvanaClassifier) -> None:
         epoch = classifier.best["epoch"]

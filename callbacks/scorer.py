@@ -10,11 +10,10 @@ from scipy import stats
 from torch import Tensor
 
 from data.dataset import read
-from helpers import pluralize
+from helpers import format_size, pluralize
 from img.transformer import decode_mask, upsample
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
-from nn.metrics import dice_per_image
 from runtime.distributed import is_main_process
 
 THRESHOLDS = [round(0.3 + 0.05 * step, 2) for step in range(9)]  # compared in the report
@@ -70,6 +69,8 @@ class ScorerCallback(Callback):
         """Print the summary and call on_score of the callbacks in `to`."""
         if not is_main_process():
             return
+        best, size = classifier.best, format_size(classifier.net.output_size)
+        print(f"\nValidation Dice {best['valid_dice']:.4f} in epoch {best['epoch']}, at {size} pixels")
         print(f"\n{self.summary()}")
         for callback in to:
             callback.on_score(classifier, self.score, self.table())
@@ -103,9 +104,13 @@ def confidence_interval(values: pd.Series) -> tuple[float, float]:
 
 def dice_at_thresholds(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
     """Threshold -> Dice of the mask that `to_mask` makes of prob (h, w) and of truth (H, W) bool, on one device."""
-    probs = upsample(prob[None], truth.shape)  # (1, H, W)
-    masks = probs > torch.tensor(thresholds, device=probs.device)[:, None, None]  # (thresholds, H, W)
-    dice = dice_per_image(masks, truth.expand_as(masks))
+    probs = upsample(prob[None], truth.shape)[0]  # (H, W)
+    # How many thresholds is each pixel above? Count the pixels with each answer, outside and inside of the truth
+    exceeded, bins = torch.bucketize(probs, torch.tensor(thresholds, device=probs.device)), len(thresholds) + 1
+    counts = torch.bincount((exceeded + bins * truth).flatten(), minlength=2 * bins).view(2, bins)
+    above = counts.flip(1).cumsum(1).flip(1)[:, 1:]  # (2, thresholds): pixels above each threshold
+    sizes = above.sum(0) + truth.sum()
+    dice = (2 * above[1] / sizes.clamp(min=1)).masked_fill(sizes == 0, 1.0)
     return dict(zip(thresholds, dice.tolist(), strict=True))
 
 

@@ -13,7 +13,7 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     """Find credentials in the order of Kaggle's client, so that the same account uploads the submission.
 
     1. KAGGLE_API_TOKEN, then the file ~/.kaggle/access_token
-    2. KAGGLE_USERNAME and KAGGLE_KEY, then the file ~/.kaggle/kaggle.json
+    2. KAGGLE_USERNAME and KAGGLE_KEY (the tutorial's KAGGLE_USER and KAGGLE_PASSWD), then ~/.kaggle/kaggle.json
     3. ~/.kaggle/credentials.json, written by `kaggle auth login`
 
     Returns their source and {"token"}, {"username", "key"} or {"refresh_token"}, or None if there are none. Raises
@@ -25,7 +25,8 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     if (file := folder / "access_token").exists():
         return str(file), _clean(file, token=file.read_text(errors="replace"))
 
-    user, key = environ.get("KAGGLE_USERNAME"), environ.get("KAGGLE_KEY")
+    user = environ.get("KAGGLE_USERNAME") or environ.get("KAGGLE_USER")
+    key = environ.get("KAGGLE_KEY") or environ.get("KAGGLE_PASSWD")
     require(bool(user) == bool(key), "KAGGLE_USERNAME and KAGGLE_KEY must both be set, or neither.")
     if user:
         return "environment variables", _clean("environment variables", username=user, key=key)

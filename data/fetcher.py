@@ -141,7 +141,8 @@ class DatasetFetcher:
             cars = pluralize(cars, self.layout.unit)
             split = f"{pluralize(train, 'image')} of {cars} to train on, {valid:,} of {valid_cars:,} to validate on"
         test = f"; {test_count:,} to predict" if test_count else ""
-        return f"{split},\n            in {self.layout.folder('train')}{test}"
+        images, masks = self.layout.folder("train"), self.layout.folder("train_masks")
+        return f"{split}{test}\n            in {images}, masks in {masks}"
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out an image of your own.
@@ -175,6 +176,9 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
     names = layout.missing_files(test_images)
     available = all(find_zip(folder, name) or is_there(folder / name) for name in names)
     require(available or find_credentials() is not None, layout.help_text(test_images))
+    count = len(layout.images()) if is_there(layout.folder("train")) else COUNTS["train"]
+    require(available or count == COUNTS["train"], f"{layout.folder('train')} has {count:,} images, not Kaggle's "
+            f"{COUNTS['train']:,}, so nothing is downloaded for it. Pass --no-predict, or copy what is missing.")
     make_writable(folder)
     with lock(folder, WAITING.format(folder)):
         download(folder, layout.missing_files(test_images))  # another process may have downloaded them meanwhile

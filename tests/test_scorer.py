@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -152,12 +153,14 @@ def test_a_report_is_printed_and_passed_on_in_the_main_process_only(capsys, monk
             received.append((classifier, score, table))
 
     received, scorer = [], without_masks({"a_01.jpg": 0.5, "b_01.jpg": 0.75})
-    scorer.report("the classifier", to=[Receiver()])
+    trained = SimpleNamespace(best={"epoch": 3, "valid_dice": 0.5}, net=SimpleNamespace(output_size=(8, 12)))
+    scorer.report(trained, to=[Receiver()])
     ((classifier, score, table),) = received
-    assert (classifier, score) == ("the classifier", 0.625) and table.equals(scorer.table())
-    assert scorer.summary() in capsys.readouterr().out
+    assert (classifier, score) == (trained, 0.625) and table.equals(scorer.table())
+    printed = capsys.readouterr().out
+    assert printed == f"\nValidation Dice 0.5000 in epoch 3, at 8x12 pixels\n\n{scorer.summary()}\n"
     monkeypatch.setattr("runtime.distributed.RANK", 1)
-    scorer.report("the classifier", to=[Receiver()])
+    scorer.report(trained, to=[Receiver()])
     assert len(received) == 1 and not capsys.readouterr().out
 
 
