@@ -55,6 +55,12 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         raise
+    with suppress(OSError):  # Windows and some network file systems cannot flush a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def lock(folder: Path, waiting: str = "") -> ExitStack:

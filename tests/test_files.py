@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -143,3 +144,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b \(No space left"), save_atomically(tmp_path / "b") as file:
         file.write(b"much")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_sync_a_folder_is_no_error(tmp_path, monkeypatch):
+    def fsync(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with save_atomically(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
