@@ -110,14 +110,14 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
     with friendly_errors(), distributed.init_distributed():
         hp, options, folder, split = from_command_line(hyperparameters)
         run = Run(hp, options, folder, split)
-        with advise(hp, run.machine):
-            if not options.check_data:
+        if not options.check_data:
+            with advise(hp, run.machine):
                 main(hp, run)
-                return
-            ds_fetcher = DatasetFetcher(run.layout)
-            ds_fetcher.download_dataset(test_images=False)
-            if distributed.is_main_process():
-                check_data(ds_fetcher, options.workers)
+            return
+        ds_fetcher = DatasetFetcher(run.layout)
+        ds_fetcher.download_dataset(test_images=False)
+        if distributed.is_main_process():
+            check_data(ds_fetcher, options.workers)
 
 
 def from_command_line(hyperparameters: type) -> tuple:
