@@ -17,12 +17,12 @@ from helpers import format_size, pluralize
 OUT_OF_MEMORY = (
     "(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED"
 )
+WORKER_KILLED = r"DataLoader worker (\(pid|exited)"
 WORKER_FAILURES = {  # pattern in the error -> sentence, which ends with the advice to use fewer workers
     rf"Too many open files|ancdata|Errno {EAGAIN}\b":
         "The limit of processes or open files is reached. Raise it (ulimit -a lists it), or",
     "shared memory": "Shared memory (/dev/shm) is full. Enlarge it, or",
-    r"DataLoader worker (\(pid|exited)":
-        "A DataLoader worker was killed, most likely because memory ran out. To use less,",
+    WORKER_KILLED: "A DataLoader worker was killed, most likely because memory ran out. To use less,",
 }
 
 _exit_hints: list[tuple[str, Path]] = []  # at most one
@@ -131,7 +131,7 @@ def _explain(error: BaseException) -> str:
     """One sentence for an error that is not a bug; else ""."""
     if isinstance(error, UserError):
         return str(error)
-    if ran_out_of_memory(error):
+    if ran_out_of_memory(error) or re.search(WORKER_KILLED, str(error)):
         reason = (str(error).strip() or "in this process").splitlines()[-1]
         return f"Out of memory ({reason:.200}). Free some memory."
     if isinstance(error, OSError) and error.filename:

@@ -141,6 +141,8 @@ def from_command_line(hyperparameters: type) -> tuple:
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
+    if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
+        print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
     return hp, options, folder, split
 
 
@@ -166,6 +168,9 @@ def check(hp: Any, options: RunOptions) -> None:
     require(not hp.warmup_epochs or hp.schedule != "one_cycle",
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
     require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
+    require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
+    require(options.dataset == "own" or options.group_regex is None, f"--group-regex {options.group_regex!r} is for "
+            "images of your own: pass --dataset own too, or omit it.")
     require(hp.output_img_resize == output_size, f"--output-img-resize must be {output_size[0]} {output_size[1]}: "
             f"{hp.net} makes masks of that size from images of {size}.")
     net = NETS[hp.net]
@@ -197,7 +202,7 @@ def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
 
 def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     """The folder that --resume names, and what the model saver added to its last.pt."""
-    folder = Path(resume)
+    folder = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
     if resume == "last":
         runs = saved_runs(output_dir)
         require(len(runs) > 0, f"There is no run to resume in {output_dir / 'models'}.")

@@ -36,6 +36,8 @@ def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
         raise UserError("a.jpg is broken.")
     with pytest.raises(SystemExit, match=r"^main\.py: Out of memory \(can't all"), errors.friendly_errors():
         raise RuntimeError("can't allocate memory")
+    with pytest.raises(SystemExit, match=r"DataLoader worker.*\)\. Free some memory\.$"), errors.friendly_errors():
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
 def test_the_sentence_of_a_worker_comes_without_its_traceback():

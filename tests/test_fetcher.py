@@ -322,7 +322,8 @@ def test_own_images_of_any_names_and_sizes_are_paired_by_name(own, images, masks
         assert mask.stem.removesuffix("_mask") == image.stem
         names.add(image.name)
     assert names == {f"cat {cat}-{ending.lower()}.{ending}" for cat in range(4) for ending in ("jpg", "PNG")}
-    assert fetcher.describe(0) == f"6 images to train on, 2 to validate on,\n            in {own / images}"
+    where = f"\n            in {own / images}, masks in {own / masks}"
+    assert fetcher.describe(0) == f"6 images to train on, 2 to validate on{where}"
     assert sorted(own.rglob("*")) == before  # nothing was downloaded or locked
     min(mask for mask in (own / masks).iterdir() if mask.suffix == ".png").rename(own / masks / "other_mask.png")
     with pytest.raises(UserError, match=r"1 image without a mask in .*: cat 0-(jpg\.jpg|png\.PNG)"):  # control

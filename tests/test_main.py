@@ -59,7 +59,7 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "a-secret-of-the-user")
     done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    assert "\ndata        48 images of 3 cars to train on, 16 of 1 to validate on,\n" in done.stdout
+    assert "\ndata        48 images of 3 cars to train on, 16 of 1 to validate on; 16 to predict\n" in done.stdout
     assert len(re.findall(r"^epoch [12]/2 ( +\d\.\d{4}){4} ", done.stdout, re.MULTILINE)) == 2
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith("epoch"))
     run = next((tmp_path / "output/models").iterdir())
@@ -99,8 +99,8 @@ def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     images = ["--dataset", "own", "--input-dir", own, "--group-regex", "(.+)-"]
     done = run_main(*images, *SMALL, "--epochs", "1", "--workers", "1")
     assert done.returncode == 0, done.stderr
-    expected = f"data        6 images of 3 groups to train on, 2 of 1 to validate on,\n            in {own}/images\n"
-    assert done.stdout.startswith(expected)
+    assert done.stdout.startswith("data        6 images of 3 groups to train on, 2 of 1 to validate on\n")
+    assert f"            in {own}/images, masks in {own}/masks\n" in done.stdout
     assert "2 validation images of 1 group" in done.stdout and "by angle" not in done.stdout
     run = next((tmp_path / "output/models").iterdir())
     score, split = pd.read_csv(run / "score.csv"), pd.read_csv(run / "split.csv")
@@ -156,6 +156,9 @@ FAULTS = [
     ("--dataset own --input-dir FILE", "There are no images in FILE itself"),
     ("--dataset own --input-dir EMPTY", "There are no images in EMPTY itself"),
     ("--dataset own --group-regex (a", "--group-regex '(a'"),
+    ("--dataset sample --hq-files True", "--hq-files is for Kaggle's images: omit it."),
+    ("--dataset own --hq-files True", "--hq-files is for Kaggle's images: omit it."),
+    ("--group-regex a", "--group-regex 'a' is for images of your own: pass --dataset own too, or omit it."),
 ]
 
 
@@ -291,7 +294,7 @@ def test_what_is_not_a_run_to_resume_is_named(saved_run, main_here, tmp_path):
     split = {"car": ["a"], "image": ["a_01.jpg"], "part": ["train"]}
     others = {"options": {}, "metrics": [], "world_size": 1}
     torch.save({"hyperparameters": {"net": "UNet1024"}, "split": split} | others, saved_run / "last.pt")
-    code, _ = main_here("--resume", str(saved_run))
+    code, _ = main_here("--resume", str(saved_run / "last.pt"))
     assert "last.pt is not a checkpoint of this version of the program: " in code
 
 
@@ -377,6 +380,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     again = [*sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu", *optimizer]
     _, told = main_here("--input-dir", str(drawn), *again)
     assert "Warning: --learning-rate 0.01 is high for AdamW; try 0.001." in told
+    assert "Warning: --momentum 0.8 has no effect on AdamW; only SGD uses it." in told
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 

@@ -16,9 +16,10 @@ import torch
 from callbacks import model_saver
 from callbacks.model_saver import ModelSaverCallback
 from conftest import ROOT
+from nn.classifier import CarvanaClassifier
 from runtime import distributed
 from runtime.errors import UserError
-from tiny import AfterEpoch1, Settings, train
+from tiny import AfterEpoch1, Settings, Tiny, train
 
 
 def make_saver(folder, hyperparameters=None, options=None, split=None):
@@ -114,10 +115,21 @@ def test_a_resumed_run_equals_the_run_that_never_stopped(drawn, tmp_path, schedu
     assert not torch.equal(fresh.net.conv.weight, expected.net.conv.weight)
 
 
-def test_without_a_checkpoint_resume_does_nothing(drawn, tmp_path):
+def test_a_new_run_never_continues_the_one_in_its_folder(drawn, tmp_path):
+    """As two runs that start in the same second. Control: the same, resumed."""
     saver = make_saver(tmp_path / "run")
-    assert train(drawn, 1, [saver], resume=True).epoch == 1  # the folder did not exist
-    assert torch.equal(load(saver.last)["net"]["conv.weight"], train(drawn, 1, []).net.conv.weight)
+    train(drawn, 1, [saver])
+    before = {path: path.read_bytes() for path in saver.folder.iterdir()}
+    classifier = CarvanaClassifier(Tiny(), 2)
+    optimizer = torch.optim.SGD(classifier.net.parameters(), lr=3, momentum=0.9)
+    saver = make_saver(saver.folder)
+    saver.resume(classifier, optimizer, resumed=False)
+    assert classifier.epoch == 0
+    with pytest.raises(UserError, match="already exists: another run started in the same second"):
+        saver.on_train_begin(classifier, None)
+    assert {path: path.read_bytes() for path in saver.folder.iterdir()} == before
+    saver.resume(classifier, optimizer)
+    assert classifier.epoch == 1
 
 
 def test_the_start_of_a_resumed_run_says_where_it_is(drawn, tmp_path, capsys):
@@ -234,5 +246,5 @@ def test_a_folder_that_can_no_longer_be_written_is_named(drawn, small_disk, faul
 
 def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"run \(File exists\)"):
+    with pytest.raises(UserError, match="run already exists: another run started in the same second"):
         train(drawn, 1, [make_saver(tmp_path / "run")])
