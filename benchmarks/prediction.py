@@ -28,7 +28,11 @@ from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
 from runtime.machine import choose_machine, keep_freed_memory
 
-CASES = {"UNet1024": (256, 8), "UNetOriginal": (572, 3)}  # side of the images, batch size
+CASES = {  # net, side of the images, batch size
+    "UNet1024-256": ("UNet1024", 256, 8),
+    "UNet1024-1024": ("UNet1024", 1024, 2),
+    "UNetOriginal-572": ("UNetOriginal", 572, 3),
+}
 ORIGIN = (1280, 1918)
 
 
@@ -41,7 +45,7 @@ class Benchmark:
     are already upsampled and thresholded, and writes no file.
     """
 
-    nets: tuple[Literal[*CASES], ...] = ("UNet1024",)  # at 256x256; UNetOriginal at 572x572 takes minutes
+    cases: tuple[Literal[*CASES], ...] = ("UNet1024-256",)  # the other cases take minutes
     rounds: int = 3  # of 16 images per side, after a warm-up round
     json: bool = False  # print a JSON object per row
 
@@ -114,8 +118,8 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "sample"
         draw_sample(root, cars=1, test_cars=0)
-        for name in benchmark.nets:
-            side, batch = CASES[name]
+        for case in benchmark.cases:
+            name, side, batch = CASES[case]
             sides = ((predict, root, name, side, batch) for predict in (our_prediction, plain_prediction))
             ours, plain = take_turns(benchmark.rounds, *sides)
             title = f"prediction {name} {side}x{side}"
