@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from helpers import format_size, seed_everything
-from img.transformer import decode_image, decode_mask, get_image_size, halve, reflect_pad, resize, resize_size
+from img import transformer
+from img.transformer import decode_image, decode_mask, halve, reflect_pad, resize, resize_size
 from img.tta import tta_view
 from runtime.errors import UserError, ran_out_of_memory, require
 
@@ -32,6 +33,12 @@ def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | 
     """Read a file with decode_image or decode_mask. Raises UserError."""
     with reading(path):
         return decode(Path(path).read_bytes(), min_size)
+
+
+def get_image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header. Raises UserError if it cannot be read."""
+    with reading(path):
+        return transformer.get_image_size(path)
 
 
 def check_pair(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:

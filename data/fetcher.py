@@ -8,12 +8,11 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from data.credentials import find_credentials
-from data.dataset import check_pair, reading
+from data.dataset import check_pair, get_image_size
 from data.download import COUNTS, SLUG, download, find_zip, is_there
 from data.layout import CarvanaLayout, Layout
 from data.sample import draw_sample
 from helpers import Progress, first_few, format_size, pluralize
-from img import transformer
 from runtime import distributed
 from runtime.errors import UserError, require
 from runtime.files import lock, make_writable
@@ -200,12 +199,6 @@ def check_test_size(path: Path, size: Sequence[int], mask_size: Sequence[int]) -
         f"{path} is {format_size(size)} pixels, but the masks of a submission are {format_size(mask_size)}, as the "
         "training images. Resize or remove it.",
     )
-
-
-def get_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header. Raises UserError if it cannot be read."""
-    with reading(path):
-        return transformer.get_image_size(path)
 
 
 def _sample(cars: list[str], fraction: float | None, seed: int) -> list[str]:
