@@ -762,6 +762,9 @@ def test_credentials_are_found_in_order(monkeypatch, tmp_path):
     assert download.find_credentials() == (str(kaggle / "credentials.json"), {"refresh_token": "5"})
     (kaggle / "kaggle.json").write_text('{"username": "d", "key": "4"}')
     assert download.find_credentials() == (str(kaggle / "kaggle.json"), {"username": "d", "key": "4"})
+    monkeypatch.setenv("KAGGLE_USER", "c")  # the tutorial's names
+    monkeypatch.setenv("KAGGLE_PASSWD", "3")
+    assert download.find_credentials() == ("environment variables", {"username": "c", "key": "3"})
     monkeypatch.setenv("KAGGLE_USERNAME", "a")
     monkeypatch.setenv("KAGGLE_KEY", "1\n")
     assert download.find_credentials() == ("environment variables", {"username": "a", "key": "1"})

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import ExifTags, Image
 
+from data.dataset import get_image_size
 from data.download import COUNTS
-from data.fetcher import DatasetFetcher, get_image_size
+from data.fetcher import DatasetFetcher
 from data.layout import CarvanaLayout, OwnLayout, make_layout
 from img.transformer import decode_image
 from runtime.errors import UserError
@@ -291,6 +292,22 @@ def test_a_zip_is_not_called_missing(tmp_path):
     (tmp_path / "train_masks.zip").unlink()  # control
     with pytest.raises(UserError, match=r"^There is no train_masks/ and no test/ or test_hq/ in .*/\. Three options"):
         DatasetFetcher(CarvanaLayout(tmp_path)).download_dataset()
+
+
+def test_kaggles_test_images_are_not_downloaded_for_other_training_images(folder, monkeypatch):
+    """They are by far the largest part. Control: as many training images as Kaggle has."""
+    downloaded = []
+    monkeypatch.setattr("data.fetcher.find_credentials", lambda: ("a file", {"token": "1"}))
+    monkeypatch.setattr("data.fetcher.download", lambda folder, names: downloaded.extend(names))
+    shutil.rmtree(folder / "test")
+    expected = r"train has 64 images, not Kaggle's 5,088, so nothing is downloaded for it\. Pass --no-predict"
+    with pytest.raises(UserError, match=expected):
+        DatasetFetcher(CarvanaLayout(folder)).download_dataset()
+    DatasetFetcher(CarvanaLayout(folder)).download_dataset(test_images=False)
+    assert not downloaded
+    monkeypatch.setattr("data.fetcher.COUNTS", {"train": 64})
+    DatasetFetcher(CarvanaLayout(folder)).download_dataset()
+    assert downloaded == ["test"]
 
 
 def lay_out(own, images, masks):
