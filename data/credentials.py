@@ -20,34 +20,32 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     UserError if they are incomplete or unreadable.
     """
     environ, folder = os.environ, Path.home() / ".kaggle"
-    if token := environ.get("KAGGLE_API_TOKEN"):
-        return "KAGGLE_API_TOKEN", _clean("KAGGLE_API_TOKEN", token=token)
-    if (file := folder / "access_token").exists():
-        return str(file), _clean(file, token=file.read_text(errors="replace"))
-
+    token = environ.get("KAGGLE_API_TOKEN")
     user = environ.get("KAGGLE_USERNAME") or environ.get("KAGGLE_USER")
     key = environ.get("KAGGLE_KEY") or environ.get("KAGGLE_PASSWD")
-    require(bool(user) == bool(key), "KAGGLE_USERNAME and KAGGLE_KEY must both be set, or neither.")
-    if user:
-        return "environment variables", _clean("environment variables", username=user, key=key)
-    if (file := folder / "kaggle.json").exists():
-        return _read_secrets(file, "username", "key")
-    file = folder / "credentials.json"
-    return _read_secrets(file, "refresh_token") if file.exists() else None
-
-
-def _read_secrets(file: Path, *names: str) -> tuple[str, dict[str, str]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-        return str(file), _clean(file, **{name: content[name] for name in names})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        message = f"{file} must contain {' and '.join(names)}. Create a new token at {SETTINGS}."
-        raise UserError(message) from None
-
-
-def _clean(source: object, **secrets: str) -> dict[str, str]:
-    """Strip the secrets. Refuse what an HTTP header cannot hold, because the error of requests would quote it."""
+    if token:
+        source, secrets = "KAGGLE_API_TOKEN", {"token": token}
+    elif (source := folder / "access_token").exists():
+        secrets = {"token": source.read_text(errors="replace")}
+    elif user or key:
+        require(bool(user and key), "KAGGLE_USERNAME and KAGGLE_KEY must both be set, or neither.")
+        source, secrets = "environment variables", {"username": user, "key": key}
+    elif (source := folder / "kaggle.json").exists():
+        secrets = _read_json(source, "username", "key")
+    elif (source := folder / "credentials.json").exists():
+        secrets = _read_json(source, "refresh_token")
+    else:
+        return None
     secrets = {name: secret.strip() for name, secret in secrets.items()}
+    # An HTTP header cannot hold others, and the error of requests would quote them
     valid = all(secret and secret.isascii() and secret.isprintable() for secret in secrets.values())
     require(valid, f"The Kaggle credentials in {source} are not valid. Create a new token at {SETTINGS}.")
-    return secrets
+    return str(source), secrets
+
+
+def _read_json(file: Path, *names: str) -> dict[str, str]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        return {name: content[name].strip() for name in names}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} must contain {' and '.join(names)}. Create a new token at {SETTINGS}.") from None
