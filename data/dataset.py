@@ -32,7 +32,7 @@ def reading(path: Path) -> Iterator[None]:
 def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
     """Read a file with decode_image or decode_mask. Raises UserError."""
     with reading(path):
-        return decode(Path(path).read_bytes(), min_size)
+        return decode(path.read_bytes(), min_size)
 
 
 def get_image_size(path: Path) -> tuple[int, int]:
@@ -43,16 +43,13 @@ def get_image_size(path: Path) -> tuple[int, int]:
 
 def check_pair(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
     """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
-    require(
-        tuple(image_size) == tuple(mask_size),
-        f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image {image_path} is "
-        f"{format_size(image_size)}. Both must have the same size (after the rotation of their EXIF data).",
-    )
+    require(tuple(image_size) == tuple(mask_size), f"{mask_path} is {format_size(mask_size)} pixels (height x width), "
+            f"but its image {image_path} is {format_size(image_size)}. Both must have the same size (after the "
+            "rotation of their EXIF data).")
 
 
-def preprocess(
-    image: Tensor, input_size: tuple[int, int], mask_size: tuple[int, int], padding: str, tta: bool = False
-) -> Tensor:
+def preprocess(image: Tensor, input_size: tuple[int, int], mask_size: tuple[int, int], padding: str,
+               tta: bool = False) -> Tensor:
     """Resize and pad an image (3, H, W) uint8 for a net -> (3, *input_size) uint8.
 
     tta: return both views for test-time augmentation, (2, 3, *input_size). Requires an image that is not halved yet.
@@ -76,20 +73,11 @@ class TrainImageDataset(Dataset):
     half_size_epochs: in this many epochs, from the first, images and masks have half the height and width.
     """
 
-    def __init__(
-        self,
-        X: Sequence[Path],
-        y: Sequence[Path],
-        input_img_resize: tuple[int, int],
-        output_img_resize: tuple[int, int],
-        padding: str = "reflect",
-        X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-        soft_labels: bool = True,
-        half_size_epochs: int = 0,
-        seed: int = 0,
-    ):
-        self.X, self.y = list(X), list(y)
-        self.input_img_resize, self.output_img_resize = input_img_resize, output_img_resize
+    def __init__(self, X: Sequence[Path], y: Sequence[Path], input_img_resize: tuple[int, int],
+                 output_img_resize: tuple[int, int], padding: str = "reflect",
+                 X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+                 soft_labels: bool = True, half_size_epochs: int = 0, seed: int = 0):
+        self.X, self.y, self.sizes = X, y, (input_img_resize, output_img_resize)
         self.padding, self.X_transform, self.soft_labels = padding, X_transform, soft_labels
         self.half_size_epochs, self.seed = half_size_epochs, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
@@ -104,9 +92,7 @@ class TrainImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return an image (3, *input_img_resize) and its mask (*output_img_resize), both uint8; 255 is car."""
         divisor = 2 if 0 < self.epoch <= self.half_size_epochs else 1
-        input_size, mask_size = (
-            tuple(side // divisor for side in size) for size in (self.input_img_resize, self.output_img_resize)
-        )
+        input_size, mask_size = (tuple(side // divisor for side in size) for size in self.sizes)
         window = resize_size(input_size, mask_size, self.padding)
         image_path, mask_path = self.X[index], self.y[index]
         image = read(image_path, decode_image, window)  # (3, H, W)
@@ -133,15 +119,9 @@ class TestImageDataset(Dataset):
     tta: return two views of each image, for test-time augmentation. Other arguments are those of TrainImageDataset.
     """
 
-    def __init__(
-        self,
-        X: Sequence[Path],
-        input_img_resize: tuple[int, int],
-        output_img_resize: tuple[int, int],
-        padding: str = "reflect",
-        tta: bool = False,
-    ):
-        self.X, self.tta = list(X), tta
+    def __init__(self, X: Sequence[Path], input_img_resize: tuple[int, int], output_img_resize: tuple[int, int],
+                 padding: str = "reflect", tta: bool = False):
+        self.X, self.tta = X, tta
         self.sizes = input_img_resize, output_img_resize, padding
 
     def __len__(self) -> int:
@@ -149,6 +129,6 @@ class TestImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image (3, *input_img_resize) uint8 (with tta: (2, 3, *input_img_resize)) and its file's name."""
-        path = Path(self.X[index])
+        path = self.X[index]
         min_size = None if self.tta else resize_size(*self.sizes)
         return preprocess(read(path, decode_image, min_size), *self.sizes, self.tta), path.name
