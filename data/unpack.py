@@ -22,7 +22,7 @@ def unpack(archive: Path, target: Path, count: int | None = None) -> None:
     Folders inside the zip are dropped. count: how many images it must contain, 16 per car. Raises RefusedError if it
     is damaged or not the expected zip.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with write_errors(part):
@@ -47,10 +47,8 @@ def _unpack_into(folder: Path, archive: Path, count: int | None) -> None:
             for member in Progress(members, f"unpacking {archive.name}", unit="file"):
                 with write_errors(folder / member.filename):
                     opened.extract(member, folder)  # checks the CRC and reads at most member.file_size bytes
-    except UserError:
-        raise
     except Exception as error:  # zipfile raises a dozen types, depending on where the zip is damaged
-        if ran_out_of_memory(error):
+        if isinstance(error, UserError) or ran_out_of_memory(error):
             raise
         raise RefusedError(f"{archive} is damaged or not a zip ({str(error)!a:.200}). Download it again.") from error
 
@@ -73,7 +71,7 @@ def _check_names(names: list[str], archive: Path, count: int | None) -> None:
         reason = "contains no files"
     elif len({name.lower() for name in names}) < len(names):
         reason = "contains two files of the same name"
-    elif count is not None and (len(names), cars) != (count, count // 16):
+    elif count and (len(names), cars) != (count, count // 16):
         reason = f"contains {len(names)} images of {cars} cars, not {count} images, 16 per car"
     if reason:
         raise RefusedError(f"{archive} {reason}. Download it again.")
@@ -82,11 +80,8 @@ def _check_names(names: list[str], archive: Path, count: int | None) -> None:
 def require_space(folder: Path, needed: int, task: str) -> None:
     """Raises UserError if the disk of `folder` has fewer than `needed` bytes free for the task."""
     free = shutil.disk_usage(folder).free
-    require(
-        needed <= free,
-        f"The disk of {folder} has {format_bytes(free)} free, but {task} takes {format_bytes(needed)}. "
-        f"Free {format_bytes(needed - free)}.",
-    )
+    require(needed <= free, f"The disk of {folder} has {format_bytes(free)} free, but {task} takes "
+            f"{format_bytes(needed)}. Free {format_bytes(needed - free)}.")
 
 
 def format_bytes(count: int) -> str:
