@@ -22,16 +22,14 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
 
     workers: number of processes that read; None: one per core, at most 32.
     """
-    layout, problems, warnings, sizes = ds_fetcher.layout, [], [], {}
-    layout.print_ignored("train", "train_masks")
-    problems += layout.faults(shown=None)
+    layout, warnings, sizes = ds_fetcher.layout, [], {}
+    problems = list(layout.faults(shown=None))
     images, masks, tests = layout.images(), layout.masks(), []
     if layout.has_test_images and is_there(layout.folder("test")):
-        layout.print_ignored("test")
         problems += layout.faults("test", shown=None)
-        tests = sorted(layout.images("test").values())
+        tests = list(layout.images("test").values())
 
-    pairs = [(path, masks[stem][0] if stem in masks else None) for stem, path in images.items()]
+    pairs = [(path, masks.get(stem, [None])[0]) for stem, path in images.items()]
     files = pairs + [(path, None) for path in tests]
     workers = min(count_cores(), 32) if workers is None else workers
     loader = DataLoader(files, batch_size=None, collate_fn=_read_pair, num_workers=workers)
@@ -46,13 +44,13 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
 
     for warning in warnings:
         print(f"Warning: {warning}")
-    mask_count = sum(mask is not None for _, mask in pairs)
-    counts = [(len(images), "image"), (mask_count, "mask"), (len(tests), "test image")][: 2 + layout.has_test_images]
-    read_all = f"{', '.join(pluralize(*count) for count in counts)} read"
+    read_all = f"{pluralize(len(images), 'image')}, {pluralize(len(images.keys() & masks.keys()), 'mask')}"
+    if layout.has_test_images:
+        read_all += f", {pluralize(len(tests), 'test image')}"
     if problems:
-        title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all}):"
+        title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all} read):"
         raise UserError("\n  ".join([title, *problems]))
-    print(f"{read_all}: no problems.")
+    print(f"{read_all} read: no problems.")
 
 
 def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:

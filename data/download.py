@@ -46,12 +46,11 @@ class Kaggle:
         self.session = requests.Session()
         self.session.headers["Accept-Encoding"] = "identity"
         if "refresh_token" in secrets:
-            body = {"refreshToken": secrets["refresh_token"], "apiVersion": "API_VERSION_V1"}
-            body["expirationDuration"] = "43200s"  # 12 hours, as Kaggle's client asks for
+            body = {"refreshToken": secrets["refresh_token"], "apiVersion": "API_VERSION_V1",
+                    "expirationDuration": "43200s"}  # 12 hours, as Kaggle's client asks for
             method = "users.AccountService/GenerateAccessToken"
             secrets = {"token": self._retry("an access token", lambda: self._post(method, body).json()["token"])}
-        bearer = "token" in secrets
-        self.session.auth = KaggleHttpClient.BearerAuth(**secrets) if bearer else (secrets["username"], secrets["key"])
+        self.session.auth = KaggleHttpClient.BearerAuth(**secrets) if "token" in secrets else tuple(secrets.values())
 
     def fetch(self, name: str, part: Path) -> None:
         """Download the file `name` to `part`. Resume if `part` is of the same version."""
@@ -60,32 +59,33 @@ class Kaggle:
 
     def _post(self, method: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> requests.Response:
         """Returns the response with its body unread."""
-        options = {"stream": True, "timeout": (CONNECT, READ_TIMEOUT)}
-        response = self.session.post(f"{self.url}/{method}", json=body, headers=headers, **options)
+        response = self.session.post(f"{self.url}/{method}", json=body, headers=headers, stream=True,
+                                     timeout=(CONNECT, READ_TIMEOUT))
         response.raise_for_status()
         return response
 
     def _resume(self, name: str, part: Path) -> None:
         version, full_size = _read_version(part)
-        have = _size(part) if version else 0
-        if have and have == full_size:
+        have = _size(part)
+        if 0 < have == full_size:
             return
         headers = {"Range": f"bytes={have}-", "If-Range": version} if 0 < have < full_size else {}
         method = "competitions.CompetitionApiService/DownloadDataFile"
         with self._post(method, {"competitionName": SLUG, "fileName": name}, headers) as response:
+            etag = response.headers.get("ETag")
             if response.status_code == 206:  # the rest of the file
                 received = response.headers.get("Content-Range", "")
-                if _version(response) != version or not re.fullmatch(rf"bytes {have}-\d+/{full_size}", received):
+                if etag != version or not re.fullmatch(rf"bytes {have}-\d+/{full_size}", received):
                     discard_partial(part)
                     raise requests.ConnectionError("not the requested range")
             else:  # the whole file, which is new or has changed
                 discard_partial(part)
-                have, full_size = 0, int(response.headers.get("Content-Length", 0))
+                full_size = int(response.headers.get("Content-Length", 0))
                 # Images are compressed, so they take about as much space as their zip
                 require_space(part.parent, 2 * full_size, f"downloading and unpacking {name}")
                 with save_atomically(_version_file(part)) as file:
-                    file.write(json.dumps([_version(response), full_size]).encode())
-            _append(response, part, have, full_size)
+                    file.write(json.dumps([etag, full_size]).encode())
+            _append(response, part, full_size)
 
     def _retry(self, what: str, attempt: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
         """Returns attempt(). If it fails, wait and retry. After `progress`, BACKOFF starts again."""
@@ -107,23 +107,21 @@ class Kaggle:
         if error.errno:
             raise error  # of a file; those of requests have no errno
         response = getattr(error, "response", None)
-        if response is not None:
-            status, redirected = response.status_code, bool(response.history)  # to a signed URL, which expires
-            sentence = f"Kaggle answered {status} to the request for {what}"
-            if status in REMEDIES and not redirected:
-                return f"{sentence} with the credentials in {self.source}. {REMEDIES[status]}", False
-            temporary = redirected or status in (408, 429) or status >= 500
-            return f"{sentence}. See https://status.kaggle.com.", temporary
-        sentence = (
-            f"The connection to Kaggle failed for {what} ({type(error).__name__}). Check the network, HTTPS_PROXY, "
-            "HTTP_PROXY and REQUESTS_CA_BUNDLE."
-        )
-        return sentence, isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
+        if response is None:
+            sentence = (f"The connection to Kaggle failed for {what} ({type(error).__name__}). Check the network, "
+                        "HTTPS_PROXY, HTTP_PROXY and REQUESTS_CA_BUNDLE.")
+            return sentence, isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError)
+        status, redirected = response.status_code, bool(response.history)  # to a signed URL, which expires
+        sentence = f"Kaggle answered {status} to the request for {what}"
+        if status in REMEDIES and not redirected:
+            return f"{sentence} with the credentials in {self.source}. {REMEDIES[status]}", False
+        temporary = redirected or status in (408, 429) or status >= 500
+        return f"{sentence}. See https://status.kaggle.com.", temporary
 
 
-def _append(response: requests.Response, part: Path, have: int, size: int) -> None:
-    """Append the body to `part`, which has `have` bytes and must have `size` at the end."""
-    with Progress(desc=part.stem, total=size, initial=have, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+def _append(response: requests.Response, part: Path, size: int) -> None:
+    """Append the body to `part`, which must have `size` bytes at the end."""
+    with Progress(desc=part.stem, total=size, initial=_size(part), unit="B", unit_scale=True, unit_divisor=1024) as bar:
         for chunk in response.iter_content(CHUNK):
             with write_errors(part), part.open("ab") as file:
                 file.write(chunk)
@@ -136,22 +134,16 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _version(response: requests.Response) -> str:
-    """Returns the ETag if it is strong, as If-Range requires."""
-    tag = response.headers.get("ETag", "")
-    return "" if tag.startswith("W/") else tag
-
-
 def _version_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
 def _read_version(part: Path) -> tuple[str, int]:
-    """Returns the version and size of the file that `part` is the beginning of; ("", 0) if that is unknown."""
+    """Returns the ETag and size of the file that `part` is the beginning of; ("", 0) if they are unknown or weak."""
     with suppress(OSError, ValueError, TypeError):
         version, size = json.loads(_version_file(part).read_text())
-        if isinstance(size, int) and re.fullmatch("[ -~]+", version):  # printable ASCII
-            return version, size
+        if re.fullmatch("(?!W/)[ -~]+", version):  # printable ASCII, and strong, as If-Range requires
+            return version, int(size)
     return "", 0
 
 
@@ -162,25 +154,16 @@ def discard_partial(part: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def part_of(folder: Path, name: str) -> Path:
-    """Returns the path of the zip while it is being downloaded."""
-    return folder / f"{name}.zip.part"
-
-
-def leftovers(folder: Path, name: str) -> list[Path]:
-    """Returns what a killed process left of a download or of unpacking."""
-    part = part_of(folder, name)
-    return [path for path in (part, _version_file(part), folder / f"{name}.part") if path.exists()]
-
-
 def is_there(path: Path) -> bool:
     """Whether the folder exists and has something in it."""
     return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
 
 
-def find_zip(folder: Path, name: str) -> Path | None:
-    path = folder / f"{name}.zip"
-    return path if path.is_file() else None
+def is_complete(folder: Path) -> bool:
+    """Whether the folder is there, and a process that was killed has left nothing of its download or unpacking."""
+    part = folder.with_suffix(".zip.part")
+    leftovers = part, _version_file(part), folder.with_suffix(".part")
+    return is_there(folder) and not any(path.exists() for path in leftovers)
 
 
 def download(folder: Path, names: Sequence[str]) -> None:
@@ -190,22 +173,18 @@ def download(folder: Path, names: Sequence[str]) -> None:
     """
     kaggle = None  # until a zip must be downloaded
     for name in names:
-        if not is_there(folder / name):
-            if archive := find_zip(folder, name):
-                unpack(archive, folder / name)
-            else:
-                kaggle = kaggle or Kaggle()
-                _fetch_and_unpack(kaggle, folder, name)
-        discard_partial(part_of(folder, name))
-        shutil.rmtree(folder / f"{name}.part", ignore_errors=True)
-
-
-def _fetch_and_unpack(kaggle: Kaggle, folder: Path, name: str) -> None:
-    part = part_of(folder, name)
-    print(f"Downloading {name}.zip from {COMPETITION}")
-    kaggle.fetch(f"{name}.zip", part)
-    try:
-        unpack(part, folder / name, COUNTS[name])
-    except RefusedError:
+        target = folder / name
+        archive, part = target.with_suffix(".zip"), target.with_suffix(".zip.part")
+        if not is_there(target) and archive.is_file():
+            unpack(archive, target)
+        if not is_there(target):
+            kaggle = kaggle or Kaggle()
+            print(f"Downloading {archive.name} from {COMPETITION}")
+            kaggle.fetch(archive.name, part)
+            try:
+                unpack(part, target, COUNTS[name])
+            except RefusedError:
+                discard_partial(part)
+                raise
         discard_partial(part)
-        raise
+        shutil.rmtree(target.with_suffix(".part"), ignore_errors=True)

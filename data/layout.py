@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from data.credentials import SETTINGS
-from data.download import COMPETITION, find_zip, is_there, leftovers
+from data.download import COMPETITION, is_complete, is_there
 from helpers import first_few, pluralize
 from img.transformer import FORMATS
 from runtime.errors import UserError
@@ -21,15 +21,14 @@ IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
-Problem = tuple[list[str], str, str, str]  # names of files, what they are, what is wrong with them, what to do
+OWN_HINT = "For images of your own, pass --dataset own."
+
+# Names (none: it is not a problem; None: there must be some), what they are of, what is wrong, what to do
+Problem = tuple[list[str] | None, str, str, str]
 
 
-def make_layout(
-    dataset: Literal["carvana", "sample", "own"] = "carvana",
-    input_dir: str | Path = "input",
-    hq_files: bool | None = None,
-    group_regex: str | None = None,
-) -> "Layout":
+def make_layout(dataset: Literal["carvana", "sample", "own"] = "carvana", input_dir: str | Path = "input",
+                hq_files: bool | None = None, group_regex: str | None = None) -> "Layout":
     """Return the layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
     if dataset == "own":
         return OwnLayout(input_dir, group_regex)
@@ -46,7 +45,7 @@ class Layout:
     folder(name) -> its path
     kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
     group_of(stem) -> the group of an image, from its name without extension, or None
-    group_problems() -> what is wrong with the groups
+    group_problem() -> what is wrong with the groups
     """
 
     input_dir: Path
@@ -76,7 +75,7 @@ class Layout:
             if is_mask(path) and stem not in images:
                 stem = stem[: -len("_mask")]
             masks[stem].append(path)
-        return dict(masks)
+        return masks
 
     def groups(self, name: str = "train") -> dict[str, list[Path]]:
         groups = defaultdict(list)
@@ -86,48 +85,43 @@ class Layout:
         return groups
 
     def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
-        """A sentence for every problem with the files, with the first `shown` names (None: all)."""
-        for names, noun, problem, remedy in self._train_problems() if part == "train" else self._problems("test"):
-            if names:
-                yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}"
-            else:
+        """Print the files that are ignored, and yield a sentence for every problem, with `shown` names (None: all)."""
+        folders = ["train", "train_masks"] if part == "train" else ["test"]
+        for name in folders:
+            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]])
+        problems = [problem for name in folders for problem in self._problems(name)]
+        if part == "train":
+            problems += self._pair_problems()
+        for names, noun, problem, remedy in problems:
+            if names is None:
                 yield f"There are no {noun}s {problem}. {remedy}"
+            elif names:
+                yield f"{pluralize(len(names), noun)} {problem}: {first_few(names, shown)}. {remedy}"
 
     def _problems(self, name: str) -> Iterator[Problem]:
         files, folder, noun = self.files(name), self.folder(name), "mask" if name == "train_masks" else "image"
+        not_text = [repr(path.name) for path in files["not text"]]
+        misnamed = [path.name for path in files["misnamed"]]
         stems = Counter(path.stem for path in files["used"])
         twice = [path.name for path in files["used"] if stems[path.stem] > 1 and noun == "image"]
-        if files["not text"]:
-            names = [repr(path.name) for path in files["not text"]]
-            yield names, "file", f"in {folder} with a name that is not text", "Rename them."
-        if files["misnamed"]:
-            names = [path.name for path in files["misnamed"]]
-            remedy = f"{self.naming}. For images of your own, pass --dataset own."
-            yield names, noun, f"in {folder} with an unexpected name", remedy
+        yield not_text, "file", f"in {folder} with a name that is not text", "Rename them."
+        yield misnamed, noun, f"in {folder} with an unexpected name", f"{self.naming}. {OWN_HINT}"
         if not files["used"]:
-            yield [], noun, f"in {folder} itself", f"{self.naming}."
-        if twice:
-            yield twice, noun, f"in {folder} that differ only in extension", "Keep one of each name."
+            yield None, noun, f"in {folder} itself", f"{self.naming}."
+        yield twice, noun, f"in {folder} that differ only in extension", "Keep one of each name."
 
-    def _train_problems(self) -> Iterator[Problem]:
-        yield from self._problems("train")
-        yield from self._problems("train_masks")
+    def _pair_problems(self) -> Iterator[Problem]:
         images, masks, groups = self.images(), self.masks(), list(self.groups())
         image_dir, mask_dir, hint = self.folder("train"), self.folder("train_masks"), self.mask_hint
-        if missing := [path.name for stem, path in images.items() if stem not in masks]:
-            yield missing, "image", f"without a mask in {mask_dir}", f"Add the masks, or remove the images.{hint}"
-        if orphans := [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]:
-            yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
-        if doubles := [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]:
-            yield doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."
-        yield from self.group_problems()
+        missing = [path.name for stem, path in images.items() if stem not in masks]
+        orphans = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
+        doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]
+        yield missing, "image", f"without a mask in {mask_dir}", f"Add the masks, or remove the images.{hint}"
+        yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
+        yield doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."
+        yield self.group_problem()
         if len(groups) < 2:
-            problem = f"in {image_dir} (at least 2 are needed)"
-            yield groups, self.unit, problem, f"Add {self.unit}s."
-
-    def print_ignored(self, *names: str) -> None:
-        for name in names:
-            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]])
+            yield groups or None, self.unit, f"in {image_dir} (at least 2 are needed)", f"Add {self.unit}s."
 
     def missing_files(self, test_images: bool) -> list[str]:
         """The folders that must be unpacked or downloaded."""
@@ -146,7 +140,7 @@ class CarvanaLayout(Layout):
 
     def __init__(self, input_dir: str | Path, hq_files: bool | None = None, drawn: bool = False):
         self.input_dir, self.drawn = Path(input_dir), drawn
-        self.suffixes = ("_hq", "") if hq_files is None else ("_hq",) if hq_files else ("",)
+        self.suffixes = {None: ("_hq", ""), True: ("_hq",), False: ("",)}[hq_files]
 
     def names(self, name: str) -> list[str]:
         """The names that the folder may have, the preferred one first."""
@@ -155,7 +149,7 @@ class CarvanaLayout(Layout):
     def find(self, name: str) -> str | None:
         """The name of the folder or, without one, of the zip."""
         folders = [each for each in self.names(name) if is_there(self.input_dir / each)]
-        zips = [each for each in self.names(name) if find_zip(self.input_dir, each)]
+        zips = [each for each in self.names(name) if (self.input_dir / f"{each}.zip").is_file()]
         return next(iter(folders + zips), None)
 
     def folder(self, name: str) -> Path:
@@ -169,29 +163,26 @@ class CarvanaLayout(Layout):
     def group_of(self, stem: str) -> str:
         return stem.rpartition("_")[0]
 
-    def group_problems(self) -> Iterator[Problem]:
+    def group_problem(self) -> Problem:
         cars = {car: ANGLES - {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
-        if incomplete := [f"{car} lacks {', '.join(sorted(angles))}" for car, angles in cars.items() if angles]:
-            remedy = "Add the images and masks. For images of your own, pass --dataset own."
-            yield incomplete, "car", f"in {self.folder('train')} without all of the angles 01 to 16", remedy
+        incomplete = [f"{car} lacks {', '.join(sorted(angles))}" for car, angles in cars.items() if angles]
+        problem = f"in {self.folder('train')} without all of the angles 01 to 16"
+        return incomplete, "car", problem, f"Add the images and masks. {OWN_HINT}"
 
     def missing_files(self, test_images: bool) -> list[str]:
         """Small files first, so that a refusal comes early."""
-        train = self.find("train") or self.names("train")[-1]
+        train = self.folder("train").name
         test = self.find("test") or train.replace("train", "test")  # of the same quality
-        names = ["train_masks", train, test] if test_images else ["train_masks", train]
-        return [name for name in names if not is_there(self.input_dir / name) or leftovers(self.input_dir, name)]
-
-    def _describe_names(self, name: str) -> str:
-        return " or ".join(f"{each}/" for each in reversed(self.names(name)))
+        names = ["train_masks", train, test][: 2 + test_images]
+        return [name for name in names if not is_complete(self.input_dir / name)]
 
     def help_text(self, test_images: bool) -> str:
         """What is missing, and three ways to get it."""
-        names = ("train", "train_masks", "test")[: 2 + test_images]
-        missing = " and no ".join(self._describe_names(name) for name in names if not self.find(name))
-        without = "; pass --no-predict to train only" if missing == self._describe_names("test") else ""
+        missing = [name for name in ("train", "train_masks", "test")[: 2 + test_images] if not self.find(name)]
+        folders = [" or ".join(f"{each}/" for each in reversed(self.names(name))) for name in missing]
+        without = "; pass --no-predict to train only" if missing == ["test"] else ""
         return (
-            f"There is no {missing} in {self.input_dir}/{without}. Three options:\n"
+            f"There is no {' and no '.join(folders)} in {self.input_dir}/{without}. Three options:\n"
             f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
             f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
             f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
@@ -219,8 +210,8 @@ class OwnLayout(Layout):
         try:
             self.pattern = re.compile(".+" if group_regex is None else group_regex)
         except re.error as error:
-            problem = f"--group-regex {group_regex!r} is not a regular expression ({error})."
-            raise UserError(f"{problem} Pass one such as '(.+)_'.") from error
+            raise UserError(f"--group-regex {group_regex!r} is not a regular expression ({error}). Pass one such as "
+                            "'(.+)_'.") from error
         self.image_dir = self._first_with_images(IMAGE_FOLDERS, self.input_dir)
         self.mask_dir = self._first_with_images(MASK_FOLDERS, self.image_dir)
 
@@ -241,10 +232,10 @@ class OwnLayout(Layout):
         found = self.pattern.search(stem)
         return (found[1 if self.pattern.groups else 0] or None) if found else None
 
-    def group_problems(self) -> Iterator[Problem]:
-        if unfit := [path.name for stem, path in self.images().items() if self.group_of(stem) is None]:
-            problem = f"in {self.image_dir} not matched by --group-regex {self.pattern.pattern!r}"
-            yield unfit, "image", problem, "Pass one that matches all names (without extension)."
+    def group_problem(self) -> Problem:
+        unfit = [path.name for stem, path in self.images().items() if self.group_of(stem) is None]
+        problem = f"in {self.image_dir} not matched by --group-regex {self.pattern.pattern!r}"
+        return unfit, "image", problem, "Pass one that matches all names (without extension)."
 
 
 def is_image(path: Path) -> bool:
