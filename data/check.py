@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.dataset import check_pair, read
-from data.download import is_there
 from data.fetcher import DatasetFetcher, check_test_size
 from helpers import Progress, pluralize
 from img import transformer
@@ -22,10 +21,10 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
 
     workers: number of processes that read; None: one per core, at most 32.
     """
-    layout, warnings, sizes = ds_fetcher.layout, [], {}
+    layout, sizes, warnings = ds_fetcher.layout, [], []
     problems = list(layout.faults(shown=None))
     images, masks, tests = layout.images(), layout.masks(), []
-    if layout.has_test_images and is_there(layout.folder("test")):
+    if layout.has_test_images and layout.files("test"):
         problems += layout.faults("test", shown=None)
         tests = list(layout.images("test").values())
 
@@ -33,14 +32,14 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     files = pairs + [(path, None) for path in tests]
     workers = min(count_cores(), 32) if workers is None else workers
     loader = DataLoader(files, batch_size=None, collate_fn=_read_pair, num_workers=workers)
-    for path, size, new_problems, new_warnings in Progress(loader, "checking", unit="image"):
-        sizes[path] = size
+    for size, new_problems, new_warnings in Progress(loader, "checking", unit="image"):
+        sizes.append(size)
         problems += new_problems
         warnings += new_warnings
-    mask_size = next((sizes[path] for path, _ in pairs if sizes[path]), None)
-    for path in tests:
-        if sizes[path] and mask_size:
-            _attempt(problems, check_test_size, path, sizes[path], mask_size)
+    mask_size = next(filter(None, sizes[: len(pairs)]), None)
+    for path, size in zip(tests, sizes[len(pairs) :], strict=True):
+        if size and mask_size:
+            _attempt(problems, check_test_size, path, size, mask_size)
 
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -61,15 +60,15 @@ def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:
         problems.append(str(error))
 
 
-def _read_pair(paths: tuple[Path, Path | None]) -> tuple[Path, tuple[int, int] | None, list[str], list[str]]:
-    """Paths of an image and its mask -> image path, (height, width) or None if unreadable, problems, warnings."""
+def _read_pair(paths: tuple[Path, Path | None]) -> tuple[tuple[int, int] | None, list[str], list[str]]:
+    """Paths of an image and its mask -> (height, width) of the image or None if unreadable, problems, warnings."""
     (image_path, mask_path), problems = paths, []
     image = _attempt(problems, read, image_path, transformer.decode_image)  # (3, H, W)
     mask = _attempt(problems, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
     if image is not None and mask is not None:
         _attempt(problems, check_pair, image_path, image.shape[1:], mask_path, mask.shape[1:])
-    size = None if image is None else tuple(image.shape[1:])
-    return image_path, size, problems, [] if mask is None else _unusual(mask_path, mask)
+    size = None if image is None else image.shape[1:]
+    return size, problems, [] if mask is None else _unusual(mask_path, mask)
 
 
 def _unusual(path: Path, mask: Tensor) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from runtime.errors import UserError, require
@@ -37,8 +38,8 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
     else:
         return None
     secrets = {name: secret.strip() for name, secret in secrets.items()}
-    # An HTTP header cannot hold others, and the error of requests would quote them
-    valid = all(secret and secret.isascii() and secret.isprintable() for secret in secrets.values())
+    # What an HTTP header cannot hold would be quoted in an error of requests
+    valid = all(re.fullmatch("[ -~]+", secret) for secret in secrets.values())  # printable ASCII
     require(valid, f"The Kaggle credentials in {source} are not valid. Create a new token at {SETTINGS}.")
     return str(source), secrets
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,11 +42,11 @@ def get_image_size(path: Path) -> tuple[int, int]:
         return transformer.get_image_size(path)
 
 
-def check_pair(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> None:
+def check_pair(image_path: Path, image_size: tuple[int, int], mask_path: Path, mask_size: tuple[int, int]) -> None:
     """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
-    require(tuple(image_size) == tuple(mask_size), f"{mask_path} is {format_size(mask_size)} pixels (height x width), "
-            f"but its image {image_path} is {format_size(image_size)}. Both must have the same size (after the "
-            "rotation of their EXIF data).")
+    require(image_size == mask_size, f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image "
+            f"{image_path} is {format_size(image_size)}. Both must have the same size (after the rotation of their "
+            "EXIF data).")
 
 
 def preprocess(image: Tensor, input_size: tuple[int, int], mask_size: tuple[int, int], padding: str,
@@ -61,25 +62,25 @@ def preprocess(image: Tensor, input_size: tuple[int, int], mask_size: tuple[int,
     return torch.stack([reflect_pad(view, input_size) for view in views])
 
 
+@dataclass(eq=False, repr=False)
 class TrainImageDataset(Dataset):
     """Pairs of an image and its mask, to train or to validate on.
 
-    X, y: paths of the images and of their masks, in the same order.
-    input_img_resize, output_img_resize: (height, width) of the images and masks to return.
-    padding: "reflect" or "stretch", see `img.transformer.resize_size`.
     X_transform: called with an image (3, H, W) and its mask (1, H, W), both uint8 and in the proportions of the file;
         returns both. Its random numbers, from PyTorch's generator, depend on (seed, epoch, index) only.
-    soft_labels: keep the fraction of each mask pixel that is car (0 to 255); False: threshold it to 0 or 255.
-    half_size_epochs: in this many epochs, from the first, images and masks have half the height and width.
     """
 
-    def __init__(self, X: Sequence[Path], y: Sequence[Path], input_img_resize: tuple[int, int],
-                 output_img_resize: tuple[int, int], padding: str = "reflect",
-                 X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-                 soft_labels: bool = True, half_size_epochs: int = 0, seed: int = 0):
-        self.X, self.y, self.sizes = X, y, (input_img_resize, output_img_resize)
-        self.padding, self.X_transform, self.soft_labels = padding, X_transform, soft_labels
-        self.half_size_epochs, self.seed = half_size_epochs, seed
+    X: Sequence[Path]  # of the images
+    y: Sequence[Path]  # of their masks, in the same order
+    input_img_resize: tuple[int, int]  # (height, width) of the images to return
+    output_img_resize: tuple[int, int]  # (height, width) of the masks
+    padding: str = "reflect"  # or "stretch", see img.transformer.resize_size
+    X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    soft_labels: bool = True  # keep the fraction of each mask pixel that is car (0 to 255); False: 0 or 255
+    half_size_epochs: int = 0  # in this many epochs, from the first, images and masks have half the height and width
+    seed: int = 0
+
+    def __post_init__(self):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,7 +93,8 @@ class TrainImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return an image (3, *input_img_resize) and its mask (*output_img_resize), both uint8; 255 is car."""
         divisor = 2 if 0 < self.epoch <= self.half_size_epochs else 1
-        input_size, mask_size = (tuple(side // divisor for side in size) for size in self.sizes)
+        sizes = self.input_img_resize, self.output_img_resize
+        input_size, mask_size = (tuple(side // divisor for side in size) for size in sizes)
         window = resize_size(input_size, mask_size, self.padding)
         image_path, mask_path = self.X[index], self.y[index]
         image = read(image_path, decode_image, window)  # (3, H, W)
@@ -113,22 +115,21 @@ class TrainImageDataset(Dataset):
         return image, mask
 
 
+@dataclass(eq=False, repr=False)
 class TestImageDataset(Dataset):
-    """Images to predict, with their names.
+    """Images to predict, with their names. What has no comment is as in TrainImageDataset."""
 
-    tta: return two views of each image, for test-time augmentation. Other arguments are those of TrainImageDataset.
-    """
-
-    def __init__(self, X: Sequence[Path], input_img_resize: tuple[int, int], output_img_resize: tuple[int, int],
-                 padding: str = "reflect", tta: bool = False):
-        self.X, self.tta = X, tta
-        self.sizes = input_img_resize, output_img_resize, padding
+    X: Sequence[Path]
+    input_img_resize: tuple[int, int]
+    output_img_resize: tuple[int, int]
+    padding: str = "reflect"
+    tta: bool = False  # return two views of each image, for test-time augmentation
 
     def __len__(self) -> int:
         return len(self.X)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image (3, *input_img_resize) uint8 (with tta: (2, 3, *input_img_resize)) and its file's name."""
-        path = self.X[index]
-        min_size = None if self.tta else resize_size(*self.sizes)
-        return preprocess(read(path, decode_image, min_size), *self.sizes, self.tta), path.name
+        sizes = self.input_img_resize, self.output_img_resize, self.padding
+        image = read(self.X[index], decode_image, None if self.tta else resize_size(*sizes))
+        return preprocess(image, *sizes, self.tta), self.X[index].name

@@ -161,16 +161,12 @@ def is_there(path: Path) -> bool:
 
 def is_complete(folder: Path) -> bool:
     """Whether the folder is there, and a process that was killed has left nothing of its download or unpacking."""
-    part = folder.with_suffix(".zip.part")
-    leftovers = part, _version_file(part), folder.with_suffix(".part")
+    leftovers = [folder.with_suffix(ending) for ending in (".zip.part", ".zip.part.json", ".part")]
     return is_there(folder) and not any(path.exists() for path in leftovers)
 
 
 def download(folder: Path, names: Sequence[str]) -> None:
-    """Put each of `names`, such as train_hq, into `folder`. Raises UserError if that is not possible.
-
-    Unpacks its zip, downloaded if it is not in `folder`, and deletes the zip.
-    """
+    """Unpack and delete the zip of each of `names`, such as train_hq, in `folder`. Download what is not there."""
     kaggle = None  # until a zip must be downloaded
     for name in names:
         target = folder / name

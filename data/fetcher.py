@@ -126,9 +126,8 @@ class DatasetFetcher:
             return f"the cars    {self.layout.input_dir}, drawn; README.md explains how to train on Kaggle's images"
         if self.layout.has_test_images:
             return f"upload it   kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m U-Net"
-        image = str(self.layout.folder("train") / worst_image)
-        command = shlex.join(["python", "predict.py", image, "--model", str(best), *predict_options])
-        return f"cut it out  {command}"
+        command = ["python", "predict.py", self.layout.folder("train") / worst_image, "--model", best, *predict_options]
+        return f"cut it out  {shlex.join(map(str, command))}"
 
 
 def _draw(folder: Path) -> None:
@@ -144,11 +143,11 @@ def _download(layout: CarvanaLayout, names: Sequence[str], test_images: bool) ->
     folder = layout.input_dir
     if not all((folder / f"{name}.zip").is_file() or is_there(folder / name) for name in names):
         require(find_credentials() is not None, layout.help_text(test_images))
-        count = len(layout.images()) if is_there(layout.folder("train")) else COUNTS["train"]
-        require(count == COUNTS["train"], f"{layout.folder('train')} has {count:,} images, not Kaggle's "
+        train, count = layout.folder("train"), len(layout.images())
+        require(count == COUNTS["train"] or not is_there(train), f"{train} has {count:,} images, not Kaggle's "
                 f"{COUNTS['train']:,}, so nothing is downloaded for it. Pass --no-predict, or copy what is missing.")
     with _lock(folder):
-        download(folder, layout.missing_files(test_images))  # another process may have downloaded them meanwhile
+        download(folder, names)
 
 
 def _lock(folder: Path) -> ExitStack:
@@ -165,9 +164,9 @@ def _raise_first(faults: Iterable[str]) -> None:
         raise UserError(fault)
 
 
-def check_test_size(path: Path, size: Sequence[int], mask_size: Sequence[int]) -> None:
+def check_test_size(path: Path, size: tuple[int, int], mask_size: tuple[int, int]) -> None:
     """Raises UserError if the size of a test image is not that of the masks in a submission."""
-    require(tuple(size) == tuple(mask_size), f"{path} is {format_size(size)} pixels, but the masks of a submission are "
+    require(size == mask_size, f"{path} is {format_size(size)} pixels, but the masks of a submission are "
             f"{format_size(mask_size)}, as the training images. Resize or remove it.")
 
 

@@ -57,10 +57,9 @@ class Layout:
 
     def files(self, name: str) -> dict[str, list[Path]]:
         """kind -> files, sorted by name. Hidden ones, such as .DS_Store, are left out."""
-        folder, files = self.folder(name), defaultdict(list)
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not path.name.startswith("."):
-                files["not text" if NOT_TEXT.search(path.name) else self.kind(path, name)].append(path)
+        files = defaultdict(list)
+        for path in sorted(self.folder(name).glob("[!.]*")):
+            files["not text" if NOT_TEXT.search(path.name) else self.kind(path, name)].append(path)
         return files
 
     def images(self, name: str = "train") -> dict[str, Path]:
@@ -181,15 +180,13 @@ class CarvanaLayout(Layout):
         missing = [name for name in ("train", "train_masks", "test")[: 2 + test_images] if not self.find(name)]
         folders = [" or ".join(f"{each}/" for each in reversed(self.names(name))) for name in missing]
         without = "; pass --no-predict to train only" if missing == ["test"] else ""
-        return (
-            f"There is no {' and no '.join(folders)} in {self.input_dir}/{without}. Three options:\n"
-            f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
-            f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
-            f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
-            "     packed or unpacked, or pass the folder that has them: python main.py --input-dir FOLDER\n"
-            "     (images and masks of your own: --dataset own).\n"
-            "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample"
-        )
+        return (f"There is no {' and no '.join(folders)} in {self.input_dir}/{without}. Three options:\n"
+                f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
+                f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
+                f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
+                "     packed or unpacked, or pass the folder that has them: python main.py --input-dir FOLDER\n"
+                "     (images and masks of your own: --dataset own).\n"
+                "  3. Try it without Kaggle, on drawn cars: python main.py --dataset sample")
 
 
 class OwnLayout(Layout):
@@ -199,10 +196,8 @@ class OwnLayout(Layout):
         parentheses or else all of it. None: each image is its own group.
     """
 
-    naming = (
-        "Images must be in train/, images/ or imgs/ of --input-dir or directly in it; masks in train_masks/ or masks/ "
-        "or, as NAME_mask.png, next to the images"
-    )
+    naming = ("Images must be in train/, images/ or imgs/ of --input-dir or directly in it; masks in train_masks/ or "
+              "masks/ or, as NAME_mask.png, next to the images")
     mask_hint = " The mask of NAME.jpg is NAME_mask.png, or NAME.png in a separate folder."
 
     def __init__(self, input_dir: str | Path, group_regex: str | None = None):

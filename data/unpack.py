@@ -19,8 +19,7 @@ class RefusedError(UserError):
 def unpack(archive: Path, target: Path, count: int | None = None) -> None:
     """Unpack `archive` into the folder `target`, and delete it.
 
-    Folders inside the zip are dropped. count: how many images it must contain, 16 per car. Raises RefusedError if it
-    is damaged or not the expected zip.
+    Folders inside the zip are dropped. count: how many images it must contain, 16 per car. Raises RefusedError.
     """
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -58,7 +57,7 @@ def _list_members(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     members = []
     for member in opened.infolist():
         path = PureWindowsPath(member.filename)  # splits at / and \, and recognizes drives
-        if not (member.is_dir() or path.name.startswith(".") or "__MACOSX" in path.parts):
+        if not (member.is_dir() or path.name.startswith(".")):
             member.filename = path.name
             members.append(member)
     return members
@@ -68,13 +67,13 @@ def _check_names(names: list[str], archive: Path, count: int | None) -> None:
     cars = len({name.partition("_")[0] for name in names})
     reason = ""
     if not names:
-        reason = "contains no files"
+        reason = "no files"
     elif len({name.lower() for name in names}) < len(names):
-        reason = "contains two files of the same name"
+        reason = "two files of the same name"
     elif count and (len(names), cars) != (count, count // 16):
-        reason = f"contains {len(names)} images of {cars} cars, not {count} images, 16 per car"
+        reason = f"{len(names)} images of {cars} cars, not {count} images, 16 per car"
     if reason:
-        raise RefusedError(f"{archive} {reason}. Download it again.")
+        raise RefusedError(f"{archive} contains {reason}. Download it again.")
 
 
 def require_space(folder: Path, needed: int, task: str) -> None:
