@@ -13,16 +13,12 @@ SETTINGS = "https://www.kaggle.com/settings/api"
 def find_credentials() -> tuple[str, dict[str, str]] | None:
     """Find credentials in the order of Kaggle's client, so that the same account uploads the submission.
 
-    1. KAGGLE_API_TOKEN, then the file ~/.kaggle/access_token
-    2. KAGGLE_USERNAME and KAGGLE_KEY (the tutorial's KAGGLE_USER and KAGGLE_PASSWD), then ~/.kaggle/kaggle.json
-    3. ~/.kaggle/credentials.json, written by `kaggle auth login`
-
     Returns their source and {"token"}, {"username", "key"} or {"refresh_token"}, or None if there are none. Raises
     UserError if they are incomplete or unreadable.
     """
     environ, folder = os.environ, Path.home() / ".kaggle"
     token = environ.get("KAGGLE_API_TOKEN")
-    user = environ.get("KAGGLE_USERNAME") or environ.get("KAGGLE_USER")
+    user = environ.get("KAGGLE_USERNAME") or environ.get("KAGGLE_USER")  # the tutorial's name
     key = environ.get("KAGGLE_KEY") or environ.get("KAGGLE_PASSWD")
     if token:
         source, secrets = "KAGGLE_API_TOKEN", {"token": token}
@@ -33,7 +29,7 @@ def find_credentials() -> tuple[str, dict[str, str]] | None:
         source, secrets = "environment variables", {"username": user, "key": key}
     elif (source := folder / "kaggle.json").exists():
         secrets = _read_json(source, "username", "key")
-    elif (source := folder / "credentials.json").exists():
+    elif (source := folder / "credentials.json").exists():  # written by `kaggle auth login`
         secrets = _read_json(source, "refresh_token")
     else:
         return None

@@ -37,7 +37,7 @@ def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | 
 
 
 def get_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header. Raises UserError if it cannot be read."""
+    """(height, width) of the upright image, from its header. Raises UserError."""
     with reading(path):
         return transformer.get_image_size(path)
 

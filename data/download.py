@@ -74,8 +74,8 @@ class Kaggle:
         with self._post(method, {"competitionName": SLUG, "fileName": name}, headers) as response:
             etag = response.headers.get("ETag")
             if response.status_code == 206:  # the rest of the file
-                received = response.headers.get("Content-Range", "")
-                if etag != version or not re.fullmatch(rf"bytes {have}-\d+/{full_size}", received):
+                received = response.headers.get("Content-Range")
+                if etag != version or received != f"bytes {have}-{full_size - 1}/{full_size}":
                     discard_partial(part)
                     raise requests.ConnectionError("not the requested range")
             else:  # the whole file, which is new or has changed
@@ -104,8 +104,6 @@ class Kaggle:
 
     def _explain(self, error: OSError, what: str) -> tuple[str, bool]:
         """Returns a sentence and whether to retry. The error is not quoted: it may contain a signed URL."""
-        if error.errno:
-            raise error  # of a file; those of requests have no errno
         response = getattr(error, "response", None)
         if response is None:
             sentence = (f"The connection to Kaggle failed for {what} ({type(error).__name__}). Check the network, "
@@ -160,7 +158,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder is there, and a process that was killed has left nothing of its download or unpacking."""
+    """Whether the folder is there, without leftovers of a process that was killed."""
     leftovers = [folder.with_suffix(ending) for ending in (".zip.part", ".zip.part.json", ".part")]
     return is_there(folder) and not any(path.exists() for path in leftovers)
 

@@ -106,20 +106,16 @@ class DatasetFetcher:
 
     def describe(self, test_count: int) -> str:
         """How many images are used, and where they are."""
-        counts = self.split.groupby("part")["car"].agg(["size", "nunique"])
-        (train, cars), (valid, valid_cars) = counts.loc[["train", "valid"]].values.tolist()
+        train, valid = (self.split["car"][self.split["part"] == part] for part in ("train", "valid"))
         of_cars = of_valid_cars = ""
         if self.layout.unit != "image":
-            of_cars, of_valid_cars = f" of {pluralize(cars, self.layout.unit)}", f" of {valid_cars:,}"
+            of_cars, of_valid_cars = f" of {pluralize(train.nunique(), self.layout.unit)}", f" of {valid.nunique():,}"
         test = f"; {test_count:,} to predict" if test_count else ""
-        return (f"{pluralize(train, 'image')}{of_cars} to train on, {valid:,}{of_valid_cars} to validate on{test}\n"
-                f"            in {self.layout.folder('train')}, masks in {self.layout.folder('train_masks')}")
+        return (f"{pluralize(len(train), 'image')}{of_cars} to train on, {len(valid):,}{of_valid_cars} to validate on"
+                f"{test}\n            in {self.layout.folder('train')}, masks in {self.layout.folder('train_masks')}")
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
-        """A line that says how to upload the submission, or how to cut out an image of your own.
-
-        best: a checkpoint; worst_image: the name of the image to cut out; predict_options: of predict.py.
-        """
+        """A line that says how to upload the submission, or how to cut out the worst of your own images."""
         if self._refusal:
             return f"no upload   {self._refusal}"
         if self.layout.drawn:

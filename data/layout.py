@@ -165,8 +165,8 @@ class CarvanaLayout(Layout):
     def group_problem(self) -> Problem:
         cars = {car: ANGLES - {path.stem[-2:] for path in paths} for car, paths in self.groups().items()}
         incomplete = [f"{car} lacks {', '.join(sorted(angles))}" for car, angles in cars.items() if angles]
-        problem = f"in {self.folder('train')} without all of the angles 01 to 16"
-        return incomplete, "car", problem, f"Add the images and masks. {OWN_HINT}"
+        return (incomplete, "car", f"in {self.folder('train')} without all of the angles 01 to 16",
+                f"Add the images and masks. {OWN_HINT}")
 
     def missing_files(self, test_images: bool) -> list[str]:
         """Small files first, so that a refusal comes early."""

@@ -5,8 +5,6 @@ import shutil
 import zipfile
 from pathlib import Path, PureWindowsPath
 
-from tqdm import tqdm
-
 from helpers import Progress
 from runtime.errors import UserError, ran_out_of_memory, require
 from runtime.files import write_errors
@@ -24,8 +22,6 @@ def unpack(archive: Path, target: Path, count: int | None = None) -> None:
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with write_errors(part):
-            part.mkdir()
         _unpack_into(part, archive, count)
         with write_errors(target):
             if hasattr(os, "sync"):
@@ -84,4 +80,4 @@ def require_space(folder: Path, needed: int, task: str) -> None:
 
 
 def format_bytes(count: int) -> str:
-    return tqdm.format_sizeof(count, "B", 1024)
+    return Progress.format_sizeof(count, "B", 1024)
