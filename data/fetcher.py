@@ -83,13 +83,12 @@ class DatasetFetcher:
 
         After get_train_files, raises UserError if one is not of image_size.
         """
-        layout = self.layout
-        if not (predict and layout.has_test_images):
+        if not (predict and self.layout.has_test_images):
             return []
-        _raise_first(layout.faults("test"))
-        groups = layout.groups("test")
+        _raise_first(self.layout.faults("test"))
+        groups = self.layout.groups("test")
         paths = sorted(path for car in _sample(groups, sample_size, seed) for path in groups[car])
-        if not layout.drawn and len(paths) != COUNTS["test"]:
+        if not self.layout.drawn and len(paths) != COUNTS["test"]:
             masks = pluralize(len(paths), "mask")
             self._refusal = f"Kaggle will refuse this submission: it has {masks}, not {COUNTS['test']:,}."
             print(f"Warning: {self._refusal}")

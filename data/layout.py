@@ -190,7 +190,7 @@ class CarvanaLayout(Layout):
 
 
 class OwnLayout(Layout):
-    """Your own images and masks, of any names and sizes. There are no test images: predict.py predicts others.
+    """Your own images and masks, of any names and sizes, without test images.
 
     group_regex: finds, in an image's name without extension, what all images of one object share: its first
         parentheses or else all of it. None: each image is its own group.
@@ -246,7 +246,7 @@ def is_mask(path: Path) -> bool:
 
 def print_ignored(folder: Path, names: list[str]) -> None:
     """Print the first names of files that are not images."""
-    unsupported = sorted({Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"})
-    remedy = f" ({unsupported[0]} is not supported: convert it to JPEG)" if unsupported else ""
+    unsupported = {Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"}
+    remedy = f" ({min(unsupported)} is not supported: convert it to JPEG)" if unsupported else ""
     if names:
         print(f"ignored in {folder} (not images): {first_few(names)}{remedy}")
