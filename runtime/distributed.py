@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 from runtime.errors import UserError, require
 
 # Set by torchrun; some schedulers set only a few of these, in a single process
-_complete = all(os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
-_environ = os.environ if _complete else {}
+_environ = os.environ if {"WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() else {}
 WORLD_SIZE, LOCAL_WORLD_SIZE = int(_environ.get("WORLD_SIZE", 1)), int(_environ.get("LOCAL_WORLD_SIZE", 1))
 RANK, LOCAL_RANK = int(_environ.get("RANK", 0)), int(_environ.get("LOCAL_RANK", 0))  # "local": on this machine
 
@@ -50,32 +49,29 @@ def init_distributed() -> Iterator[None]:
         sys.stdout = sys.stderr = open(os.devnull, "w", errors="replace")  # noqa: SIM115
     try:
         store = _connect()
-        addresses = dist.PrefixStore("groups", store)
-        dist.init_process_group(store=addresses, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
+        dist.init_process_group(store=store, rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT)
         _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
         _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
         yield
         dist.destroy_process_group()
-    except (KeyboardInterrupt, SystemExit):  # all processes get the signal, or read the same wrong command line
-        raise
-    except BaseException as error:
+    except Exception as error:  # but not a signal or a wrong command line, which all processes get
         reporter = _elect_reporter(store)
         if reporter != RANK and not is_main_process():
             sys.exit(1)
         sys.stdout, sys.stderr = streams
         if reporter != RANK:
             raise UserError(f"Process {reporter} failed, so all processes stopped.") from error
-        if _lost_connection(error):
+        reason = " ".join(str(error).split())
+        lost = isinstance(error, RuntimeError) and re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", reason)
+        if lost or isinstance(error, dist.DistError):
             resume = "" if is_main_process() else " Resume with --resume last."
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"Another process was killed or does not answer, so all processes stopped ({reason:.200}).{resume}"
-            ) from error
+            raise UserError("Another process was killed or does not answer, so all processes stopped "
+                            f"({reason:.200}).{resume}") from error
         raise
 
 
 def _connect() -> dist.Store:
-    """Return a store that has only keys of this start; torchrun's own store outlives a restart of the processes."""
+    """A store that has only keys of this start: torchrun's own store outlives a restart of the processes."""
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     start = store.add(f"starts of process {RANK} of {WORLD_SIZE}", 1)  # torchrun counts them only where one failed
     return dist.PrefixStore(f"start {start}", store)
@@ -84,7 +80,7 @@ def _connect() -> dist.Store:
 def _elect_reporter(store: dist.Store | None) -> int:
     """The rank of the process that prints the error: the main process if it failed too, or else the first to fail."""
     time.sleep(0 if is_main_process() else 1)
-    elected = []
+    elected = [RANK]
 
     def elect() -> None:
         with suppress(AttributeError, RuntimeError):  # there is no store
@@ -93,31 +89,24 @@ def _elect_reporter(store: dist.Store | None) -> int:
     thread = Thread(target=elect, daemon=True)  # without a network, it never ends
     thread.start()
     thread.join(5)
-    return elected[0] if elected else RANK
-
-
-def _lost_connection(error: BaseException) -> bool:
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|Connection (closed|reset)", str(error)))
+    return elected[-1]
 
 
 def is_restart() -> bool:
-    """Whether torchrun has restarted the processes. All of them must call this: one machine alone counts a restart."""
+    """Whether torchrun has restarted the processes. All must call this: only one machine counts a restart."""
     return any(all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
 def broadcast(make: Callable[[], Any]) -> Any:
-    """Call `make` in the main process only, and return its result in all."""
-    if WORLD_SIZE == 1:
-        return make()
+    """The result of `make`, which only the main process calls."""
     results = [make() if is_main_process() else None]
-    dist.broadcast_object_list(results, src=0, group=_groups["control"])
+    if WORLD_SIZE > 1:
+        dist.broadcast_object_list(results, src=0, group=_groups["control"])
     return results[0]
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Return the values of all processes, by rank."""
+    """The values of all processes, by rank."""
     values = [value] * WORLD_SIZE
     if WORLD_SIZE > 1:
         dist.all_gather_object(values, value, group=_groups["control"])
@@ -125,7 +114,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all processes, by rank, in the main process, and [] in the others."""
+    """The values of all processes, by rank, in the main process; [] in the others."""
     values = all_gather(value)
     return values if is_main_process() else []
 
@@ -138,7 +127,7 @@ def all_reduce(sums: Tensor) -> None:
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """Run the block in the main process of each machine, and only then in the others."""
+    """Run the block in the main process of each machine first, then in the others."""
     if LOCAL_RANK:
         _data_barrier()
     yield
@@ -154,25 +143,21 @@ def _data_barrier() -> None:
 def require_same(what: str, values: Sequence[object]) -> None:
     """Raise UserError unless all processes have the same `values`."""
     _data_barrier()
-    of_processes = all_gather(list(values))
+    of_processes = all_gather(values)
     others = [str(rank) for rank, theirs in enumerate(of_processes) if theirs != of_processes[0]]
     require(not others, f"{what} of process {', '.join(others)} must be those of process 0. Copy them to each machine.")
 
 
 def average_buffers(net: nn.Module) -> None:
     """Average the BatchNorm statistics of `net` over the processes."""
-    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
-    if WORLD_SIZE == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= WORLD_SIZE
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    for buffer in net.buffers():
+        if WORLD_SIZE > 1 and buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= WORLD_SIZE
 
 
 def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return `net` with the weights of the main process, and with gradients averaged over all processes.
+    """`net` with the weights of the main process, and with gradients averaged over all processes.
 
     On a GPU, BatchNorm layers are converted in place, to normalize over the batches of all processes.
     """
@@ -180,8 +165,7 @@ def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
         return net
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    devices = None if device.type == "cpu" else [device]
-    return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def count_batches(loader: DataLoader) -> int:
