@@ -44,16 +44,6 @@ class RunOptions:
     check_data: bool = False  # only read every image and mask once, and list all problems
 
 
-RANGES = {
-    "validation_size": "(0, 1)", "sample_size": "(0, 1]", "batch_size": "[1, inf)", "accumulate_steps": "[1, inf)",
-    "epochs": "[1, inf)", "half_size_epochs": "[0, inf)", "learning_rate": "(0, inf)", "momentum": "[0, 1)",
-    "weight_decay": "[0, inf)", "warmup_epochs": "[0, inf)", "grad_clip": "[0, inf)", "ema_decay": "[0, 1)",
-    "seed": "[0, 4294967296)", "threshold": "(0, 1)",
-}
-AUGMENTATION_RANGES = {
-    "shift": "[0, 1)", "scale": "[0, 1)", "rotation": "[0, 180]", "color_jitter": "[0, 1]", "grayscale": "[0, 1]",
-    "blur": "[0, 10]",
-}
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
@@ -63,18 +53,18 @@ class Run:
     folder: of the run, output_dir/models/model_<time>. split: that of a resumed run; None: draw a new one.
     """
 
-    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None = None):
+    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None):
         self.hp, self.folder, self.split = hp, folder, split
-        self.score_only, self.resumed = options.score_only, options.resume is not None
-        self.options = replace(options, resume=None, score_only=False, check_data=False)  # what is saved
+        self.score_only, self.resumed = options.score_only, split is not None
+        self.options = replace(options, resume=None, score_only=False)  # what is saved
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.machine = choose_machine(options.device, options.precision, options.workers, options.compile)
-        self.loading = dict(batch_size=hp.batch_size, num_workers=self.machine.workers,  # of all DataLoaders
-                            persistent_workers=self.machine.workers > 0, worker_init_fn=quiet_worker,
-                            pin_memory=self.machine.device.type == "cuda")
+        self.loading = dict(  # of all DataLoaders
+            batch_size=hp.batch_size, num_workers=self.machine.workers, persistent_workers=self.machine.workers > 0,
+            worker_init_fn=quiet_worker, pin_memory=self.machine.device.type == "cuda")
 
     def eval_loader(self, dataset: Dataset) -> DataLoader:
         """A loader of this process's batches, in the order of the data set."""
@@ -108,20 +98,19 @@ class Run:
 def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
     """Run main(hp, run) with the values of the command line. hyperparameters: a dataclass of the defaults."""
     with friendly_errors(), distributed.init_distributed():
-        hp, options, folder, split = from_command_line(hyperparameters)
-        run = Run(hp, options, folder, split)
-        if not options.check_data:
-            with advise(hp, run.machine):
-                main(hp, run)
+        run = from_command_line(hyperparameters)
+        if not run.options.check_data:
+            with advise(run.hp, run.machine):
+                main(run.hp, run)
             return
         ds_fetcher = DatasetFetcher(run.layout)
         ds_fetcher.download_dataset(test_images=False)
         if distributed.is_main_process():
-            check_data(ds_fetcher, options.workers)
+            check_data(ds_fetcher, run.options.workers)
 
 
-def from_command_line(hyperparameters: type) -> tuple:
-    """-> hyperparameters, RunOptions, folder of the run, and the split of a resumed run or None."""
+def from_command_line(hyperparameters: type) -> Run:
+    """The run that the command line describes, new or resumed."""
     hp, options = parse(hyperparameters)
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
@@ -134,8 +123,7 @@ def from_command_line(hyperparameters: type) -> tuple:
         split = None
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
-        hp, options = continued(folder, checkpoint, hyperparameters)
-        split = checkpoint["split"]
+        hp, options, split = continued(folder, checkpoint, hyperparameters)
     if distributed.is_main_process() and not options.check_data:
         make_writable(options.output_dir, options.output_dir / "models", options.logs_dir)
     usual = USUAL_LEARNING_RATE[hp.optimizer]
@@ -143,7 +131,7 @@ def from_command_line(hyperparameters: type) -> tuple:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
     if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
         print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
-    return hp, options, folder, split
+    return Run(hp, options, folder, split)
 
 
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
@@ -161,10 +149,21 @@ def parse(hyperparameters: type, args: Sequence[str] | None = None,
 
 def check(hp: Any, options: RunOptions) -> None:
     """Raise UserError for values that are out of range or cannot be combined."""
-    check_ranges(hp, **RANGES)
-    check_ranges(hp.augment_img, **AUGMENTATION_RANGES)
+    check_ranges(
+        hp, validation_size="(0, 1)", sample_size="(0, 1]", batch_size="[1, inf)", accumulate_steps="[1, inf)",
+        epochs="[1, inf)", half_size_epochs="[0, inf)", learning_rate="(0, inf)", momentum="[0, 1)",
+        weight_decay="[0, inf)", warmup_epochs="[0, inf)", grad_clip="[0, inf)", ema_decay="[0, 1)",
+        seed="[0, 4294967296)", threshold="(0, 1)")
+    check_ranges(hp.augment_img, shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]", color_jitter="[0, 1]",
+                 grayscale="[0, 1]", blur="[0, 10]")
     check_ranges(options, workers="[0, inf)")
-    output_size, size = check_size(hp), format_size(hp.input_img_resize)
+    net, size = NETS[hp.net], format_size(hp.input_img_resize)
+    try:
+        output_size = net.check(hp.input_img_resize)
+    except SizeError as error:
+        height, width = error.nearest[0]
+        raise UserError(f"{error} Pass --input-img-resize {height} {width} "
+                        f"--output-img-resize {height - net.margin} {width - net.margin}.") from None
     require(not hp.warmup_epochs or hp.schedule != "one_cycle",
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
     require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
@@ -173,21 +172,9 @@ def check(hp: Any, options: RunOptions) -> None:
             "images of your own: pass --dataset own too, or omit it.")
     require(hp.output_img_resize == output_size, f"--output-img-resize must be {output_size[0]} {output_size[1]}: "
             f"{hp.net} makes masks of that size from images of {size}.")
-    net = NETS[hp.net]
     has_half_size = net.margin == 0 and all(side / 2 in net.valid_sizes for side in hp.input_img_resize)
     require(has_half_size or not hp.half_size_epochs, f"--half-size-epochs must be 0: half of {size} is not a valid "
             f"size for {hp.net}. Pass --net UNet1024 and sides of 256, 384, 512, ...")
-
-
-def check_size(hp: Any) -> tuple[int, int]:
-    """The size of the net's masks. Raises UserError with the options to pass if it does not support these images."""
-    net = NETS[hp.net]
-    try:
-        return net.check(hp.input_img_resize)
-    except SizeError as error:
-        height, width = error.nearest[0]
-        output = f"--output-img-resize {height - net.margin} {width - net.margin}"
-        raise UserError(f"{error} Pass --input-img-resize {height} {width} {output}.") from None
 
 
 def images_per_step(hp: Any, processes: int) -> int:
@@ -215,23 +202,21 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
 
 
 def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
-    """The hyperparameters and options of a resumed run. Raises UserError if they would make it another training."""
+    """Hyperparameters, options and split of a resumed run. Raises UserError if they make it another training."""
     try:
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
-        options = from_dict(RunOptions, checkpoint["options"])
-        done, processes, _ = len(checkpoint["metrics"]), checkpoint["world_size"], checkpoint["split"]
+        began_options = from_dict(RunOptions, checkpoint["options"])
+        done, processes, split = len(checkpoint["metrics"]), checkpoint["world_size"], checkpoint["split"]
     except (KeyError, TypeError):
         raise UserError(f"{folder / 'last.pt'} is not a checkpoint of this version of the program: resume it with the "
                         "version that saved it, or start a new run.") from None
-    fixed = settings(began, options)
-    hp, options = parse(hyperparameters, default=(began, options))
-    options = replace(options, resume=str(folder))
+    hp, options = parse(hyperparameters, default=(began, began_options))
     before, now = images_per_step(began, processes), images_per_step(hp, distributed.WORLD_SIZE)
     free = {"batch_size", "accumulate_steps"} if now == before else set()
     if hp.epochs <= done or options.score_only:  # it trains no more; before, it decides which epoch is the best
         free.add("threshold")
     values = settings(hp, options)
-    for name, value in fixed.items():
+    for name, value in settings(began, began_options).items():
         require(name in free or values[name] == value, f"--{name.replace('_', '-')} must stay {value} in {folder}, not "
                 f"{values[name]}: omit it, or start a new run.")
     if now != before:
@@ -242,7 +227,7 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
             "or start a new run.")
     require(done > 0 or not options.score_only,
             f"{folder} has no complete epoch to score. Resume it without --score-only.")
-    return (replace(hp, epochs=done) if options.score_only else hp), options
+    return replace(hp, epochs=done) if options.score_only else hp, options, split
 
 
 def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
