@@ -14,9 +14,7 @@ import torch
 
 from helpers import format_size, pluralize
 
-OUT_OF_MEMORY = (
-    "(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC(ATION)?_FAILED"
-)
+OUT_OF_MEMORY = r"(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC\w*_FAILED"
 WORKER_KILLED = r"DataLoader worker (\(pid|exited)"
 WORKER_FAILURES = {  # pattern in the error -> sentence, which ends with the advice to use fewer workers
     rf"Too many open files|ancdata|Errno {EAGAIN}\b":
@@ -64,7 +62,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def set_exit_hint(sentence: str, saved: Path) -> None:
-    """Set the sentence that friendly_errors() adds to its message, if the file `saved` exists."""
+    """Set the sentence that ends the message of friendly_errors(), if the file `saved` exists then."""
     _exit_hints[:] = [(sentence, saved)]
 
 
@@ -99,7 +97,7 @@ def friendly_errors() -> Iterator[None]:
 @contextmanager
 def _signals_interrupt() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt on the first signal, and add its number to the list that this yields."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP")]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     received, process = [], os.getpid()
 
@@ -179,15 +177,11 @@ def _advice(error: Exception, hp: Any, machine: Any) -> str:
         return ""
     if "DataLoader worker process" in str(error) or isinstance(error, OSError):
         return f"A DataLoader worker ran out of memory: {fewer}"
-    return _advice_on_memory(hp, machine)
-
-
-def _advice_on_memory(hp: Any, machine: Any) -> str:
-    batch, accumulate = hp.batch_size, hp.accumulate_steps
+    batch, per_step = hp.batch_size, hp.batch_size * hp.accumulate_steps
     remedy = "start a new run with a smaller --input-img-resize"
     if batch > 1:  # with as many images per optimizer step as before, or the run could not be resumed
-        smaller = max(count for count in range(1, batch // 2 + 1) if batch * accumulate % count == 0)
-        options = f"--batch-size {smaller} --accumulate-steps {batch * accumulate // smaller}"
-        remedy = f"resume with {options} (now {batch} and {accumulate})"
+        smaller = next(count for count in range(batch // 2, 0, -1) if per_step % count == 0)
+        remedy = (f"resume with --batch-size {smaller} --accumulate-steps {per_step // smaller} "
+                  f"(now {batch} and {hp.accumulate_steps})")
     images = f"{pluralize(batch, 'image')} of {format_size(hp.input_img_resize)}"
     return f"Out of memory on {machine.device} with a batch of {images}. Free some memory, or {remedy}."
