@@ -19,8 +19,8 @@ class Progress(tqdm):
         bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]"  # fits into 80 columns
         super().__init__(iterable, desc, total, leave, disable=None, dynamic_ncols=True, bar_format=bar, **options)
         self.start = self.last_line = time.monotonic()
-        if self.disable:  # tqdm then leaves these attributes unset
-            self.desc, self.options, self.postfix = desc, options, None
+        self.title, self.options = desc, options
+        self.postfix = None  # tqdm leaves it unset without a terminal
 
     def __iter__(self) -> Iterator:
         with self:
@@ -36,7 +36,7 @@ class Progress(tqdm):
         if now - self.last_line >= self.INTERVAL:
             self.last_line = now
             line = "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
-            print(self.format_meter(self.n, self.total, now - self.start, prefix=self.desc, postfix=self.postfix,
+            print(self.format_meter(self.n, self.total, now - self.start, prefix=self.title, postfix=self.postfix,
                                     bar_format=line, **self.options))
         return None
 
@@ -47,16 +47,16 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def first_few(names: Iterable[str], count: int | None = 3) -> str:
-    """Return names as "a, b, c and 2 more"; count: how many are shown, None: all."""
+    """Return names as "a, b, c and 2 more". count: of names to show; None: all."""
     names = list(names)
-    shown = ", ".join(names[:count])
-    return f"{shown} and {len(names) - count} more" if count is not None and len(names) > count else shown
+    shown = names[:count]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def format_size(size: tuple[int, int]) -> str:
     """Return (height, width) as "388x572"."""
-    height, width = size
-    return f"{height}x{width}"
+    return f"{size[0]}x{size[1]}"
 
 
 def seed_everything(*numbers: int) -> None:
