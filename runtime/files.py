@@ -28,7 +28,7 @@ def make_writable(*folders: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Re-raise an OSError in the block as a UserError that names `path`."""
+    """Re-raise an OSError as a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -36,13 +36,11 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file that appears at `path` when the block ends, complete, in place of an earlier one.
+def save_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces the one at `path` when the block ends. Raises UserError if it cannot be written.
 
-    A temporary file in the same folder is written, flushed to the disk and renamed. Raises UserError if it cannot be
-    written.
+    A temporary file in the same folder is written, flushed to the disk and renamed.
     """
-    path = Path(path)
     temporary = path.with_name(f"{path.name}.part")
     try:
         with write_errors(path):
@@ -66,7 +64,7 @@ def save_atomically(path: str | Path) -> Iterator[BinaryIO]:
 def lock(folder: Path, waiting: str = "") -> ExitStack:
     """Lock `folder` against other processes until the returned object is closed or this process ends.
 
-    If another process has locked it, print `waiting` and wait for that process; without `waiting`, raise UserError.
+    If another process has locked it, print `waiting` and wait; without `waiting`, raise UserError.
     """
     file_lock = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
     held = ExitStack()

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -25,31 +25,24 @@ class Machine:
     reasons: str = ""  # the choices and why, a line each
 
 
-def choose_machine(
-    device: str | None = None,
-    precision: str | None = None,
-    workers: int | None = None,
-    compile: bool = False,
-) -> Machine:
-    """Return what is requested; for None, what suits this machine. Raises UserError if it has no such device."""
+def choose_machine(device: str | None = None, precision: str | None = None, workers: int | None = None,
+                   compile: bool = False) -> Machine:
+    """What is requested; for None, what suits this machine. Raises UserError if it has no such device."""
     keep_freed_memory()
     where, why_device = choose_device(device)
     dtype, why_dtype = choose_precision(precision, where)
     count, why_count = choose_workers(workers, where)
     if where.type == "cpu" and LOCAL_WORLD_SIZE > 1:  # torchrun gives each process a single thread
         torch.set_num_threads(max(count_cores() // LOCAL_WORLD_SIZE, 1))
-    reasons = [
-        f"device {where} ({why_device})",
-        f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
-        f"workers {count} ({why_count})",
-    ]
+    reasons = [f"device {where} ({why_device})", f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
+               f"workers {count} ({why_count})"]
     if compile:
         reasons.append("torch.compile (the first training and validation steps take a few minutes)")
     return Machine(where, dtype, count, compile, "\n            ".join(reasons))
 
 
 def choose_device(name: str | None) -> tuple[torch.device, str]:
-    """Return the device called `name`, or the accelerator of this machine, and the reason.
+    """The device called `name`, or the accelerator of this machine, and the reason.
 
     Each process gets its own accelerator. Raises UserError if there are too few.
     """
@@ -60,14 +53,12 @@ def choose_device(name: str | None) -> tuple[torch.device, str]:
             device, reason = torch.device(name), REQUESTED
         except RuntimeError:
             raise UserError(f"--device {name} is not a PyTorch device. Pass cpu, cuda, cuda:1 or mps.") from None
-    count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == found.type else 0
+    count = {found.type: torch.accelerator.device_count(), "cpu": 1}.get(device.type, 0)
     require((device.index or 0) < count, f"--device {name} is not on this machine. Pass --device {found.type}.")
     if LOCAL_WORLD_SIZE > 1 and device.type != "cpu":
-        require(
-            device.index is None and count >= LOCAL_WORLD_SIZE,
-            f"{LOCAL_WORLD_SIZE} processes cannot share --device {name or device}: this machine has {count}. Pass "
-            f"--nproc_per_node={count} to torchrun, and omit --device.",
-        )
+        require(device.index is None and count >= LOCAL_WORLD_SIZE,
+                f"{LOCAL_WORLD_SIZE} processes cannot share --device {name or device}: this machine has {count}. Pass "
+                f"--nproc_per_node={count} to torchrun, and omit --device.")
         device = torch.device(device.type, LOCAL_RANK)
     if device.type != "cpu" and device.index is not None:
         torch.accelerator.set_device_index(device.index)  # the device of tensors on "cuda" without an index
@@ -75,7 +66,7 @@ def choose_device(name: str | None) -> tuple[torch.device, str]:
 
 
 def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the dtype called `name`, or the fastest safe one for autocast, and the reason."""
+    """The dtype called `name`, or the fastest safe one for autocast, and the reason."""
     if name is not None:
         return getattr(torch, name), REQUESTED
     if device.type == "cuda":
@@ -91,7 +82,7 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
 
 
 def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
-    """Return `count`, or how many workers this machine can spare, and the reason."""
+    """`count`, or how many workers this machine can spare, and the reason."""
     if count is not None:
         return count, REQUESTED
     cores = count_cores()
@@ -109,10 +100,10 @@ def count_cores() -> int:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next training step.
 
-    By default, it returns large blocks to the kernel, and the next tensors get new pages, which the kernel fills with
-    zeros: a large part of the time of a step on a CPU.
+    By default, it returns large blocks to the kernel, which fills the pages of the next tensors with zeros: a large
+    part of the time of a step on a CPU.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap too
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    with suppress(AttributeError, TypeError):  # macOS and Windows have no glibc
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap too
+        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
