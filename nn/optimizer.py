@@ -18,10 +18,9 @@ def make_optimizer(
 
     weight_decay: of convolution kernels, not of biases and BatchNorms. It is decoupled in AdamW, else an L2 penalty.
     """
-    params = list(net.parameters())
     groups = [
-        {"params": [param for param in params if param.ndim > 1], "weight_decay": weight_decay},
-        {"params": [param for param in params if param.ndim <= 1], "weight_decay": 0.0},
+        {"params": [param for param in net.parameters() if param.ndim > 1], "weight_decay": weight_decay},
+        {"params": [param for param in net.parameters() if param.ndim <= 1], "weight_decay": 0.0},
     ]
     make = {"SGD": partial(SGD, momentum=momentum), "RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name]
     return make(groups, lr=learning_rate)
@@ -58,13 +57,11 @@ class ModelEma:
     torch's AveragedModel would wait for the GPU at each step, to read its counter.
 
     decay: what an update keeps of the average, which is thus over about 1 / (1 - decay) steps (Polyak and Juditsky
-        1992). Update n keeps (1 + n) / (10 + n) if that is less, so that the initial weights are soon forgotten.
-
-    Attributes: net, the average; with decay 0 it is the net that trains. updates: their number so far.
+        1992); 0: no average. Update n keeps (1 + n) / (10 + n) if that is less, to soon forget the initial weights.
     """
 
     def __init__(self, net: nn.Module, decay: float):
-        self.net = deepcopy(net) if decay else net
+        self.net = deepcopy(net) if decay else net  # the average
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()

@@ -16,8 +16,7 @@ class UpsampleDecoder(nn.Module):
         self.convs = nn.Sequential(
             ConvBnRelu(trace_channels + in_channels, out_channels, padding=1),
             ConvBnRelu(out_channels, out_channels, padding=1),
-            ConvBnRelu(out_channels, out_channels, padding=1),
-        )
+            ConvBnRelu(out_channels, out_channels, padding=1))
 
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, H/2, W/2), trace (N, trace, H, W) -> (N, out, H, W)."""

@@ -30,8 +30,7 @@ def check_size(net: type[nn.Module], size: Sequence[int]) -> tuple[int, int]:
     error = SizeError(
         f"{net.__name__} does not support images of {format_size(size)} (height x width): both sides must be {start}, "
         f"{start + step}, {start + 2 * step}, ... pixels. The nearest valid sizes are {format_size(below)} and "
-        f"{format_size(above)}."
-    )
+        f"{format_size(above)}.")
     error.nearest = [below, above]
     raise error
 
@@ -46,8 +45,8 @@ def center_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
 class ConvBnRelu(nn.Module):
     """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H - 2 + 2 * padding, W - 2 + 2 * padding).
 
-    The initial weights have a standard deviation of sqrt(2 / fan-in), as in section 3 of the paper, so that the output
-    of each convolution has a variance of about 1, which is where the running variance of a BatchNorm starts.
+    The initial weights have a standard deviation of sqrt(2 / fan-in), as in section 3 of the paper. The output of each
+    convolution then has a variance of about 1, where the running variance of a BatchNorm starts.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0):
@@ -68,8 +67,7 @@ class StackEncoder(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(
             ConvBnRelu(in_channels, out_channels, padding),
-            ConvBnRelu(out_channels, out_channels, padding),
-        )
+            ConvBnRelu(out_channels, out_channels, padding))
         self.pool = nn.MaxPool2d(kernel_size=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +82,7 @@ class StackDecoder(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-        self.convs = nn.Sequential(
-            ConvBnRelu(2 * out_channels, out_channels),
-            ConvBnRelu(out_channels, out_channels),
-        )
+        self.convs = nn.Sequential(ConvBnRelu(2 * out_channels, out_channels), ConvBnRelu(out_channels, out_channels))
 
     def forward(self, x: Tensor, trace: Tensor) -> Tensor:
         """x (N, in, h, w), trace (N, out, H >= 2h, W >= 2w) -> (N, out, 2h - 4, 2w - 4)."""
