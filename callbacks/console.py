@@ -1,23 +1,14 @@
 """The table of epochs that a training prints."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from nn.callback import Callback
-
-if TYPE_CHECKING:
-    from nn.classifier import CarvanaClassifier
+from nn.classifier import CarvanaClassifier
 
 
 class ConsoleCallback(Callback):
-    """Prints a table of the epochs, within 80 columns.
-
-    Give it to train() after the model saver: then an epoch's line appears once its checkpoint is on disk.
-    """
+    """Prints a table of the epochs, within 80 columns. Pass it after the model saver: a line then means "saved"."""
 
     def __init__(self, half_size_epochs: int):
         self.half_size_epochs = half_size_epochs
@@ -37,7 +28,7 @@ class ConsoleCallback(Callback):
         tqdm.write(f"{epoch_of(classifier, epoch)}{numbers}{left:>11}{best}")
 
     def minutes_left(self, classifier: CarvanaClassifier, metrics: dict[str, float]) -> float:
-        """Of the training, at the speed of this epoch. One at half size takes a third of the time to train."""
+        """At the speed of this epoch. One at half size takes a third of the time to train."""
         validating = self.valid_images / metrics["valid_images_per_second"]  # seconds
         training = metrics["seconds"] - validating
         left = classifier.epochs - metrics["epoch"]
