@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Subset
 
 from callbacks.tensorboard import (
     CAPTION_HEIGHT,
-    DICE_PER_IMAGE,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     TRUE_POSITIVE,
@@ -47,7 +46,7 @@ def test_each_curve_has_one_tag_over_all_epochs(drawn, tmp_path):
 
 def test_a_histogram_shows_the_dice_of_the_images(drawn, tmp_path):
     classifier = train(drawn, 2, [TensorboardLoggerCallback(tmp_path, Settings())])
-    histograms = events(tmp_path / "valid").Histograms(DICE_PER_IMAGE)
+    histograms = events(tmp_path / "valid").Histograms("masks/dice_per_image")
     assert [each.step for each in histograms] == [1, 2]
     values = histograms[-1].histogram_value
     assert (values.num, values.max) == (16, pytest.approx(classifier.valid_dice.max().item()))
