@@ -24,7 +24,7 @@ class PredictionsSaverCallback(Callback):
     """Writes rows "img,rle_mask" to a gzip file, in the order of the predictions.
 
     to_file: an earlier one is replaced by close_saver(), not before. origin_img_size: (height, width) of the masks.
-    threshold: a pixel is car where its probability is above this.
+    threshold: that of CarvanaClassifier.
     """
 
     def __init__(self, to_file: str | Path, origin_img_size: tuple[int, int], threshold: float):
@@ -65,11 +65,12 @@ class PredictionsSaverCallback(Callback):
             self._open_files.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     def _open(self) -> None:
-        self._open_files.enter_context(lock(self.to_file.parent))
-        file = self._open_files.enter_context(save_atomically(self.to_file))
+        enter = self._open_files.enter_context
+        enter(lock(self.to_file.parent))
+        file = enter(save_atomically(self.to_file))
         # Without a name and a time in the archive, the same masks give the same bytes
-        archive = self._open_files.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-        text = self._open_files.enter_context(io.TextIOWrapper(archive, encoding="utf-8", newline=""))
+        archive = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
+        text = enter(io.TextIOWrapper(archive, encoding="utf-8", newline=""))  # closes the archive too
         self._csv = csv.writer(text, lineterminator="\n")
         self._csv.writerow(["img", "rle_mask"])
 
