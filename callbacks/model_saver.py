@@ -45,12 +45,15 @@ class ModelSaverCallback(Callback):
             return
         if distributed.is_main_process():
             self.folder_lock = lock(self.folder)
-        classifier.restore_model(self.last, optimizer)
-        if distributed.is_main_process():
-            if classifier.metrics:  # a kill may have prevented these files from being written after last.pt
-                self._restore_best(classifier)
-                self._save_metrics(classifier)
-            self._set_exit_hint(classifier)
+        state = classifier.restore_model(self.last, optimizer)
+        if not distributed.is_main_process():
+            return
+        if classifier.metrics:
+            best = classifier.best["epoch"]
+            require(best == classifier.epoch or load_checkpoint(self.best).get("epoch") == best,
+                    f"{self.best} is not of epoch {best}, the best one. Restore that file, or start a new run.")
+            self._save_results(classifier, state)  # a kill after last.pt may have prevented it
+        self._set_exit_hint(classifier)
 
     def on_train_begin(self, classifier: CarvanaClassifier, valid_loader: DataLoader) -> None:
         if self.resumed and classifier.epoch >= classifier.epochs:
@@ -71,28 +74,20 @@ class ModelSaverCallback(Callback):
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         self._save_last(classifier)
-        if classifier.best["epoch"] == epoch:
-            self._save_best(classifier, classifier.state_dict())
-        self._save_metrics(classifier)
+        self._save_results(classifier, classifier.state_dict())
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
         self._save_table(table, "score.csv")
         print(f"scores      {self.folder / 'score.csv'}\nmodel       {self.best}\n")
 
-    def _restore_best(self, classifier: CarvanaClassifier) -> None:
-        epoch = classifier.best["epoch"]
-        if epoch == classifier.epoch:
-            self._save_best(classifier, load_checkpoint(self.last))
-        else:
-            require(load_checkpoint(self.best).get("epoch") == epoch,
-                    f"{self.best} is not of epoch {epoch}, the best one. Restore that file, or start a new run.")
-
     def _save_last(self, classifier: CarvanaClassifier) -> None:
         self._save(self.last, classifier.state_dict())
         self._set_exit_hint(classifier)
 
-    def _save_best(self, classifier: CarvanaClassifier, state: dict) -> None:
-        self._save(self.best, {key: state[key] for key in state if key not in classifier.RESUME_KEYS})
+    def _save_results(self, classifier: CarvanaClassifier, state: dict) -> None:
+        if classifier.best["epoch"] == classifier.epoch:
+            self._save(self.best, {key: state[key] for key in state if key not in classifier.RESUME_KEYS})
+        self._save_table(pd.DataFrame(classifier.metrics).drop(columns=[*classifier.TIMING_METRICS]), "metrics.csv")
 
     def _save(self, path: Path, state: dict) -> None:
         run = {"split": self.split.to_dict(orient="list"), "world_size": distributed.WORLD_SIZE}
@@ -101,10 +96,6 @@ class ModelSaverCallback(Callback):
                 torch.save(self.settings | run | state, file)
             except RuntimeError as error:  # that the file is unfinished, which hides the reason
                 raise error.__context__ or error from None
-
-    def _save_metrics(self, classifier: CarvanaClassifier) -> None:
-        table = pd.DataFrame(classifier.metrics).drop(columns=list(classifier.TIMING_METRICS))
-        self._save_table(table, "metrics.csv")
 
     def _save_table(self, table: pd.DataFrame, name: str) -> None:
         with save_atomically(self.folder / name) as file:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # only for the annotations: this file imports nothing of ours
@@ -27,7 +26,7 @@ class Callback:
         """After the last epoch."""
 
     def on_exception(self) -> None:
-        """When an error or a signal ends a training, or a prediction (in every process): close what is open."""
+        """When an error or a signal ends a prediction, in every process: close what is open."""
 
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> Any:
         """For each batch of a prediction, in the process that predicted it, in a thread next to the net.
@@ -40,15 +39,4 @@ class Callback:
         """With the result of each on_predict_batch of all processes, in the order of the batches."""
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        """After the best epoch's weights were scored. table: a row per validation image, see callbacks/scorer.py."""
-
-
-@contextmanager
-def closing(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Call on_exception() of the callbacks if an error or a signal ends the block."""
-    try:
-        yield
-    except BaseException:
-        for callback in callbacks:
-            callback.on_exception()
-        raise
+        """After the best epoch's weights were scored. table: see ScorerCallback.table()."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from helpers import Progress, format_size, seed_everything
 from img.tta import merge_tta
-from nn.callback import Callback, closing
+from nn.callback import Callback
 from nn.losses import SoftDiceLoss, binary_cross_entropy
 from nn.metrics import Meter
 from nn.optimizer import ModelEma
@@ -31,8 +31,7 @@ class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it. With torchrun, each process does its share.
 
     net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); a class of nn/unet.py's NETS.
-    epochs: number of epochs of the whole training.
-    machine: device, precision (the dtype of autocast), and whether to compile the net.
+    epochs: of the whole training. machine: device, precision (the dtype of autocast), whether to compile the net.
     threshold: a pixel is car where its probability is above this. seed: seeds torch, together with the epoch.
     accumulate_steps: batches per optimizer step (gradient accumulation).
     grad_clip: maximum norm of the gradient; 0: no limit.
@@ -65,28 +64,26 @@ class CarvanaClassifier:
 
     def train(self, train_loader: DataLoader, valid_loader: DataLoader, optimizer: Optimizer,
               scheduler: LRScheduler | None = None, callbacks: Sequence[Callback] = ()) -> None:
-        """Train until `self.epochs` epochs are done, and validate after each.
+        """Train until `self.epochs` epochs are done, and validate after each. The scheduler steps with the optimizer.
 
-        The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w); 255 is a pixel that is all car. The scheduler
-        is stepped after each optimizer step. Callbacks are called in the main process only.
+        The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w); 255 is a pixel that is all car.
         """
         self.optimizer, self.scheduler = optimizer, scheduler
         callbacks = callbacks if distributed.is_main_process() else ()
-        with closing(callbacks):
+        for callback in callbacks:
+            callback.on_train_begin(self, valid_loader)
+        while self.epoch < self.epochs:
+            self.epoch += 1
+            start = time.perf_counter()
+            metrics = {"epoch": self.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= self.train_epoch(train_loader)
+            metrics |= self.validate(valid_loader)
+            metrics["seconds"] = time.perf_counter() - start
+            self.metrics.append(metrics)
             for callback in callbacks:
-                callback.on_train_begin(self, valid_loader)
-            while self.epoch < self.epochs:
-                self.epoch += 1
-                start = time.perf_counter()
-                metrics = {"epoch": self.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
-                metrics |= self.train_epoch(train_loader)
-                metrics |= self.validate(valid_loader)
-                metrics["seconds"] = time.perf_counter() - start
-                self.metrics.append(metrics)
-                for callback in callbacks:
-                    callback.on_epoch_end(self, self.epoch, metrics)
-            for callback in callbacks:
-                callback.on_train_end(self)
+                callback.on_epoch_end(self, self.epoch, metrics)
+        for callback in callbacks:
+            callback.on_train_end(self)
 
     def train_epoch(self, loader: DataLoader) -> dict[str, float]:
         """One pass over the training images -> the means of its metrics."""
@@ -95,7 +92,8 @@ class CarvanaClassifier:
             if hasattr(each, "set_epoch"):
                 each.set_epoch(self.epoch)
         self.model.train()
-        with Meter(f"train {self.epoch}/{self.epochs}", loader) as meter:
+        meter = Meter(f"train {self.epoch}/{self.epochs}", loader)
+        with meter.bar:
             for batch, (images, masks) in enumerate(distributed.lockstep(loader, self.net.in_shape), start=1):
                 targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
                 ends_step = batch % self.accumulate_steps == 0 or batch == meter.batches
@@ -129,23 +127,24 @@ class CarvanaClassifier:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.scheduler is not None:
             self.scheduler.step()
         self.ema.update(self.net)
 
     @torch.no_grad()
     def validate(self, loader: DataLoader) -> dict[str, float]:
-        """One pass over the validation images -> the means of its metrics. valid_dice gets Dice of each image."""
+        """One pass over the validation images -> the means of its metrics. Sets valid_dice."""
         self.eval_net.eval()
         dice = [torch.empty(0, device=self.device)]
-        with Meter(f"valid {self.epoch}/{self.epochs}", loader) as meter:
+        meter = Meter(f"valid {self.epoch}/{self.epochs}", loader)
+        with meter.bar:
             for images, masks in distributed.batches(loader):
                 targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
                 logits = self.forward(images, self.eval_net)  # (N, h, w)
                 dice.append(meter.update(self._criterion(logits, targets), logits, targets, self.threshold))
         self.valid_dice = torch.zeros(len(loader.dataset))
-        self.valid_dice[list(loader.sampler)] = torch.cat(dice).float().cpu()
+        self.valid_dice[list(loader.sampler)] = torch.cat(dice).cpu()
         distributed.all_reduce(self.valid_dice)  # each process has set its own images
         return meter.result("valid_")
 
@@ -162,8 +161,7 @@ class CarvanaClassifier:
     def predict(self, loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict") -> None:
         """Predict all images of a loader that yields images, as predict_probs takes them, and the files' names.
 
-        The callbacks work in a thread: while they write a batch, the net predicts the next one. In the main process
-        they get the results of all processes, in the order of the batches. title: of the progress bar.
+        While the callbacks work on a batch in a thread, the net predicts the next one. title: of the progress bar.
         """
         def write_batch(names: Sequence[str], probs: Tensor) -> None:
             results = [callback.on_predict_batch(names, probs) for callback in callbacks]
@@ -175,13 +173,18 @@ class CarvanaClassifier:
         if not len(loader.dataset):
             return
         bar = Progress(total=len(loader.dataset), desc=title, unit="img", leave=True)
-        with closing(callbacks), bar, ThreadPoolExecutor(max_workers=1) as writer:
-            written = writer.submit(bar.update, 0)
-            for images, names in distributed.lockstep(loader, self.net.in_shape):
-                probs = self.predict_probs(images)
-                written.result()  # or the error that ended it
-                written = writer.submit(write_batch, names, probs)
-            written.result()
+        try:
+            with bar, ThreadPoolExecutor(max_workers=1) as writer:
+                written = writer.submit(bar.update, 0)
+                for images, names in distributed.lockstep(loader, self.net.in_shape):
+                    probs = self.predict_probs(images)
+                    written.result()  # or the error that ended it
+                    written = writer.submit(write_batch, names, probs)
+                written.result()
+        except BaseException:
+            for callback in callbacks:
+                callback.on_exception()
+            raise
 
     @torch.inference_mode()
     def predict_probs(self, images: Tensor) -> Tensor:
@@ -215,35 +218,33 @@ class CarvanaClassifier:
             "valid_dice": self.valid_dice,
         }
 
-    def restore_model(self, path: str | Path, optimizer: Optimizer | None = None) -> None:
+    def restore_model(self, path: str | Path, optimizer: Optimizer | None = None) -> dict:
         """Load the weights of a checkpoint, to predict; with an optimizer, its whole state, to resume training.
 
-        Only the main process reads the file. Raises UserError if it isn't a checkpoint of this net.
+        Only the main process reads the file. Returns its contents. Raises UserError if they are not of this net.
         """
         checkpoint = distributed.broadcast(lambda: load_checkpoint(path))
         try:
-            name, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
-            expected = type(self.net).__name__, self.net.in_shape
-            require((name, in_shape) == expected, f"{path} is a checkpoint of {name} at {format_size(in_shape[1:])}, "
-                    f"but the net is {expected[0]} at {format_size(expected[1][1:])}. Choose the net and the size "
-                    "that it was trained with.")
-            if optimizer is None:
-                self.eval_net.load_state_dict(checkpoint["net"])
-            else:
-                self.load_state_dict(checkpoint, optimizer)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            saved = f"{checkpoint['net_name']} at {format_size(checkpoint['in_shape'][1:])}"
+            needed = f"{type(self.net).__name__} at {format_size(self.net.in_shape[1:])}"
+            require(saved == needed, f"{path} is a checkpoint of {saved}, but the net is {needed}. Choose the net and "
+                    "the size that it was trained with.")
+            self.eval_net.load_state_dict(checkpoint["net"])
+            if optimizer is not None:
+                self._restore_training(checkpoint, optimizer)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if ran_out_of_memory(error):
                 raise
             raise UserError(f"{path} is not a checkpoint of this program ({type(error).__name__}).") from error
+        return checkpoint
 
-    def load_state_dict(self, checkpoint: dict, optimizer: Optimizer) -> None:
-        """Continue from what state_dict() returned."""
-        require((checkpoint["raw_net"] is not None) == (self.eval_net is not self.net),
+    def _restore_training(self, checkpoint: dict, optimizer: Optimizer) -> None:
+        """Load all of a checkpoint but the weights that predict."""
+        require((checkpoint["raw_net"] is None) == (self.eval_net is self.net),
                 "The checkpoint and the classifier must both have an EMA of the weights, or neither of them.")
-        self.eval_net.load_state_dict(checkpoint["net"])
         self.net.load_state_dict(checkpoint["raw_net"] or checkpoint["net"])
         self.ema.updates = checkpoint["ema_updates"]
         optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"] and self.scaler.is_enabled():
+        if checkpoint["scaler"]:  # empty unless it was float16
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.metrics, self.valid_dice = (checkpoint[key] for key in ("epoch", "metrics", "valid_dice"))

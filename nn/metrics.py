@@ -1,7 +1,5 @@
 """How well predicted masks agree with the true ones: per image, and averaged over the images of an epoch."""
 
-from __future__ import annotations
-
 import time
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,7 @@ def dice_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
     """
     predictions, targets = predictions.flatten(1), targets.flatten(1)
     sizes = predictions.sum(1) + targets.sum(1)
-    return ((2 * (predictions & targets).sum(1)) / sizes.clamp(min=1)).masked_fill(sizes == 0, 1.0)
+    return (2 * (predictions & targets).sum(1) / sizes).nan_to_num(1.0)
 
 
 def pixel_accuracy_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -39,21 +37,14 @@ class Meter:
     """
 
     LOG_INTERVAL = 10
-    NAMES = ("loss", "dice", "pixel_accuracy")
 
     def __init__(self, title: str, loader: DataLoader):
         self.title, self.loader, self.start = title, loader, time.perf_counter()
         self.total, self.batches = len(loader.dataset), distributed.count_batches(loader)
         self.bar = Progress(total=self.total, desc=title, unit="img")
         self.batch = self.images = 0
-        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of loss, Dice and pixel accuracy
         self.unread: list[Tensor] = []  # of each batch since the last reading
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.bar.close()
 
     @torch.no_grad()
     def update(self, loss: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
@@ -68,7 +59,8 @@ class Meter:
         self.batch += 1
         if self.batch in (1, self.batches) or self.batch % self.LOG_INTERVAL == 0:
             self.read()
-            self.bar.set_postfix(loss=f"{self.mean('loss'):.3f}", dice=f"{self.mean('dice'):.4f}", refresh=False)
+            means = self.sums / self.images
+            self.bar.set_postfix(loss=f"{means[0]:.3f}", dice=f"{means[1]:.4f}", refresh=False)
         seen = min(self.batch * self.loader.batch_size * distributed.WORLD_SIZE, self.total)
         self.bar.update(seen - self.bar.n)
         return dice
@@ -84,18 +76,16 @@ class Meter:
             raise FloatingPointError(f"The loss was not finite at batch {batch} of {self.title}"
                                      f"{images_of_batch(self.loader, batch)}, so training stopped.")
 
-    def mean(self, name: str) -> float:
-        return float(self.sums[self.NAMES.index(name)] / self.images)
-
     def result(self, prefix: str) -> dict[str, float]:
         """The means over the images of all processes, and images per second; prefix: of their names."""
         if self.unread:
             self.read()
         sums = torch.tensor([self.images, *self.sums], dtype=torch.float64)
         distributed.all_reduce(sums)
-        self.images, self.sums = int(sums[0]), sums[1:]
+        loss, dice, accuracy = (sums[1:] / sums[0]).tolist()
         speed = self.total / (time.perf_counter() - self.start)
-        return {prefix + name: self.mean(name) for name in self.NAMES} | {prefix + "images_per_second": speed}
+        means = {"loss": loss, "dice": dice, "pixel_accuracy": accuracy, "images_per_second": speed}
+        return {prefix + name: mean for name, mean in means.items()}
 
 
 def images_of_batch(loader: DataLoader, batch: int) -> str:
