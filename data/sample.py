@@ -1,9 +1,8 @@
 """Draws a sample data set in Kaggle's format: cars on a turntable in a studio, and their masks.
 
 A car is a smooth surface over a side profile, divided into quads that are shaded by their normals and painted from
-back to front. Its axes are in meters: x forward, y to the left, z up from the floor. Image sizes are (height, width).
+back to front. Its axes are in meters: x forward, y to the left, z up from the floor.
 """
-import os
 import shutil
 from collections import namedtuple
 from functools import lru_cache
@@ -40,9 +39,9 @@ class Camera(namedtuple("Camera", "size distance height shift turn")):
     def project(self, points):
         """Points (..., 3) -> pixels (..., 2), x and y. Focal length (1.52) and shift are in image widths."""
         x, y, z = np.moveaxis(points, -1, 0)
-        cos, sin, unit = np.cos(self.turn), np.sin(self.turn), min(self.size[1], 1.5 * self.size[0])
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
         film = np.stack([x * cos - y * sin, self.height - z], -1) / (x * sin + y * cos + self.distance)[..., None]
-        return np.array(self.size[::-1]) / 2 + unit * (self.shift + 1.52 * film)
+        return np.array(self.size[::-1]) / 2 + self.size[1] * (self.shift + 1.52 * film)
 
 
 def surface(kind, girth, level):
@@ -151,7 +150,7 @@ def draw_studio(seed, car, size):
     rim = camera.project(turned((0, 0, 0), 3.6, 0)[:, 0, [0, 2, 1]])
     draw.line(rim.ravel().tolist(), (150, 152, 154), max(1, width // 400))  # edge of the turntable
     noise = Image.fromarray((128.5 + 2.5 * rng.standard_normal(size, np.float32)).astype(np.uint8))
-    return studio, camera, Image.merge("RGB", [noise] * 3)
+    return studio, camera, noise.convert("RGB")
 
 
 def draw_image(job):
@@ -170,7 +169,7 @@ def draw_image(job):
     # 2. The car and its mask
     layer = draw_car(kind, paint, spokes, camera, rng.normal(0, .5, 3))
     image.paste(layer, mask=layer)
-    mask = Image.frombytes("P", layer.size, layer.getchannel("A").point(lambda alpha: alpha // 255).tobytes())
+    mask = layer.getchannel("A").point(lambda alpha: alpha // 255)
     mask.putpalette([0, 0, 0, 255, 255, 255])
     mask.save(folder / f"{split}_masks" / f"{name}_mask.gif")
     # 3. Uneven light, exposure, color cast, vignetting, a slight blur, and noise
@@ -181,21 +180,21 @@ def draw_image(job):
     image.save(folder / split / f"{name}.jpg", quality=90)
 
 
-def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, angles: int = 16,
-                size: tuple[int, int] = (1280, 1918), seed: int = 0, processes: int | None = None) -> None:
+def draw_sample(folder: str | Path, cars: int = 12, test_cars: int = 2, size: tuple[int, int] = (1280, 1918),
+                seed: int = 0, processes: int | None = None) -> None:
     """Draw cars into train/, train_masks/, test/ and test_masks/ in `folder`, with names and formats as Kaggle's.
 
     The last `test_cars` of the `cars` are for testing. An image is a function of (seed, car, angle) and of its `size`
     (height, width). A folder that exists is left as it is. A new one appears when it is complete.
     """
-    folder, size, processes = Path(folder), tuple(size), processes or min(count_cores(), 32)
+    folder, processes = Path(folder), processes or min(count_cores(), 32)
     if folder.exists():
         return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     for name in ("train", "train_masks", "test", "test_masks"):
         (part / name).mkdir(parents=True)
-    jobs = [(part, "train" if i < cars - test_cars else "test", seed, i, k, size) for i, k in np.ndindex(cars, angles)]
+    jobs = [(part, "train" if i < cars - test_cars else "test", seed, i, k, size) for i, k in np.ndindex(cars, 16)]
     loader = DataLoader(jobs, batch_size=None, collate_fn=draw_image, num_workers=processes if processes > 1 else 0)
     list(Progress(loader, "drawing cars", unit="image", leave=True))
-    os.replace(part, folder)
+    part.replace(folder)
