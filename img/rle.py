@@ -14,10 +14,10 @@ from torch import Tensor
 def encode(mask: Tensor) -> str:
     """Encode a mask (H, W) of bool, on any device."""
     pixels = F.pad(mask.flatten(), (1, 1))  # background before the first pixel and after the last one
-    edges = (pixels[1:] != pixels[:-1]).nonzero().flatten()  # in turn the start of a run and the pixel after its end
-    starts, ends = edges[::2], edges[1::2]
-    runs = torch.stack([starts + 1, ends - starts], dim=1)
-    return " ".join(map(str, runs.flatten().tolist()))
+    runs = (pixels[1:] != pixels[:-1]).nonzero().flatten()  # in turn the start of a run and the pixel after its end
+    runs[1::2] -= runs[::2]  # the lengths
+    runs[::2] += 1
+    return " ".join(map(str, runs.tolist()))
 
 
 def decode(runs: str, size: tuple[int, int]) -> Tensor:
