@@ -1,7 +1,4 @@
-"""Decode images and masks, and bring them to a net's size and back.
-
-Images are (3, H, W) uint8 tensors in RGB, masks (1, H, W) uint8. Sizes are (height, width).
-"""
+"""Decode images and masks, and bring them to a net's size and back. Sizes are (height, width)."""
 
 import io
 from pathlib import Path
@@ -22,19 +19,20 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None) -> Ten
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
     It is halved if `draft_scale` allows it, which libjpeg does while it decodes: a third faster.
-    Raises ValueError or an error of the decoder if the file is damaged, truncated or a decompression bomb.
+    Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, scale, orientation = _open_checked(encoded, min_size)
     if image.format in ("JPEG", "MPO"):
         width, height = (side // scale for side in image.size)
         # strict: a damaged file is an error, not an image with a gray stripe
-        values = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
-        return _exif_transpose(torch.from_numpy(values).permute(2, 0, 1), orientation)
-    if image.mode in ("I", "F"):
+        pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
+    elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return _exif_transpose(from_pillow(image.convert("RGB").reduce(scale)), orientation)
+    else:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        pixels = np.array(image.convert("RGB").reduce(scale))
+    return _exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), orientation)
 
 
 def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
@@ -61,7 +59,7 @@ def _car_channel(image: Image.Image) -> Image.Image:
     if image.mode == "P":
         colors = np.array(image.getpalette("RGB")).reshape(-1, 3).max(axis=1)
         return image.point(np.pad(colors, (0, 256 - len(colors))).tolist(), "L")
-    if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
+    if len(image.getbands()) == 1:
         return image
     red, green, blue = image.convert("RGB").split()
     return ImageChops.lighter(red, ImageChops.lighter(green, blue))
@@ -76,28 +74,23 @@ def _open(file: Path | io.BytesIO) -> Image.Image:
 
 def _open_checked(encoded: bytes, min_size: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
     """Return an image that is not decoded yet, its draft_scale and its EXIF orientation (1 is upright)."""
-    image = _open(io.BytesIO(encoded))
-    if image.format == "PNG":
-        image.verify()  # raises SyntaxError if a checksum is wrong, which Pillow ignores when it decodes
-        image = _open(io.BytesIO(encoded))  # as is required after verify()
-    return image, draft_scale(_upright_size(image), min_size), _orientation(image)
+    _open(io.BytesIO(encoded)).verify()  # raises SyntaxError if a checksum of a PNG is wrong, which decoding ignores
+    image = _open(io.BytesIO(encoded))  # again, as verify() requires
+    size, orientation = _upright(image)
+    return image, draft_scale(size, min_size), orientation
 
 
 def get_image_size(path: Path) -> tuple[int, int]:
     """Read the size of an image, upright, from its header. Raises Pillow's errors."""
     with _open(path) as image:
-        return _upright_size(image)
+        return _upright(image)[0]
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow rotates it
-        return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+def _upright(image: Image.Image) -> tuple[tuple[int, int], int]:
+    """Return the size of the upright image, and the EXIF orientation of its pixels."""
+    # Pillow rotates a TIFF itself
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
+    return image.size if orientation in SIDEWAYS else image.size[::-1], orientation
 
 
 def _exif_transpose(image: Tensor, orientation: int) -> Tensor:
@@ -141,7 +134,7 @@ def resize_size(input_size: tuple[int, int], mask_size: tuple[int, int], padding
     "reflect": the size of the mask, so that each pixel is aligned with its label, as in the U-Net paper.
     "stretch": the size of the input, as in the tutorial. A smaller mask then has another scale than its image.
     """
-    return tuple(mask_size if padding == "reflect" else input_size)
+    return mask_size if padding == "reflect" else input_size
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -154,13 +147,9 @@ def reflect_pad(image: Tensor, size: tuple[int, int]) -> Tensor:
 
     The edge pixel is not repeated. Unlike with F.pad, the padding may be wider than the image.
     """
-    for dim, length in ((-2, size[0]), (-1, size[1])):
-        n = image.shape[dim]
-        if n != length:
-            period = max(2 * n - 2, 1)  # there and back again
-            index = (torch.arange(length) - (length - n) // 2).remainder(period)
-            image = image.index_select(dim, torch.minimum(index, period - index).clamp(max=n - 1))
-    return image
+    rows, columns = size[0] - image.shape[1], size[1] - image.shape[2]
+    width = (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
+    return torch.from_numpy(np.pad(image.numpy(), width, mode="reflect"))
 
 
 def to_mask(probs: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
@@ -170,4 +159,4 @@ def to_mask(probs: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
 
 def upsample(probs: Tensor, size: tuple[int, int]) -> Tensor:
     """Interpolate probabilities (N, h, w) bilinearly -> (N, *size)."""
-    return F.interpolate(probs[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(probs[:, None], size, mode="bilinear", align_corners=False)[:, 0]
