@@ -16,7 +16,7 @@ LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in gray (ITU-R BT.6
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images. Called with an image and its mask, it returns both."""
+    """Called with an image and its mask, it returns both, changed at random."""
 
     flip: bool = True  # flip half of the images left to right
     shift: float = 0.0625  # largest shift, as a fraction of height and width
@@ -36,9 +36,8 @@ def augment_img(image: Tensor, mask: Tensor, **options: float) -> tuple[Tensor, 
     return Augmentation(**options)(image, mask)
 
 
-def random_affine(
-    image: Tensor, mask: Tensor, flip: bool, shift: float, scale: float, rotation: float
-) -> tuple[Tensor, Tensor]:
+def random_affine(image: Tensor, mask: Tensor, flip: bool, shift: float, scale: float,
+                  rotation: float) -> tuple[Tensor, Tensor]:
     """Flip, shift, zoom and rotate an image and its mask together.
 
     What moves in from outside is the reflected image, not a black corner. Call this before the image is resized to the
@@ -54,7 +53,7 @@ def random_affine(
     theta = torch.cat([inverse, -inverse @ offset], dim=1)[None]  # (1, 2, 3)
     pair = torch.cat([image, mask])[None].float()  # (1, 4, H, W)
     grid = F.affine_grid(theta, pair.shape, align_corners=False)
-    pair = F.grid_sample(pair, grid, padding_mode="reflection", align_corners=False)[0].round_().to(torch.uint8)
+    pair = F.grid_sample(pair, grid, padding_mode="reflection", align_corners=False)[0].round_().byte()
     return pair[:3], pair[3:]
 
 
@@ -72,7 +71,7 @@ def color_jitter(image: Tensor, strength: float, grayscale: float) -> Tensor:
     pixels = image.flatten(1).float()  # (3, H * W)
     mean = luma @ (image.flatten(1).sum(1) / pixels.shape[1])  # sums of integers do not depend on the number of threads
     pixels = brightness * (contrast * (matrix @ pixels) + (1 - contrast) * mean)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+    return pixels.round_().clamp_(0, 255).byte().view_as(image)
 
 
 def gaussian_blur(image: Tensor, max_sigma: float) -> Tensor:

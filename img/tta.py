@@ -1,13 +1,12 @@
 """Test-time augmentation: predict two views of an image and merge the predictions.
 
-The second view is flipped left to right and shifted by half a pixel of the mask. Each prediction locates the car's edge
-on its own pixel grid; merged, they locate it on a grid twice as fine, if the image has more pixels than the mask.
+The second view is shifted right and down by half a pixel of the mask, then flipped left to right. Each prediction
+locates the car's edge on its own pixel grid; merged, they locate it on one twice as fine, if the image has more pixels.
 """
 
 from math import ceil
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ def tta_view(image: Tensor, mask_size: tuple[int, int], window: tuple[int, int])
 
     image: at its full size. It is cropped by whole pixels before it is halved, so that both views are equally sharp;
         the rest of the shift is part of the resizing.
-    mask_size: (height, width) of the net's masks; the view is shifted right and down by half of one of their pixels.
+    mask_size: (height, width) of the net's masks.
     window: (height, width) to resize to. The last row and column are repeated at the end.
     """
     height, width = image.shape[1:]
@@ -35,9 +34,8 @@ def tta_view(image: Tensor, mask_size: tuple[int, int], window: tuple[int, int])
 
 def merge_tta(probs: Tensor) -> Tensor:
     """Merge the probabilities of both views of each image, (N, 2, h, w) -> (N, 2h, 2w)."""
-    first, second = F.interpolate(probs, scale_factor=2, mode="bilinear", align_corners=False).unbind(1)
-    second = second.flip(-1)
+    probs = F.interpolate(probs, scale_factor=2, mode="bilinear", align_corners=False)
+    first, second = probs[:, :1], probs[:, 1:].flip(-1)  # (N, 1, 2h, 2w) each
     # Shift it back by half a pixel of the mask, which is one pixel here
-    second = torch.cat([second[:, :1], second[:, :-1]], dim=1)
-    second = torch.cat([second[:, :, :1], second[:, :, :-1]], dim=2)
-    return (first + second) / 2
+    second = F.pad(second, (1, 0, 1, 0), mode="replicate")[..., :-1, :-1]
+    return ((first + second) / 2)[:, 0]
