@@ -12,19 +12,16 @@ import torch
 import tyro
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-import helpers
 from data.dataset import check_pair, preprocess, read
 from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_image, is_mask, print_ignored
+from helpers import Progress, pluralize
 from img.transformer import decode_image, decode_mask, halve, resize_size, to_pillow, upsample
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from nn.unet import NETS
 from runtime import errors, files, machine
 from runtime.run import saved_runs
-
-SOFT_EDGE = 0.5  # range of probabilities around the threshold in which a cut-out fades out
 
 
 @dataclass
@@ -52,30 +49,29 @@ class CarFinder:
         try:
             net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
             net.load_state_dict(checkpoint["net"])
-            hyperparameters = checkpoint["hyperparameters"]
-            self.padding, self.tta = hyperparameters["padding"], hyperparameters["tta"]
-            self.threshold = hyperparameters["threshold"]
+            hp = checkpoint["hyperparameters"]
+            self.padding, self.tta, self.threshold = hp["padding"], hp["tta"], hp["threshold"]
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
             raise errors.UserError(f"{model} is not a checkpoint of this program ({reason}).") from error
         self.classifier = CarvanaClassifier(net, 1, machine.choose_machine(device, workers=0))
 
     def __call__(self, image: Tensor) -> Tensor:
-        errors.require(
-            isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3,
-            "The image must be a uint8 tensor (3, height, width). Read it with img.transformer.decode_image.",
-        )
+        valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3
+        errors.require(valid, "The image must be a uint8 tensor (3, height, width). Read it with "
+                       "img.transformer.decode_image.")
         sizes = self.classifier.net.in_shape[1:], self.classifier.net.output_size, self.padding
-        image, size = image.cpu(), image.shape[1:]
+        view = image.cpu()
         if not self.tta:  # as decode_image does for the data sets
-            image = halve(image, resize_size(*sizes))
-        probs = self.classifier.predict_probs(preprocess(image, *sizes, self.tta)[None])
-        return upsample(probs, size)[0].cpu()
+            view = halve(view, resize_size(*sizes))
+        probs = self.classifier.predict_probs(preprocess(view, *sizes, self.tta)[None])
+        return upsample(probs, image.shape[1:])[0].cpu()
 
 
 def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
     """Cut out the car of an image (3, H, W) uint8, probs (H, W) -> RGBA, or RGB on a background of any size."""
-    width = min(SOFT_EDGE, 2 * threshold, 2 * (1 - threshold))  # 0 and 1 must not be inside of the edge
+    # It fades out over this range of probabilities, which is centered on the threshold and within [0, 1]
+    width = min(0.5, 2 * threshold, 2 * (1 - threshold))
     alpha = ((probs - threshold) / width + 0.5).clamp(0, 1) * 255
     alpha, car = Image.fromarray(alpha.round().byte().numpy()), to_pillow(image)
     if background is None:
@@ -85,28 +81,25 @@ def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Im
 
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
-    """Return the images among `paths` and in folders among them, sorted by path."""
+    """Return the images among `paths` and those in folders among them that are not masks, sorted by path."""
     errors.require(len(paths) > 0, "Pass images or folders of them: python predict.py photo.jpg folder/")
     images = {}
     for path in paths:
-        found = images_in(path) if path.is_dir() else [path]
-        errors.require(len(found) > 0, f"{path} contains no image, such as a .jpg or .png file.")
+        found = [path]
+        if path.is_dir():
+            shown = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
+            print_ignored(path, [each.name for each in shown if not is_image(each)])
+            found = [each for each in shown if is_image(each) and not is_mask(each)]
+            errors.require(len(found) > 0, f"{path} contains no image, such as a .jpg or .png file.")
         for image in found:
             other = images.setdefault(image.stem, image)
-            sentence = f"{other} and {image} would both become {image.stem}_mask.png. Rename one of them."
-            errors.require(other == image, sentence)
+            errors.require(other == image, f"{other} and {image} would both become {image.stem}_mask.png. "
+                           "Rename one of them.")
     return sorted(images.values())
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder, except masks and cut-outs. Prints the names of other files."""
-    found = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    print_ignored(folder, sorted(path.name for path in found if not is_image(path)))
-    return [path for path in found if is_image(path) and not is_mask(path) and not path.stem.endswith("_cutout")]
-
-
 def mask_folders(image: Path) -> list[Path]:
-    """Return the folders that may have the mask of an image: its own, and those where main.py looks for masks."""
+    """Return the folders where the mask of an image may be: its own, and those where main.py looks."""
     folder = image.resolve().parent
     root = folder.parent if folder.name in IMAGE_FOLDERS else folder
     return [folder, *(root / name for name in MASK_FOLDERS)]
@@ -114,29 +107,27 @@ def mask_folders(image: Path) -> list[Path]:
 
 def find_mask(image: Path) -> Path | None:
     """Return the mask of NAME.jpg: NAME_mask.png (or .gif, ...), or NAME.png in a separate folder of masks."""
+    stem = image.stem.lower()
     for folder in mask_folders(image):
-        names = {f"{image.stem}_mask".lower()}
-        if folder != image.resolve().parent:
-            names.add(image.stem.lower())
-        found = [path for path in folder.glob(f"{escape(image.stem)}*") if path.stem.lower() in names]
-        found = [path for path in found if is_image(path)]
-        if found:
-            return min(found)
+        names = [f"{stem}_mask"] if folder == image.resolve().parent else [f"{stem}_mask", stem]
+        for path in sorted(folder.glob(f"{escape(image.stem)}*")):
+            if path.stem.lower() in names and is_image(path):
+                return path
     return None
 
 
-def dice_of(mask: Tensor, image: Path) -> tuple[float | None, str]:
-    """Return the Dice of a predicted mask (H, W) and that of the image, if there is one, and a text to print."""
+def compare(mask: Tensor, image: Path, scores: list[float]) -> str:
+    """Add the Dice of a predicted mask (H, W) to `scores`, if the image has a mask -> a text to print."""
     path = find_mask(image)
     if path is None:
-        return None, ""
+        return ""
     try:
         truth = read(path, decode_mask) > 127  # (1, H, W)
         check_pair(image, mask.shape, path, truth.shape[1:])
     except errors.UserError as error:
-        return None, f", no Dice: {error}"
-    dice = dice_per_image(mask[None], truth).item()
-    return dice, f", Dice {dice:.4f} with {path.name}"
+        return f", no Dice: {error}"
+    scores.append(dice_per_image(mask[None], truth).item())
+    return f", Dice {scores[-1]:.4f} with {path.name}"
 
 
 def load_background(name: str | None) -> Image.Image | None:
@@ -169,10 +160,9 @@ def save(image: Image.Image, path: Path) -> None:
 def main(options: Options) -> None:
     errors.check_ranges(options, threshold="(0, 1)")
     images, background = find_images(options.images), load_background(options.background)
-    errors.require(
-        options.output_dir.resolve() not in {folder for image in images for folder in mask_folders(image)},
-        f"--output-dir {options.output_dir} must not be a folder of the images or of their masks. Pass another one.",
-    )
+    inputs = {folder for image in images for folder in mask_folders(image)}
+    errors.require(options.output_dir.resolve() not in inputs, f"--output-dir {options.output_dir} must not be a "
+                   "folder of the images or of their masks. Pass another one.")
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
     if options.threshold is not None:
@@ -182,23 +172,22 @@ def main(options: Options) -> None:
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     unreadable, scores = 0, []
-    for path in helpers.Progress(images, "cut out", unit="img"):
+    for path in Progress(images, "cut out", unit="img"):
         try:
             image = read(path, decode_image)
         except errors.UserError as error:
             unreadable += 1
-            tqdm.write(str(error))
+            Progress.write(str(error))
             continue
         probs = finder(image)
         mask = probs > finder.threshold
         save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
         save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
-        dice, comparison = dice_of(mask, path)
-        scores += [] if dice is None else [dice]
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
-        tqdm.write((found if mask.any() else f"Warning: {path}: no car was found") + comparison)
+        found = found if mask.any() else f"Warning: {path}: no car was found"
+        Progress.write(found + compare(mask, path, scores))
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{helpers.pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}{mean}")
+    print(f"{pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}{mean}")
     errors.require(unreadable == 0, f"{unreadable} of {len(images)} images could not be read (see above).")
 
 
