@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import Tensor
 
 from data.dataset import read
@@ -94,6 +93,8 @@ class ScorerCallback(Callback):
 
 def confidence_interval(values: pd.Series) -> tuple[float, float]:
     """The 95% confidence interval of the mean of a sample, by Student's t distribution."""
+    from scipy import stats  # importing it takes a second
+
     half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
     return values.mean() - half, values.mean() + half
 

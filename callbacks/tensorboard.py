@@ -14,12 +14,12 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import center_crop
 
 from img.transformer import from_pillow, get_image_size, resize
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
+from nn.unet_origin import center_crop
 from runtime.files import write_errors
 
 TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE = (0, 170, 80), (220, 40, 40), (250, 200, 0)  # RGB in an error map

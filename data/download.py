@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env
-from kagglesdk.kaggle_http_client import KaggleHttpClient
 from requests.exceptions import ChunkedEncodingError
 
 from data.credentials import SETTINGS, find_credentials
@@ -40,6 +38,9 @@ class Kaggle:
     """A session with Kaggle's API. Methods raise UserError if a request keeps failing."""
 
     def __init__(self):
+        from kagglesdk.kaggle_env import KaggleEnv, get_endpoint, get_env  # slow to import
+        from kagglesdk.kaggle_http_client import KaggleHttpClient
+
         self.source, secrets = find_credentials()
         environment = get_env()
         self.url = get_endpoint(environment) + ("/v1" if environment is KaggleEnv.PROD else "/api/v1")

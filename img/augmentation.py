@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in gray (ITU-R BT.601)
 
@@ -80,5 +79,7 @@ def gaussian_blur(image: Tensor, max_sigma: float) -> Tensor:
     sigma = max_sigma * fraction
     if skip < 0.5 or sigma < 0.1:  # a smaller sigma changes no pixel
         return image
+    from torchvision.transforms.v2.functional import gaussian_blur as blur  # importing it takes seconds
+
     radius = min(math.ceil(2 * sigma), min(image.shape[-2:]) - 1)  # the reflected edge must fit in the image
-    return transforms.gaussian_blur(image, [2 * radius + 1] * 2, [sigma, sigma])
+    return blur(image, [2 * radius + 1] * 2, [sigma, sigma])

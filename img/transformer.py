@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of which starts another program
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -139,7 +138,7 @@ def resize_size(input_size: tuple[int, int], mask_size: tuple[int, int], padding
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (C, H, W) uint8 to (C, *size) with antialiasing: an edge pixel of a mask is the fraction that is car."""
-    return transforms.resize(image, list(size), antialias=True)
+    return F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
 
 
 def reflect_pad(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -148,6 +147,8 @@ def reflect_pad(image: Tensor, size: tuple[int, int]) -> Tensor:
     The edge pixel is not repeated. Unlike with F.pad, the padding may be wider than the image.
     """
     rows, columns = size[0] - image.shape[1], size[1] - image.shape[2]
+    if not rows and not columns:
+        return image
     width = (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
     return torch.from_numpy(np.pad(image.numpy(), width, mode="reflect"))
 
