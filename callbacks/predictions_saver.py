@@ -3,15 +3,13 @@
 import csv
 import gzip
 import io
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
 
-from helpers import Progress, first_few, pluralize
+from helpers import first_few, pluralize
 from img import rle
 from img.transformer import to_mask
 from nn.callback import Callback
@@ -47,7 +45,7 @@ class PredictionsSaverCallback(Callback):
         self.full += [name for name, runs in result if runs == f"1 {height * width}"]
 
     def close_saver(self, images: Sequence[Path]) -> None:
-        """Move the finished file into place, warn of suspicious masks, and read the file back.
+        """Move the finished file into place, and warn of suspicious masks.
 
         images: paths of the predicted images; does nothing if there are none.
         """
@@ -57,7 +55,6 @@ class PredictionsSaverCallback(Callback):
         for names, fault in ((self.empty, "without a car"), (self.full, "without background")):
             if names:
                 print(f"Warning: {pluralize(len(names), 'mask')} {fault}: {first_few(names)}.")
-        check_submission(self.to_file, [Path(image).name for image in images], self.origin_img_size)
         print(f"submission  {self.to_file}")
 
     def on_exception(self) -> None:
@@ -73,20 +70,3 @@ class PredictionsSaverCallback(Callback):
         text = enter(io.TextIOWrapper(archive, encoding="utf-8", newline=""))  # closes the archive too
         self._csv = csv.writer(text, lineterminator="\n")
         self._csv.writerow(["img", "rle_mask"])
-
-
-def check_submission(path: Path, names: Sequence[str], size: tuple[int, int]) -> None:
-    """Raise UserError unless a submission has a valid mask (height, width) for each of `names`, in this order."""
-    csv.field_size_limit(2**31 - 1)
-    row, end = 0, "the end of the file"
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            expected = Progress(["img", *names, end], "reading back", unit="mask")
-            rows = chain(csv.reader(file), [(end, "")])
-            for row, (name, (image, runs)) in enumerate(zip(expected, rows, strict=False)):
-                if image != name:
-                    raise ValueError(f"found {image} instead of {name}")
-                if row:  # not the header
-                    rle.parse(runs, size)
-    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
-        raise UserError(f"{path} is not a complete submission (row {row}: {error!s:.200}). Predict again.") from error

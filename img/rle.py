@@ -21,26 +21,19 @@ def encode(mask: Tensor) -> str:
 
 
 def decode(runs: str, size: tuple[int, int]) -> Tensor:
-    """Decode run lengths to a mask (height, width) of bool. Raises the errors of `parse`."""
-    mask = torch.zeros(size[0] * size[1], dtype=torch.bool)
-    for start, end in parse(runs, size):
-        mask[start:end] = True
-    return mask.view(*size)
+    """Decode run lengths to a mask (height, width) of bool.
 
-
-def parse(runs: str, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the first pixel of each run, counted from 0, and the pixel after its end.
-
-    Raises ValueError if `encode` never returns `runs` for a mask of `size` (height, width).
+    Raises ValueError if `encode` never returns `runs` for a mask of that size.
     """
     if not re.fullmatch(r"(\d+ \d+( \d+ \d+)*)?", runs, re.ASCII):
         raise ValueError(f"{runs[:40]!r} must be, or begin, an even number of integers")
-    numbers, pairs, end = [int(number) for number in runs.split()], [], -1
+    mask, end = torch.zeros(size[0] * size[1], dtype=torch.bool), -1
+    numbers = [int(number) for number in runs.split()]
     for first, length in zip(numbers[::2], numbers[1::2], strict=True):
         start, previous_end = first - 1, end
         end = start + length
         # A run that touched the previous one would be part of it
-        if not previous_end < start < end <= size[0] * size[1]:
+        if not previous_end < start < end <= len(mask):
             raise ValueError(f"run {first} {length} is invalid here in a mask of {size[0]}x{size[1]} pixels")
-        pairs.append((start, end))
-    return pairs
+        mask[start:end] = True
+    return mask.view(*size)

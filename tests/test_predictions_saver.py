@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks.predictions_saver import PredictionsSaverCallback, check_submission
+from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
 from nn.callback import Callback
@@ -51,7 +51,7 @@ def test_a_prediction_that_is_stopped_leaves_the_earlier_submission(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"submit.csv.gz", ".lock"}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_folder_of_a_submission_is_locked_while_it_is_written(tmp_path):
     saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (4, 4), 0.5)
     saver.on_batch_gathered(saver.on_predict_batch(["a.jpg"], torch.ones(1, 4, 4)))
@@ -125,48 +125,6 @@ def test_empty_and_full_masks_are_warned_of(tmp_path, capsys):
         "Warning: 1 mask without background: 2.jpg.",
         f"submission  {tmp_path / 'a.gz'}",
     ]
-
-
-def test_a_submission_is_read_back(tmp_path):
-    path, names = tmp_path / "a.gz", ["a.jpg", "b,c.jpg", "d.jpg"]
-    saver = PredictionsSaverCallback(path, (60, 90), 0.5)
-    probs = torch.zeros(3, 6, 9)
-    probs[0, 2:4, 3:6] = 1  # b has no car
-    probs[2] = 1
-    saver.on_batch_gathered(saver.on_predict_batch(names, probs))
-    saver.close_saver(names)
-    check_submission(path, names, (60, 90))
-    complete, rows = path.read_bytes(), rows_of(path)
-    for faulty, expected in (
-        (["a.jpg", "d.jpg", "b,c.jpg"], r"row 2: found b,c\.jpg instead of d\.jpg"),
-        ([*names, "e.jpg"], r"row 4: found the end of the file instead of e\.jpg"),
-        (names[:2], r"row 3: found d\.jpg instead of the end of the file"),
-    ):
-        with pytest.raises(UserError, match=rf"a\.gz is not a complete submission \({expected}\)\. Predict again"):
-            check_submission(path, faulty, (60, 90))
-    with pytest.raises(UserError, match=r"row 1: run .* is invalid here in a mask of 6x9 pixels"):
-        check_submission(path, names, (6, 9))
-    for damaged in (complete[:-20], complete[:50] + b"?" + complete[51:], b""):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is not a complete submission"):
-            check_submission(path, names, (60, 90))
-    for changed, expected in (
-        ([["image", "rle_mask"], *rows[1:]], "row 0: found image instead of img"),
-        ([*rows[:2], rows[1], *rows[3:]], r"row 2: found a\.jpg instead of b,c\.jpg"),
-        ([*rows[:3], ["d.jpg", "3 1 1 1"]], "row 3: run 1 1 is invalid"),
-        ([*rows[:3], ["d.jpg"]], "row 3: "),
-    ):
-        with gzip.open(path, "wt", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(changed)
-        with pytest.raises(UserError, match=expected):
-            check_submission(path, names, (60, 90))
-
-
-def test_closing_refuses_a_submission_of_other_images(tmp_path):
-    saver = PredictionsSaverCallback(tmp_path / "a.gz", (4, 4), 0.5)
-    saver.on_batch_gathered(saver.on_predict_batch(["a.jpg"], torch.rand(1, 4, 4)))
-    with pytest.raises(UserError, match=r"row 2: found the end of the file instead of b\.jpg"):
-        saver.close_saver(["a.jpg", "b.jpg"])
 
 
 def test_without_images_or_in_another_process_nothing_is_written(tmp_path, monkeypatch, capsys):
