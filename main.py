@@ -92,7 +92,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split)
     tb_viz_cb = TensorboardVisualizerCallback(run.logs_dir / "tb_viz" / run.name)
     tb_logs_cb = TensorboardLoggerCallback(run.logs_dir / "tb_logs" / run.name, hp)
-    console_cb = ConsoleCallback(hp.half_size_epochs)
+    console_cb = ConsoleCallback()
     model_saver_cb.resume(classifier, optimizer, run.resumed)  # loads last.pt, unless the run is new
     scheduler = make_scheduler(
         optimizer, hp.schedule, hp.epochs, hp.warmup_epochs,

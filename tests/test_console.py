@@ -12,7 +12,7 @@ from test_classifier import Tiny, random_pairs
 def test_a_training_prints_a_line_per_epoch_under_its_heading(capsys):
     classifier, loader = CarvanaClassifier(Tiny(), 3), DataLoader(random_pairs(8), batch_size=2)
     optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.5)
-    classifier.train(loader, loader, optimizer, callbacks=[ConsoleCallback(0)])
+    classifier.train(loader, loader, optimizer, callbacks=[ConsoleCallback()])
     lines = capsys.readouterr().out.splitlines()
     _, names, first, second, _ = lines
     assert first.startswith("epoch 1/3 ") and second.startswith("epoch 2/3 ")
@@ -22,12 +22,10 @@ def test_a_training_prints_a_line_per_epoch_under_its_heading(capsys):
     assert names.rindex("valid") + len("valid") == second.index(shown["valid"]) + len(shown["valid"])
 
 
-@pytest.mark.parametrize(
-    ("epoch", "half_size_epochs", "minutes"), [(4, 0, 6.6), (4, 4, 18.6), (4, 6, 14.6), (10, 6, 0), (9, 12, 1.1)]
-)
-def test_the_time_left_counts_epochs_at_half_size_as_a_third(epoch, half_size_epochs, minutes):
-    """Of the 66 seconds of an epoch, 60 are of the training and 6 of the validation."""
-    console = ConsoleCallback(half_size_epochs)
-    console.valid_images = 12
-    metrics = {"epoch": epoch, "valid_images_per_second": 2.0, "seconds": 66.0}
-    assert console.minutes_left(CarvanaClassifier(Tiny(), 10), metrics) == pytest.approx(minutes)
+@pytest.mark.parametrize(("epoch", "seconds", "left"), [(4, 66.0, "7 min"), (4, 1200.0, "2 h 00"), (10, 66.0, "0 min")])
+def test_the_time_left_is_that_of_the_epochs_to_come_at_the_speed_of_this_one(capsys, epoch, seconds, left):
+    classifier, metrics = CarvanaClassifier(Tiny(), 10), {"seconds": seconds, "train_images_per_second": 9.0}
+    metrics |= dict.fromkeys(("train_loss", "valid_loss", "train_dice", "valid_dice"), 0.5)
+    classifier.metrics.append(metrics)
+    ConsoleCallback().on_epoch_end(classifier, epoch, metrics)
+    assert f" {left}  <- best" in capsys.readouterr().out
