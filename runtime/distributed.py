@@ -3,6 +3,7 @@
 Each process trains on its shard of the images. The main process (rank 0) prints and saves.
 """
 
+import inspect
 import math
 import os
 import re
@@ -165,7 +166,9 @@ def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
         return net
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return DistributedDataParallel(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    parameters = inspect.signature(DistributedDataParallel).parameters  # PyTorch 2.11 has the other name
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    return DistributedDataParallel(net, gradient_as_bucket_view=True, **{sync_buffers: False})
 
 
 def count_batches(loader: DataLoader) -> int:

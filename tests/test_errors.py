@@ -15,6 +15,7 @@ from conftest import ROOT
 from runtime import errors
 from runtime.errors import UserError
 from runtime.machine import Machine
+from tiny import Tiny
 
 
 def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
@@ -45,7 +46,7 @@ def test_the_sentence_of_a_worker_comes_without_its_traceback():
     assert str(UserError(text)) == "a is b."
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_an_error_is_printed_when_output_is_full():
     script = "from runtime import errors\nwith errors.friendly_errors(): print('a line')"
     with open("/dev/full", "w") as full:
@@ -192,14 +193,15 @@ def test_a_loss_that_is_not_finite_comes_with_a_lower_learning_rate():
     assert advice(error, precision=torch.bfloat16) == f"{lower}, or resume with --precision float32."
 
 
+@pytest.mark.seconds
 def test_a_net_that_cannot_be_compiled_ends_the_run_in_one_sentence():
     def no_compiler(*_):
         raise RuntimeError("No working C++ compiler found")
 
-    net = torch.nn.Linear(1, 1)
+    net = Tiny()
     net.compile(backend=no_compiler)
     with pytest.raises(Exception, match="No working") as failed:
-        net(torch.ones(1))
+        net(torch.ones(1, *net.in_shape))
     expected = r"torch.compile failed on this machine (backend='no_compiler' raised: RuntimeError: No working C++"
     sentence = advice(failed.value)
     assert sentence.startswith(expected) and sentence.endswith("Pass --no-compile.")
