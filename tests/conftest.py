@@ -2,7 +2,6 @@ import os
 import runpy
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,9 +10,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.sample import draw_sample
+from nn.unet import NETS
+from processes import ROOT, SMALL_MAIN, Program, in_folder
+from tiny import SMALL_NETS
 
-ROOT = Path(__file__).parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two processes run the tests
+os.environ["OMP_NUM_THREADS"] = "1"  # and the programs that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
 
 
@@ -57,19 +59,18 @@ def own(tmp_path) -> Path:
 
 @pytest.fixture
 def run_main(tmp_path):
-    """Runs main.py with these arguments, as a user does, except that output and logs go to the folder of the test."""
+    """Runs main.py with small nets in a process, whose output and logs go to the folder of the test -> code, output."""
 
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
-        folders = ["--output-dir", tmp_path / "output", "--logs-dir", tmp_path / "logs"]
-        command = [sys.executable, "main.py", *map(str, [*arguments, *folders])]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    def run(*arguments: object) -> tuple[int, str]:
+        program = Program(*SMALL_MAIN, *in_folder(tmp_path, *arguments))
+        return program.ended() and program.code, program.printed
 
     return run
 
 
 @pytest.fixture
 def main_here(tmp_path, monkeypatch, capsys):
-    """Runs main.py as run_main does, but in this process, which is faster -> the exit code and the output."""
+    """Runs main.py in this process -> the exit code and the output. With small_net, its nets are small."""
 
     def run(*arguments: str) -> tuple[int | str, str]:
         own = {"--output-dir": str(tmp_path / "output"), "--logs-dir": str(tmp_path / "logs")}
@@ -85,6 +86,13 @@ def main_here(tmp_path, monkeypatch, capsys):
         return code, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def small_net(monkeypatch):
+    """UNet1024 and UNetOriginal are small nets in this process."""
+    for name, net in SMALL_NETS.items():
+        monkeypatch.setitem(NETS, name, net)
 
 
 @pytest.fixture

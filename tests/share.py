@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 from data.sampler import ShardedRandomSampler, shard
 from nn.classifier import CarvanaClassifier
-from nn.unet import UNet1024
 from runtime import distributed
+from tiny import SmallUNet
 
 
-class Frozen(UNet1024):
-    """A UNet1024 that stays in evaluation mode."""
+class Frozen(SmallUNet):
+    """A net that stays in evaluation mode."""
 
     def train(self, mode=True):
         return super().train(False)
@@ -29,12 +29,12 @@ folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:
 torch.set_num_threads(1)
 with distributed.init_distributed():
     torch.manual_seed(distributed.RANK)  # wrap_ddp gives all of them the weights of the main process
-    net = Frozen((3, 128, 128))
+    net = Frozen((3, 32, 48))
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # otherwise the inputs of the ReLUs would be noise around 0
             module.running_mean.uniform_(-0.1, 0.1, generator=generator)
-    images = torch.randint(0, 256, (count, 3, 128, 128), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, 3, 32, 48), dtype=torch.uint8, generator=generator)
     dataset = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
     classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, grad_clip=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]

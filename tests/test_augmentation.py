@@ -86,6 +86,7 @@ def test_a_rotation_is_not_a_shear():
         assert abs(spread_y / spread_x - 1) < 0.02 and abs(shear / spread_x) < 0.02
 
 
+@pytest.mark.seconds
 def test_colors_change_the_same_everywhere_and_the_mask_does_not():
     """Pixels of one color keep one color; the geometry is the same as without color augmentation."""
     image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)

@@ -33,6 +33,7 @@ import baseline
 from measure import compare, show, take_turns
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("make", "side"), [(UNetOriginal, 220), (UNet1024, 128)])
 @pytest.mark.parametrize(("training", "dtype"), [(True, torch.float64), (False, torch.float32)])
 def test_our_nets_give_the_logits_of_the_plain_ones(make, side, training, dtype):
@@ -61,6 +62,7 @@ def test_a_ratio_above_one_is_in_our_favor():
         assert (row.ratio, row.ratio_min, row.ratio_max) == (3, 2, 4)
 
 
+@pytest.mark.seconds
 def test_the_sides_take_turns_in_separate_processes():
     """A side is (build, *arguments), and partial(sleep, 0.2) is the work that is timed."""
     quick, slow = take_turns(3, (partial, time.sleep, 0.01), (partial, time.sleep, 0.2), warm_up=False)
@@ -71,6 +73,7 @@ def test_the_sides_take_turns_in_separate_processes():
     assert large.peak > small.peak + 300
 
 
+@pytest.mark.seconds
 def test_a_side_that_fails_ends_the_benchmark_and_the_other_sides():
     with pytest.raises(SystemExit) as ended:
         take_turns(1, (partial, time.sleep, 0), (partial, int, "no number"))
@@ -100,7 +103,7 @@ def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     assert script.Benchmark.__doc__.split(".")[0].split(",")[0] in printed
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.skipif(not Path("/proc/net/dev").exists(), reason="the system counts what is sent in /proc on Linux")
 def test_two_processes_send_what_theory_says():
     scaling = importlib.import_module("scaling")
@@ -187,7 +190,7 @@ def study(tmp_path, *options, **environment):
     return done, [json.loads(line) for line in rows.read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_gpu_study_runs_on_a_cpu(tmp_path):
     done, rows = study(tmp_path, "--device", "cpu", "--only", "micro", "graphs", "io")
     assert done.returncode == 0, done.stderr
@@ -196,7 +199,7 @@ def test_the_gpu_study_runs_on_a_cpu(tmp_path):
     assert all(row["name"] in done.stdout for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_gpu_study_continues_after_a_variant_that_fails(tmp_path):
     done, rows = study(tmp_path, "--device", "cuda", "--only", "io", CUDA_VISIBLE_DEVICES="")
     failed = [row["name"] for row in rows if "error" in row]
@@ -216,6 +219,7 @@ def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):
     assert step.Benchmark(steps=2).steps == 2
 
 
+@pytest.mark.seconds
 def test_main_knows_the_options_of_every_row():
     recipes = importlib.import_module("recipes")
     for table in recipes.TABLES.values():

@@ -30,6 +30,7 @@ def save(image, path):
     image.save(path, "PNG")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_problems_are_listed_at_once(folder, main_here, workers):
     (half, _), (text, _), (empty, _), (_, half_mask), (_, wide), (bomb, _), (gone, _), (_, lost), *_ = pairs(folder)

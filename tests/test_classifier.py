@@ -233,7 +233,7 @@ def test_both_views_of_an_image_are_merged():
     assert torch.equal(recorder.calls[0][1], probs)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_compiled_net_learns_the_same_and_its_checkpoint_does_not_know():
     """What torch.compile traces, without the C++ that it would write for it, which takes a minute."""
     images = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)

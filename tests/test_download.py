@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -19,7 +18,6 @@ from base64 import b64encode
 from collections import Counter
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -28,14 +26,15 @@ from kagglesdk.competitions.types.competition_api_service import ApiDownloadData
 from kagglesdk.kaggle_env import get_endpoint, get_env
 from kagglesdk.users.types.account_service import ApiVersion, GenerateAccessTokenRequest
 
-from conftest import ROOT
 from data import download, fetcher
 from data.fetcher import DatasetFetcher
 from data.layout import CarvanaLayout
 from data.unpack import RefusedError, unpack
+from processes import Program, ended, fork, in_folder
 from runtime import files
 from runtime.errors import UserError
-from test_main import SMALL, rows_of
+from test_predictions_saver import rows_of
+from tiny import SMALL
 
 SECRET = "a-secret-of-the-user"
 STORE = "http://store.test/"  # Kaggle redirects a download to a signed address on another host
@@ -300,26 +299,12 @@ class Forever(dict):
         return self[name]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_processes():
-    """Start processes from a fork server that has imported torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        forkserver.set_forkserver_preload([__name__])
-        forkserver.ensure_running()
-
-
 def in_a_process(action, *arguments):
-    """Returns a new process that runs action(*arguments) in the current environment."""
-    names = [name for name in os.environ if name == "HOME" or "KAGGLE" in name or "PROXY" in name.upper()]
-    arguments = ({name: os.environ[name] for name in names}, action, *arguments)
-    process = multiprocessing.get_context("forkserver").Process(target=run_action, args=arguments)
-    process.start()
-    return process
+    """Returns a new process that runs action(*arguments)."""
+    return fork(run_action, action, *arguments)
 
 
-def run_action(environment, action, *arguments):
-    os.environ.update(environment)
+def run_action(action, *arguments):
     download.COUNTS.update(SMALL_COUNTS)
     download.BACKOFF = ()
     try:
@@ -328,11 +313,7 @@ def run_action(environment, action, *arguments):
         sys.exit(str(error))
 
 
-def ended(process) -> int:
-    process.join(60)
-    return process.exitcode
-
-
+@pytest.mark.seconds
 def test_another_process_resumes_the_download(server, kaggles, tmp_path):
     server.cut["train.zip"] = 0.4
     assert ended(in_a_process(fetch, tmp_path)) == 1
@@ -425,7 +406,7 @@ def test_an_invalid_proxy_is_not_retried(server, tmp_path, monkeypatch, capsys, 
 
 def test_a_missing_certificate_file_is_not_retried(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such.pem")
-    monkeypatch.setattr(download, "get_endpoint", lambda _: "https://kaggle.test")
+    monkeypatch.setattr("kagglesdk.kaggle_env.get_endpoint", lambda _: "https://kaggle.test")
     assert "HTTP_PROXY and REQUESTS_CA_BUNDLE" in refusal(tmp_path) and "Retrying" not in capsys.readouterr().out
 
 
@@ -619,7 +600,7 @@ def half_folders(folder, kaggles):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_kill_leaves_no_incomplete_folder_and_the_next_start_resumes(server, kaggles, tmp_path):
     whole = expected_tree(kaggles, *TRAINING)
     assert ended(in_a_process(fetch_and_die, tmp_path / "straight", 0, tmp_path / "log")) == 0
@@ -665,6 +646,7 @@ def fetch_unlocked(folder):
     fetch(folder)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("action", [fetch, fetch_unlocked])
 def test_two_processes_download_once(server, kaggles, tmp_path, action):
     """Control: without the lock, they download twice or disturb each other."""
@@ -683,6 +665,7 @@ def hold(folder):
             time.sleep(0.005)
 
 
+@pytest.mark.seconds
 def test_waiting_for_a_lock_prints_a_sentence(tmp_path, monkeypatch):
     process = in_a_process(hold, tmp_path)
     while not (tmp_path / "held").exists():
@@ -704,6 +687,9 @@ def test_waiting_for_a_lock_prints_a_sentence(tmp_path, monkeypatch):
 MAIN = f"""
 import runpy, sys
 from data import download
+from nn import unet
+from tiny import SMALL_NETS
+unet.NETS.update(SMALL_NETS)
 download.COUNTS.update({SMALL_COUNTS})
 download.BACKOFF = ()
 sys.argv[0] = "main.py"
@@ -713,31 +699,28 @@ runpy.run_path("main.py", run_name="__main__")
 
 def start_main(folder, *arguments):
     """Start main.py for a competition as small as the server's."""
-    folders = ["--input-dir", folder / "input", "--output-dir", folder / "output", "--logs-dir", folder / "logs"]
-    command = [sys.executable, "-c", MAIN, *map(str, [*folders, *SMALL, *arguments])]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    script = folder / "small_competition.py"
+    script.write_text(MAIN)
+    return Program(script, *in_folder(folder, "--input-dir", folder / "input", *SMALL, *arguments))
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_the_partial_download_and_the_same_command_completes(
-    server, kaggles, tmp_path
-):
+@pytest.mark.seconds
+def test_ctrl_c_keeps_the_partial_download_and_the_same_command_completes(server, kaggles, tmp_path):
     server.cut["train.zip"], server.stalls = 0.4, 5
     run = start_main(tmp_path, "--epochs", "1", "--workers", "0")
     assert server.reached.wait(60)
     time.sleep(0.3)
     os.killpg(run.pid, signal.SIGINT)
-    printed = run.communicate(timeout=60)[0]
-    assert run.returncode == 128 + signal.SIGINT and "Traceback" not in printed
+    printed = run.ended()
+    assert run.code == 128 + signal.SIGINT and "Traceback" not in printed
     kept = "The download so far is kept. Run the same command again to resume it."
     assert printed.splitlines()[-1].endswith(kept)
     assert ranges(server, "train.zip") == [0]
 
     server.stalls = 0
     run = start_main(tmp_path, "--epochs", "1", "--workers", "0")
-    printed += run.communicate(timeout=300)[0]
-    assert run.returncode == 0, printed
+    printed += run.ended()
+    assert run.code == 0, printed
     assert ranges(server, "train.zip")[1] > 0
     assert read_tree(tmp_path / "input") == expected_tree(kaggles, *TRAINING, *PREDICTION)
     command = "kaggle competitions submit -c carvana-image-masking-challenge -f {} -m U-Net"

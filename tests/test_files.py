@@ -76,6 +76,7 @@ def locked_by_another(folder, how="lock"):
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.seconds
 def test_a_folder_is_locked_against_other_processes(tmp_path, capsys):
     with locked_by_another(tmp_path) as (process, _):
         with pytest.raises(UserError, match=f"^{tmp_path} is in use by another process"):
@@ -90,7 +91,7 @@ def test_a_folder_is_locked_against_other_processes(tmp_path, capsys):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("how", ["lock", "flock"])
 def test_a_lock_ends_with_a_killed_process_before_its_workers_do(tmp_path, how):
     """Forked workers inherit open files, and find out only after seconds that their parent was killed.

@@ -11,6 +11,7 @@ from nn.metrics import dice_per_image, pixel_accuracy_per_image
 pairs = arrays(bool, (2, 3, 4, 5))  # predictions and targets of three images
 
 
+@pytest.mark.seconds
 @given(pairs)
 def test_dice_is_scikit_learns_f1_score_of_each_image(pair):
     predictions, targets = torch.from_numpy(pair)

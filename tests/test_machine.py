@@ -91,6 +91,7 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
     assert compiled.compile and "torch.compile (the first training" in compiled.reasons.splitlines()[-1]
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept_for_the_next_step(kept):

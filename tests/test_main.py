@@ -26,14 +26,13 @@ from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
+from processes import SMALL_MAIN, Program
 from runtime.errors import UserError
 from runtime.run import load_run
 from test_predictions_saver import rows_of
+from tiny import SMALL, SMALL_NETS
 
-SMALL = (
-    "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 --optimizer RMSprop "
-    "--learning-rate 0.0002 --batch-size 8 --device cpu"
-).split()
+UNET1024 = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 --batch-size 8 --device cpu".split()
 
 
 def fetcher(folder):
@@ -53,77 +52,76 @@ def score(submission, masks):
     return np.mean(scores)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
     for name in ("KAGGLE_USER", "KAGGLE_PASSWD", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.setenv(name, "a-secret-of-the-user")
-    done = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
-    assert done.returncode == 0, done.stderr
-    assert "\ndata        48 images of 3 cars to train on, 16 of 1 to validate on; 16 to predict\n" in done.stdout
-    assert len(re.findall(r"^epoch [12]/2 ( +\d\.\d{4}){4} ", done.stdout, re.MULTILINE)) == 2
-    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith("epoch"))
+    code, printed = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
+    assert code == 0, printed
+    assert "\ndata        48 images of 3 cars to train on, 16 of 1 to validate on; 16 to predict\n" in printed
+    assert len(re.findall(r"^epoch [12]/2 ( +\d\.\d{4}){4} ", printed, re.MULTILINE)) == 2
+    assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith("epoch"))
     run = next((tmp_path / "output/models").iterdir())
     for path in (run / "best.pt", tmp_path / "output/submit.csv.gz"):
-        assert path.exists() and str(path) in done.stdout
+        assert path.exists() and str(path) in printed
     for folder in ("tb_viz", "tb_logs"):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
-    scores = re.findall(r"^score +(0\.\d{6}), as Kaggle computes it", done.stdout, re.MULTILINE)
+    scores = re.findall(r"^score +(0\.\d{6}), as Kaggle computes it", printed, re.MULTILINE)
     table = pd.read_csv(run / "score.csv")
     assert len(scores) == 1 and len(table) == 16 and table["dice"].mean() == pytest.approx(float(scores[0]), abs=1e-6)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8 and not any(b"a-secret-of" in path.read_bytes() for path in files)
-    assert "a-secret-of" not in done.stdout + done.stderr
+    assert "a-secret-of" not in printed
 
     files = [*run.glob("*.csv"), run / "last.pt", tmp_path / "output/submit.csv.gz"]
     kept = {path: path.read_bytes() for path in files}
-    again = run_main("--resume", run, "--score-only")
-    assert again.returncode == 0, again.stderr
-    assert f"score       {scores[0]}, as Kaggle computes it" in again.stdout and "epoch 2/2" not in again.stdout
+    code, again = run_main("--resume", run, "--score-only")
+    assert code == 0, again
+    assert f"score       {scores[0]}, as Kaggle computes it" in again and "epoch 2/2" not in again
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("padding", ["reflect", "stretch"])
 def test_the_papers_net_goes_the_whole_way_too(drawn, run_main, tmp_path, padding):
-    sizes = "--input-img-resize 188 204 --output-img-resize 4 20".split()
-    done = run_main("--input-dir", drawn, *sizes, "--padding", padding, "--epochs", "1", "--sample-size", "0.5")
-    assert done.returncode == 0, done.stderr
+    sizes = "--input-img-resize 48 64 --output-img-resize 32 48".split()
+    code, printed = run_main("--input-dir", drawn, *sizes, "--padding", padding, "--epochs", "1")
+    assert code == 0 and "from 48x64 pixels to 32x48" in printed, printed
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     """Images of different sizes: trained, scored, resumed, and cut out with the printed command."""
     images = ["--dataset", "own", "--input-dir", own, "--group-regex", "(.+)-"]
-    done = run_main(*images, *SMALL, "--epochs", "1", "--workers", "1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("data        6 images of 3 groups to train on, 2 of 1 to validate on\n")
-    assert f"            in {own}/images, masks in {own}/masks\n" in done.stdout
-    assert "2 validation images of 1 group" in done.stdout and "by angle" not in done.stdout
+    code, printed = run_main(*images, *SMALL, "--epochs", "1", "--workers", "1")
+    assert code == 0, printed
+    assert printed.startswith("data        6 images of 3 groups to train on, 2 of 1 to validate on\n")
+    assert f"            in {own}/images, masks in {own}/masks\n" in printed
+    assert "2 validation images of 1 group" in printed and "by angle" not in printed
     run = next((tmp_path / "output/models").iterdir())
     score, split = pd.read_csv(run / "score.csv"), pd.read_csv(run / "split.csv")
     assert list(score) == ["image", "car", "dice"] and score["car"].nunique() == 1 and len(score) == 2
     assert set(split[split["part"] == "valid"]["image"]) == set(score["image"]) and len(split) == 8
     assert len(set(split["car"])) == 4 and not (tmp_path / "output/submit.csv.gz").exists()
 
-    again = run_main("--resume", "last", "--epochs", "2")
-    assert again.returncode == 0 and f"Resuming {run} after epoch 1 of 2." in again.stdout, again.stderr
+    code, again = run_main("--resume", "last", "--epochs", "2")
+    assert code == 0 and f"Resuming {run} after epoch 1 of 2." in again, again
     assert pd.read_csv(run / "split.csv").equals(split) and len(pd.read_csv(run / "metrics.csv")) == 2
-    other = run_main("--resume", "last", "--group-regex", "cat")
-    assert f"--group-regex must stay (.+)- in {run}, not cat" in other.stderr  # control: it was kept
+    _, other = run_main("--resume", "last", "--group-regex", "cat")
+    assert f"--group-regex must stay (.+)- in {run}, not cat" in other  # control: it was kept
 
-    (command,) = re.findall(r"(python predict\.py .*)$", again.stdout, re.MULTILINE)
+    (command,) = re.findall(r"(python predict\.py .*)$", again, re.MULTILINE)
     _, script, photo, *options = shlex.split(command)
     worst = pd.read_csv(run / "score.csv")["image"][0]
     as_scored = ["--threshold", "0.5", "--tta", "False"]  # which a resume may change, and the model would not know
     assert photo == str(own / "images" / worst) and options == ["--model", str(run / "best.pt"), *as_scored]
-    command = [sys.executable, ROOT / script, photo, *options]
-    cut = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert cut.returncode == 0, cut.stderr
+    cut = Program(SMALL_MAIN[0], script, photo, *options, "--output-dir", tmp_path / "cutouts")
+    assert cut.ended() and cut.code == 0, cut.printed
     mask = next((own / "masks").glob(f"{worst.split('.')[0]}*"))
-    assert re.search(rf"Dice 0\.\d{{4}} with {re.escape(mask.name)}\n", cut.stdout)
+    assert re.search(rf"Dice 0\.\d{{4}} with {re.escape(mask.name)}\n", cut.printed)
     with Image.open(photo) as image, Image.open(tmp_path / f"cutouts/{worst.split('.')[0]}_mask.png") as made:
         assert made.size == image.size
 
@@ -177,14 +175,14 @@ def test_a_mistake_of_the_user_ends_in_one_sentence(main_here, tmp_path, argumen
 def test_a_run_on_a_full_disk_ends_in_one_sentence(drawn, main_here, small_disk):
     """Its first checkpoint is larger than the disk, which shows before the first step."""
     folder, _ = small_disk
-    code, _ = main_here("--input-dir", str(drawn), *SMALL, "--workers", "0", "--output-dir", str(folder))
+    code, _ = main_here("--input-dir", str(drawn), *UNET1024, "--workers", "0", "--output-dir", str(folder))
     (run,) = (folder / "models").iterdir()
     assert code.startswith(f"main.py: Cannot write {run}/last.pt (No space left on device). Make room")
     assert not list(run.glob("*.p*"))
 
 
 @pytest.fixture
-def saved_run(drawn, main_here, monkeypatch, tmp_path):
+def saved_run(drawn, main_here, small_net, monkeypatch, tmp_path):
     """The folder of a run that has been trained for no epoch yet."""
 
     def stop(*_):
@@ -205,7 +203,7 @@ def saved_run(drawn, main_here, monkeypatch, tmp_path):
         ("--sample-size 0.5", "--sample-size must stay None in RUN, not 0.5"),
         ("--rotation 9", "--rotation must stay 5.0 in RUN, not 9.0"),
         ("--dataset sample", "--dataset must stay carvana in RUN, not sample"),
-        ("--input-img-resize 192 192 --output-img-resize 192 192", "--input-img-resize must stay (128, 128) in RUN"),
+        ("--input-img-resize 64 64 --output-img-resize 64 64", "--input-img-resize must stay (32, 48) in RUN"),
         ("--score-only", "RUN has no complete epoch to score. Resume it without --score-only."),
     ],
 )
@@ -234,7 +232,7 @@ def test_a_resumed_run_keeps_every_other_value(saved_run, main_here, request, dr
     assert code.startswith("main.py: seen"), code
     classifier, loader = seen["self"], seen["train_loader"]
     assert (classifier.seed, classifier.epochs, classifier.precision) == (5, 9, torch.float32)
-    assert isinstance(classifier.net, UNet1024) and isinstance(seen["optimizer"], torch.optim.RMSprop)
+    assert isinstance(classifier.net, SMALL_NETS["UNet1024"]) and isinstance(seen["optimizer"], torch.optim.RMSprop)
     assert (loader.batch_size, loader.num_workers, loader.dataset.X[0].parent.parent) == (8, 1, drawn)
     saver = seen["callbacks"][0]
     assert saver.folder == saved_run and saver.settings["hyperparameters"]["epochs"] == 9
@@ -303,8 +301,8 @@ def test_a_misspelled_option_is_named_with_the_one_that_was_meant(main_here):
     assert code == 2 and "--epoch, 3" in printed and "--epochs INT" in printed
 
 
-@pytest.mark.slow
-def test_the_workers_of_the_training_have_ended_when_the_run_predicts(drawn, main_here, monkeypatch):
+@pytest.mark.seconds
+def test_the_workers_of_the_training_have_ended_when_the_run_predicts(drawn, main_here, small_net, monkeypatch):
     alive = []
     predict = CarvanaClassifier.predict
     monkeypatch.setattr(
@@ -316,14 +314,13 @@ def test_the_workers_of_the_training_have_ended_when_the_run_predicts(drawn, mai
     assert alive == [[], []]  # the score and the submission
 
 
-@pytest.mark.slow
-def test_a_truncated_image_ends_the_run_by_name(drawn, run_main, tmp_path):
+@pytest.mark.seconds
+def test_a_truncated_image_ends_the_run_by_name(drawn, main_here, small_net, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "input")
     photo = fetcher(folder).get_train_files()[0][5]
     os.truncate(photo, photo.stat().st_size // 2)
-    done = run_main("--input-dir", folder, *SMALL, "--epochs", "1", "--workers", "1")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"main.py: {photo} cannot be read as an image" in done.stderr
+    code, printed = main_here("--input-dir", str(folder), *SMALL, "--epochs", "1", "--workers", "1")
+    assert code.startswith(f"main.py: {photo} cannot be read as an image") and "Traceback" not in printed
 
 
 def learning_rates(optimizer, scheduler, count):
@@ -335,6 +332,7 @@ def learning_rates(optimizer, scheduler, count):
     return rates
 
 
+@pytest.mark.seconds
 def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     """Each hyperparameter arrives where it works."""
     compiled = []
@@ -370,7 +368,8 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
     assert not compiled
 
-    small = ["--input-dir", str(drawn), *SMALL, "--optimizer", "RMSprop", "--workers", "0", "--compile"]
+    small = ["--input-dir", str(drawn), *UNET1024, "--workers", "0", "--compile"]
+    small += "--optimizer RMSprop --learning-rate 0.0002".split()
     _, told = main_here(*small, "--no-predict")
     assert "Warning:" not in told
     assert compiled == [seen["self"].net] == [seen["self"].eval_net]
@@ -385,14 +384,14 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
 
 
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkeypatch):
-    step = "--optimizer AdamW --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5 --grad-clip 2 --ema-decay 0.9"
-    step += " --accumulate-steps 3"
+    step = "--optimizer AdamW --learning-rate 0.0002 --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5"
+    step += " --grad-clip 2 --ema-decay 0.9 --accumulate-steps 3"
     light = "--no-soft-labels --no-flip --shift 0.1 --scale 0.2 --rotation 3"
     light += " --color-jitter 0.4 --grayscale 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
     compiled = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
-    main_here("--input-dir", str(drawn), *SMALL, *sizes.split(), *step.split(), *light.split(), "--compile")
+    main_here("--input-dir", str(drawn), *UNET1024, *sizes.split(), *step.split(), *light.split(), "--compile")
     assert set(compiled) == {seen["self"].net, seen["self"].eval_net} and len(compiled) == 2
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
@@ -407,6 +406,7 @@ def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkey
     assert (dataset.half_size_epochs, seen["valid_loader"].dataset.half_size_epochs) == (2, 0)
 
 
+@pytest.mark.seconds
 def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, main_here, monkeypatch, tmp_path):
     """And the score too. An epoch that is worse comes last: restoring the best is what keeps it out of them."""
     restored, thresholds = [], []
@@ -422,11 +422,13 @@ def test_the_submission_is_made_with_the_best_weights_and_the_threshold(drawn, m
             self.net.head.bias.data.add_(100)
 
     def predict(self, test_loader, callbacks, title="predict"):
-        assert test_loader.dataset.tta
+        dataset = test_loader.dataset
+        assert dataset.tta
         restored.append(self.net.head.bias.item())
-        thresholds.append((title, callbacks[0].threshold, test_loader.dataset.sizes))
+        sizes = dataset.input_img_resize, dataset.output_img_resize, dataset.padding
+        thresholds.append((title, callbacks[0].threshold, sizes))
         assert title == "score" or callbacks[0].origin_img_size == (80, 120)
-        names = [path.name for path in test_loader.dataset.X]
+        names = [path.name for path in dataset.X]
         callbacks[0].on_batch_gathered(callbacks[0].on_predict_batch(names, torch.zeros(len(names), 4, 4)))
 
     monkeypatch.setattr("nn.classifier.CarvanaClassifier.train", train)
@@ -452,6 +454,23 @@ def test_help_explains_every_option_in_three_groups_of_80_columns(main_here, mon
             assert f"--{name.replace('_', '-')}" in text and comment in text
 
 
+@pytest.mark.seconds
+def test_help_imports_no_library_that_it_does_not_need():
+    """Each takes a good part of a second, and torch._dynamo two."""
+    program = """
+import runpy, sys
+try:
+    runpy.run_path("main.py", run_name="__main__")
+except SystemExit:
+    print("loaded:", *sys.modules)
+"""
+    command = [sys.executable, "-c", program, "--help"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    loaded = set(done.stdout.partition("loaded: ")[2].split())
+    assert {"torch", "tyro", "callbacks.tensorboard"} <= loaded  # control
+    assert not loaded & {"torchvision", "torch._dynamo", "sklearn", "scipy", "kaggle", "kagglesdk", "tensorboard"}
+
+
 def commands(prefix):
     """The lines of README's code blocks that begin so, with continued lines joined."""
     blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -473,6 +492,7 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
     assert expected in str(code) + printed
 
 
+@pytest.mark.seconds
 def test_the_readme_goes_from_an_account_to_a_score_in_eight_lines():
     """Its last commands are ones that Kaggle's client has, and the one that main.py prints."""
     section = (ROOT / "README.md").read_text().partition("## On a GPU box\n")[2].partition("```\n")[2]
@@ -509,24 +529,28 @@ def test_the_readme_has_the_tutorials_two_setups():
     assert " ".join(second[0].split()) in " ".join(told.split())
 
 
-@pytest.mark.slow
-def test_make_demo_does_what_the_readme_says(tmp_path):
-    """The command of `make demo`, in a copy of the repository, with the Python that runs this test."""
+@pytest.mark.seconds
+@pytest.mark.parametrize(
+    ("arguments", "dice"), [("--epochs 3", 0.9), pytest.param("", 0.97, marks=pytest.mark.slow)], ids=["short", "whole"]
+)
+def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice):
+    """`make demo` in a copy of the repository, with the Python that runs this test. The short one has smaller cars."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
-    make = ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}"]
+    if arguments:
+        shutil.copytree(drawn, tmp_path / "input" / "sample")
+    make = ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}", f"ARGS={arguments}"]
     done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "drawn cars" in done.stdout.splitlines()[0]
-    dice = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
-    assert dice >= 0.97
+    validated = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
     submitted = score(tmp_path / "output/submit.csv.gz", tmp_path / "input/sample/test_masks")
-    assert submitted >= 0.97
-    assert abs(submitted - dice) < 0.015  # full size, other cars: it agrees with validation
+    assert validated >= dice and submitted >= dice
+    assert abs(submitted - validated) < 0.03  # full size, other cars: it agrees with validation
     paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
     assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
 
@@ -543,15 +567,18 @@ def texts_of_the_code():
 
 
 def is_quoted(sentence, texts):
-    """Whether a text of the code, with values filled in, is the sentence, or parts of texts are much of it."""
+    """Whether a text of the code, with values filled in, is the sentence, or parts of texts are all but its values."""
     for text in texts:
         pattern = "".join(".*" if part is None else re.escape(part) for part in text)
         if sum(len(part.strip()) for part in text if part) > 12 and re.fullmatch(pattern, sentence):
             return True
-    parts = {part.strip() for text in texts for part in text if part and len(part.strip()) >= 12}
-    return sum(len(part) for part in parts if part in sentence) > 0.4 * len(sentence)
+    parts = {part.strip() for text in texts for part in text if part and len(part.strip()) >= 6}
+    for part in sorted(parts, key=len, reverse=True):
+        sentence = sentence.replace(part, " ")
+    return not re.search(r"(?<!\S)[A-Za-z]{6,}(?!\S)", sentence)  # a word, not a name or a number
 
 
+@pytest.mark.seconds
 def test_the_fault_table_quotes_the_code_and_names_tests_that_are_there():
     page = (ROOT / "docs" / "reliability.md").read_text()
     written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))

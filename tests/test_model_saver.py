@@ -208,7 +208,7 @@ def test_a_missing_or_wrong_best_is_an_error_before_the_training(drawn, tmp_path
         resume(drawn, saver, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_folder_is_locked_while_it_is_trained_in(drawn, tmp_path):
     saver = make_saver(tmp_path / "run")
     train(drawn, 1, [saver])

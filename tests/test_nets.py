@@ -71,6 +71,7 @@ def test_size_errors_name_the_two_nearest_sizes():
     assert refused.value.nearest == [(960, 128), (1024, 192)]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("name", "size", "mask_size"), [
     ("UNetOriginal", (572, 588), (388, 404)),
     ("UNet1024", (1024, 1280), (1024, 1280)),
@@ -84,6 +85,7 @@ def test_a_net_is_made_by_its_name_and_size(name, size, mask_size):
             make_net(name, (3, 1000, 1000))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("make", "in_shape"),
     [
@@ -104,6 +106,7 @@ def test_logits_have_the_nets_output_size_and_every_parameter_has_a_gradient(mak
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("make", [UNetOriginal, UNet1024])
 def test_feature_maps_begin_with_unit_variance_all_the_way_down(make):
     """The paper, section 3; measured before each BatchNorm, which would hide it."""
@@ -146,6 +149,7 @@ def test_left_and_right_are_symmetric(net):
         assert not torch.allclose(net(image.flip(-1)), expected, rtol=1e-3, atol=1e-4)  # control
 
 
+@pytest.mark.seconds
 def test_the_receptive_field_of_an_output_pixel_is_centered_92_pixels_further():
     """The gradient of output pixel (i, j) reaches input pixels around (i + 92, j + 92), as reflect_pad takes it."""
     torch.manual_seed(0)

@@ -182,6 +182,7 @@ def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
     assert predict_here("one", "one/a.png")[0] == 0  # the same image twice is predicted once
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("padding", "tta"), [("reflect", True), ("reflect", False), ("stretch", False)])
 def test_the_probabilities_are_those_of_a_submission(tmp_path, padding, tta):
     """An image goes the same way as in main.py."""
@@ -253,6 +254,7 @@ def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tm
     assert "(not images): b.HEIC, c.txt, d.txt and 1 more (HEIC is not supported: convert it to JPEG)\n" in printed
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("saved", [True, False])
 def test_tta_is_that_of_the_model_by_default(tmp_path, monkeypatch, saved):
     checkpoint(tmp_path / "best.pt", tta=saved)
@@ -270,6 +272,7 @@ def test_tta_is_that_of_the_model_by_default(tmp_path, monkeypatch, saved):
         assert views.pop() == count
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "wrong", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), np.zeros((3, 9, 9), np.uint8), "a.png"]
 )
@@ -281,6 +284,7 @@ def test_a_wrong_image_is_refused_from_python(tmp_path, wrong):
         finder(wrong)
 
 
+@pytest.mark.seconds
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     run = tmp_path / re.search(r'CarFinder\("(.*?)"\)', code)[1]

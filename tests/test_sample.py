@@ -37,6 +37,7 @@ def test_a_car_is_completely_inside_its_image_and_fills_a_good_part_of_it(drawn)
         assert 0.05 < mask.mean() < 0.5, path.name
 
 
+@pytest.mark.seconds
 def test_an_image_is_a_function_of_seed_car_and_angle(drawn, tmp_path):
     draw_sample(tmp_path / "fewer", cars=3, test_cars=1, size=(80, 120), processes=2)
     draw_sample(tmp_path / "other", cars=3, test_cars=1, size=(80, 120), processes=1, seed=1)
@@ -53,6 +54,7 @@ def test_an_existing_sample_is_not_drawn_again(tmp_path):
     assert list((tmp_path / "sample").iterdir()) == []
 
 
+@pytest.mark.seconds
 def test_an_interrupted_drawing_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

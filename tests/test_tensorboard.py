@@ -163,6 +163,7 @@ def test_an_error_map_has_a_color_per_kind_of_pixel():
         assert (caption == torch.tensor(color)).all(1).any()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("case", ["even", "behind", "ahead", "cut"])
 def test_resumed_curves_have_no_gap_and_no_double_point(drawn, tmp_path, case):
     """Each way in which a kill can leave the log: complete, an epoch behind, an epoch ahead, cut within a record."""

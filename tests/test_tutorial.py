@@ -42,6 +42,7 @@ def failures(text: str) -> str:
     return "".join(report)
 
 
+@pytest.mark.seconds
 def test_the_snippets_print_what_they_show(tmp_path, monkeypatch):
     (tmp_path / "input").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -144,6 +145,7 @@ def figures(drawn, tmp_path, monkeypatch):
     return script
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["photo_mask_cutout", "unet_levels", "geometry", "stretch", "augmentation"])
 def test_the_figures_that_need_no_training_can_be_drawn(figures, name, tmp_path):
     getattr(figures, name)()

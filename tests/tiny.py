@@ -13,6 +13,13 @@ from data.dataset import TrainImageDataset
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.optimizer import make_scheduler
+from nn.unet import UpsampleDecoder
+from nn.unet_origin import ConvBnRelu, StackDecoder, StackEncoder, check_size
+
+SMALL = (  # options of main.py for a SmallUNet
+    "--net UNet1024 --input-img-resize 32 48 --output-img-resize 32 48 --optimizer RMSprop --learning-rate 0.001 "
+    "--batch-size 8 --device cpu"
+).split()
 
 
 class Tiny(torch.nn.Module):
@@ -25,6 +32,52 @@ class Tiny(torch.nn.Module):
 
     def forward(self, x):
         return self.conv(x).squeeze(1)
+
+
+class SmallUNet(torch.nn.Module):
+    """One level of UNet1024, with 8 channels. It has the name of UNet1024, to take its place in NETS."""
+
+    valid_sizes = range(16, 2**16, 8)
+    margin = 0
+    check = classmethod(check_size)
+
+    def __init__(self, in_shape):
+        super().__init__()
+        channels, *size = in_shape
+        self.in_shape, self.output_size = tuple(in_shape), self.check(size)
+        self.down1 = StackEncoder(channels, 8, padding=1)
+        self.center = ConvBnRelu(8, 8, padding=1)
+        self.up1 = UpsampleDecoder(8, 8, 8)
+        self.head = torch.nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        x, trace = self.down1(x)
+        return self.head(self.up1(self.center(x), trace)).squeeze(1)
+
+
+class SmallOriginal(torch.nn.Module):
+    """One level of UNetOriginal, with valid convolutions and 8 channels. It has its name."""
+
+    valid_sizes = range(24, 2**16, 2)
+    margin = 16
+    check = classmethod(check_size)
+
+    def __init__(self, in_shape):
+        super().__init__()
+        channels, *size = in_shape
+        self.in_shape, self.output_size = tuple(in_shape), self.check(size)
+        self.down1 = StackEncoder(channels, 8)
+        self.center = torch.nn.Sequential(ConvBnRelu(8, 8), ConvBnRelu(8, 8))
+        self.up1 = StackDecoder(8, 8)
+        self.head = torch.nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        x, trace = self.down1(x)
+        return self.head(self.up1(self.center(x), trace)).squeeze(1)
+
+
+SmallUNet.__name__, SmallOriginal.__name__ = "UNet1024", "UNetOriginal"
+SMALL_NETS = {"UNet1024": SmallUNet, "UNetOriginal": SmallOriginal}
 
 
 class Bright(torch.nn.Module):
