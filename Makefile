@@ -1,17 +1,22 @@
-.PHONY: demo test test-fast test-browser bench lint figures tensorboard
+.PHONY: demo test test-fast test-all test-browser bench lint figures tensorboard
 PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: needs two cores, but no GPU and no Kaggle account.
+# Other options: make demo ARGS="--epochs 3"
 demo: .venv/installed
 	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
-	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14
+	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14 $(ARGS)
 	@echo "what next   make tensorboard, or: source .venv/bin/activate && python main.py --help"
 
 test: .venv/installed-dev
-	$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -m "not slow"
 
 test-fast: .venv/installed-dev
-	$(PYTHON) -m pytest -m "not slow"
+	@$(PYTHON) -m pytest -m "not slow and not seconds"
+
+# With the tests that take minutes: the whole demo, a training on two nodes, overfitting, the study of a GPU.
+test-all: .venv/installed-dev
+	@$(PYTHON) -m pytest
 
 # Opens TensorBoard's page in Chromium, and installs Chromium if there is none.
 test-browser: .venv/installed-browser
