@@ -1,4 +1,4 @@
-"""U-Net on Kaggle's Carvana Image Masking Challenge: find the car in an image, pixel by pixel. Read from top to bottom.
+"""U-Net on Kaggle's Carvana Image Masking Challenge: find the car in an image. Read this file from top to bottom.
 
 Edit the hyperparameters below, or override them for one run (python main.py --help). The tutorial's two setups:
 
@@ -39,10 +39,10 @@ class Hyperparameters:
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or a deeper one for large images
     input_img_resize: tuple[int, int] = (572, 572)  # size of the images that enter the net
     output_img_resize: tuple[int, int] = (388, 388)  # size of the masks that leave it
-    padding: Literal["reflect", "stretch"] = "reflect"  # fill the margin around the mask (as the paper), or stretch
+    padding: Literal["reflect", "stretch"] = "reflect"  # reflect the image at the mask's edge as the paper, or stretch
     soft_labels: bool = True  # label an edge pixel with the fraction of it that is car, not with 0 or 1
     augment_img: Augmentation = Augmentation(flip=True, shift=0.0625, scale=0.1, rotation=5.0)  # img/augmentation.py
-    validation_size: float = 0.2  # fraction of the cars (not of the images) to validate on
+    validation_size: float = 0.2  # fraction of the cars (of 16 images each) to validate on
     sample_size: float | None = None  # fraction of the cars to use at all; None: all of them
     # Training
     batch_size: int = 3  # images per batch, in each process
@@ -55,7 +55,7 @@ class Hyperparameters:
     weight_decay: float = 0.0  # on the kernels of convolutions; 0.01 suits AdamW
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate, per step
     warmup_epochs: float = 0.0  # linear warmup of the learning rate; not for one_cycle, which has its own
-    grad_clip: float = 0.0  # maximum gradient norm, such as 1; 0: off
+    grad_clip: float = 0.0  # maximum norm of the gradient, such as 1; 0: off
     ema_decay: float = 0.0  # evaluate with an exponential moving average (EMA) of the weights, such as 0.99; 0: off
     seed: int = 0  # for the split, the initial weights, the order of the images and their augmentation
     # Prediction
@@ -64,7 +64,7 @@ class Hyperparameters:
 
 
 def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, options and, to resume, the split
-    # 1. Get the paths of images (X) and masks (y). All images of a car are either trained on or validated on
+    # 1. Get the paths of images (X) and masks (y). No car is in both parts
     ds_fetcher = DatasetFetcher(run.layout)
     ds_fetcher.download_dataset(test_images=run.predict)
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(
@@ -80,7 +80,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     run.announce(ds_fetcher, net, full_x_test)
 
-    # 3. Read images and masks in batches. Only the training images are augmented and shuffled
+    # 3. Read batches of images and masks (run.loading has their size). Only training images are augmented and shuffled
     sizes = hp.input_img_resize, hp.output_img_resize, hp.padding
     train_ds = TrainImageDataset(
         X_train, y_train, *sizes, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
@@ -93,20 +93,19 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     tb_viz_cb = TensorboardVisualizerCallback(run.logs_dir / "tb_viz" / run.name)
     tb_logs_cb = TensorboardLoggerCallback(run.logs_dir / "tb_logs" / run.name, hp)
     console_cb = ConsoleCallback()
-    model_saver_cb.resume(classifier, optimizer, run.resumed)  # loads last.pt, unless the run is new
+    model_saver_cb.resume(classifier, optimizer, run.resumed)  # if the run is resumed: loads last.pt and its epoch
     scheduler = make_scheduler(
         optimizer, hp.schedule, hp.epochs, hp.warmup_epochs,
         steps_per_epoch=classifier.steps_per_epoch(train_loader), done=classifier.epoch)
-    classifier.train(
-        train_loader, valid_loader, optimizer, scheduler,
-        callbacks=run.training_callbacks(model_saver_cb, tb_viz_cb, tb_logs_cb, console_cb))  # none with --score-only
+    callbacks = run.training_callbacks(model_saver_cb, tb_viz_cb, tb_logs_cb, console_cb)  # --score-only: none
+    classifier.train(train_loader, valid_loader, optimizer, scheduler, callbacks)  # --score-only: no epoch
     del train_loader, valid_loader  # shuts down their workers
 
     # 5. Score the epoch with the highest validation Dice as Kaggle would, at the original size of the masks
     classifier.restore_model(model_saver_cb.best)
     scorer_cb = ScorerCallback(X_valid, y_valid, hp.threshold, ds_fetcher.groups)
     classifier.predict(run.eval_loader(TestImageDataset(X_valid, *sizes, hp.tta)), [scorer_cb], title="score")
-    scorer_cb.report(classifier, to=[model_saver_cb, tb_logs_cb])  # prints the score; they save and log it
+    scorer_cb.report(classifier, to=[model_saver_cb, tb_logs_cb])  # prints the score, and has it saved and logged
 
     # 6. Predict the test images with the same weights, and save their masks in Kaggle's format
     pred_saver_cb = PredictionsSaverCallback(run.submission, ds_fetcher.image_size, hp.threshold)
