@@ -39,10 +39,10 @@ class Hyperparameters:
     net: Literal["UNetOriginal", "UNet1024"] = "UNetOriginal"  # the paper's net, or a deeper one for large images
     input_img_resize: tuple[int, int] = (572, 572)  # size of the images that enter the net
     output_img_resize: tuple[int, int] = (388, 388)  # size of the masks that leave it
-    padding: Literal["reflect", "stretch"] = "reflect"  # reflect the image at the mask's edge as the paper, or stretch
+    padding: Literal["reflect", "stretch"] = "reflect"  # reflect the image past the mask, like the paper, or stretch it
     soft_labels: bool = True  # label an edge pixel with the fraction of it that is car, not with 0 or 1
     augment_img: Augmentation = Augmentation(flip=True, shift=0.0625, scale=0.1, rotation=5.0)  # img/augmentation.py
-    validation_size: float = 0.2  # fraction of the cars (of 16 images each) to validate on
+    validation_size: float = 0.2  # fraction of the cars (not of the images) to validate on
     sample_size: float | None = None  # fraction of the cars to use at all; None: all of them
     # Training
     batch_size: int = 3  # images per batch, in each process
@@ -64,7 +64,7 @@ class Hyperparameters:
 
 
 def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, options and, to resume, the split
-    # 1. Get the paths of images (X) and masks (y). No car is in both parts
+    # 1. Get the paths of images (X) and masks (y). No car is in both training and validation
     ds_fetcher = DatasetFetcher(run.layout)
     ds_fetcher.download_dataset(test_images=run.predict)
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(
@@ -80,7 +80,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     run.announce(ds_fetcher, net, full_x_test)
 
-    # 3. Read batches of images and masks (run.loading has their size). Only training images are augmented and shuffled
+    # 3. Read batches of images and masks (run.loading: batch size). Only training images are augmented and shuffled
     sizes = hp.input_img_resize, hp.output_img_resize, hp.padding
     train_ds = TrainImageDataset(
         X_train, y_train, *sizes, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
@@ -110,7 +110,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     # 6. Predict the test images with the same weights, and save their masks in Kaggle's format
     pred_saver_cb = PredictionsSaverCallback(run.submission, ds_fetcher.image_size, hp.threshold)
     classifier.predict(run.eval_loader(TestImageDataset(full_x_test, *sizes, hp.tta)), [pred_saver_cb])
-    pred_saver_cb.close_saver(full_x_test)
+    pred_saver_cb.close_saver()
     run.print_next_step(ds_fetcher, scorer_cb)
 
 

@@ -73,7 +73,7 @@ def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[],
     def work() -> None:
         saver = PredictionsSaverCallback(root / "ours.csv.gz", ORIGIN, threshold=0.5)
         classifier.predict(DataLoader(dataset, batch, num_workers=machine.workers), callbacks=[saver])
-        saver.close_saver(images)
+        saver.close_saver()
 
     return work
 

@@ -13,7 +13,6 @@ from helpers import first_few, pluralize
 from img import rle
 from img.transformer import to_mask
 from nn.callback import Callback
-from runtime.distributed import is_main_process
 from runtime.errors import UserError
 from runtime.files import lock, save_atomically, write_errors
 
@@ -44,12 +43,9 @@ class PredictionsSaverCallback(Callback):
         self.empty += [name for name, runs in result if not runs]
         self.full += [name for name, runs in result if runs == f"1 {height * width}"]
 
-    def close_saver(self, images: Sequence[Path]) -> None:
-        """Move the finished file into place, and warn of suspicious masks.
-
-        images: paths of the predicted images; does nothing if there are none.
-        """
-        if not len(images) or not is_main_process():
+    def close_saver(self) -> None:
+        """Move the finished file into place, and warn about suspicious masks. Does nothing if there are no masks."""
+        if self._csv is None:
             return
         self._open_files.close()
         for names, fault in ((self.empty, "without a car"), (self.full, "without background")):

@@ -21,7 +21,7 @@ from runtime.files import lock, make_writable
 class DatasetFetcher:
     """Gets a data set and splits it. Every problem with it raises UserError. After get_train_files it has
 
-    split: a DataFrame with the columns car (or group), image and part ("train" or "valid")
+    split: a DataFrame with the columns car (also of groups), image and part ("train" or "valid")
     image_size: (height, width) of the first training image
     """
 

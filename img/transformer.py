@@ -17,7 +17,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
-    It is halved if `draft_scale` allows it, which libjpeg does while it decodes: a third faster.
+    min_size: halve the image if `draft_scale` allows it. In a JPEG, libjpeg does it while it decodes: a third faster.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, scale, orientation = _open_checked(encoded, min_size)

@@ -30,7 +30,7 @@ from runtime.machine import Machine
 class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it. With torchrun, each process does its share.
 
-    net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); a class of nn/unet.py's NETS.
+    net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); such as nn/unet.py's.
     epochs: of the whole training. machine: device, precision (the dtype of autocast), whether to compile the net.
     threshold: a pixel is car where its probability is above this. seed: seeds torch, together with the epoch.
     accumulate_steps: batches per optimizer step (gradient accumulation).

@@ -8,7 +8,7 @@ from torch import Tensor
 class SoftDiceLoss(nn.Module):
     """1 - Dice, with probabilities instead of a binary mask: per image, averaged over the batch, in [0, 1].
 
-    smooth: makes the loss of an empty mask that is predicted empty 0, not undefined. (The tutorial's formula has it
+    smooth: makes the loss 0, not undefined, if mask and prediction are empty. (The tutorial's formula has it
         twice in the numerator, which makes that loss -1.)
     """
 

@@ -189,7 +189,7 @@ def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[T
 
 
 def batches(loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
-    """The loader's batches. Raises RuntimeError, as PyTorch does, if a worker ends while it passes one on."""
+    """The loader's batches. Raises RuntimeError, as PyTorch does, if a worker dies while it sends one."""
     try:
         yield from loader
     except (EOFError, ConnectionError) as error:

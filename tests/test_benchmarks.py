@@ -242,7 +242,7 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     truths = torch.cat([decode_mask(path.read_bytes()) for path in masks]).float() / 255
     truths[1:] = 0
     saver.on_batch_gathered(saver.on_predict_batch(images, truths))
-    saver.close_saver(images)
+    saver.close_saver()
     cars = recipes.dice_per_car(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
 

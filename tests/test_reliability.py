@@ -87,7 +87,11 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
             stale.unlink()
         resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2])]
         monkeypatch.setenv("KILL_AT", moment)
-        run = start(tmp_path, *(resumed if list(tmp_path.glob("output/models/*/last.pt")) else training))
+        if list(tmp_path.glob("output/models/*/last.pt")):
+            run = start(tmp_path, *resumed)
+        else:
+            time.sleep(1)  # the folder of a run is named by the second
+            run = start(tmp_path, *training)
         if moment == "any":
             run.read_until("watch")
             time.sleep(chance.uniform(0, 1))

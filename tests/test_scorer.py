@@ -56,7 +56,7 @@ def test_the_score_is_that_of_the_submission(masks, tmp_path, threshold):
     scorer = scored(masks, probs, threshold)
     saver = PredictionsSaverCallback(tmp_path / "submit.csv.gz", (80, 120), threshold)
     saver.on_batch_gathered(saver.on_predict_batch(list(masks), probs))
-    saver.close_saver(list(masks))
+    saver.close_saver()
     expected, small = {}, []
     for (name, runs), prob in zip(rows_of(saver.to_file)[1:], probs, strict=True):
         numbers, flat = list(map(int, runs.split())), np.zeros(80 * 120, bool)
