@@ -73,16 +73,17 @@ class ModelSaverCallback(Callback):
         self._save_last(classifier)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
-        self._save_last(classifier)
-        self._save_results(classifier, classifier.state_dict())
+        self._save_results(classifier, self._save_last(classifier))
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
         self._save_table(table, "score.csv")
         print(f"scores      {self.folder / 'score.csv'}\nmodel       {self.best}\n")
 
-    def _save_last(self, classifier: CarvanaClassifier) -> None:
-        self._save(self.last, classifier.state_dict())
+    def _save_last(self, classifier: CarvanaClassifier) -> dict:
+        state = classifier.state_dict()
+        self._save(self.last, state)
         self._set_exit_hint(classifier)
+        return state
 
     def _save_results(self, classifier: CarvanaClassifier, state: dict) -> None:
         if classifier.best["epoch"] == classifier.epoch:

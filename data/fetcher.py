@@ -71,10 +71,8 @@ class DatasetFetcher:
         cars = _sample(groups, sample_size, seed)
         require(len(cars) >= 2, f"--sample-size {sample_size} of {pluralize(len(groups), self.layout.unit)} is too "
                 "few: at least 2 are needed. Raise it.")
-        from sklearn.model_selection import train_test_split  # importing it takes half a second
-
         count = min(max(1, round(validation_size * len(cars))), len(cars) - 1)
-        train, valid = train_test_split(cars, test_size=count, random_state=seed)
+        train, valid = _divide(cars, test_size=count, random_state=seed)
         parts = [("train", car) for car in sorted(train)] + [("valid", car) for car in sorted(valid)]
         rows = [(car, path.name, part) for part, car in parts for path in groups[car]]
         return pd.DataFrame(rows, columns=["car", "image", "part"])
@@ -169,6 +167,10 @@ def check_test_size(path: Path, size: tuple[int, int], mask_size: tuple[int, int
 def _sample(groups: Iterable[str], fraction: float | None, seed: int) -> list[str]:
     cars = sorted(groups)
     count = max(1, round((fraction or 1) * len(cars)))
+    return cars if count == len(cars) else _divide(cars, train_size=count, random_state=seed)[0]
+
+
+def _divide(cars: list[str], **options: int) -> list[list[str]]:
     from sklearn.model_selection import train_test_split  # importing it takes half a second
 
-    return cars if count == len(cars) else train_test_split(cars, train_size=count, random_state=seed)[0]
+    return train_test_split(cars, **options)
