@@ -73,9 +73,7 @@ def main_here(tmp_path, monkeypatch, capsys):
     """Runs main.py in this process -> the exit code and the output. With small_net, its nets are small."""
 
     def run(*arguments: str) -> tuple[int | str, str]:
-        own = {"--output-dir": str(tmp_path / "output"), "--logs-dir": str(tmp_path / "logs")}
-        folders = [word for option in own if option not in arguments for word in (option, own[option])]
-        monkeypatch.setattr("sys.argv", ["main.py", *arguments, *folders])
+        monkeypatch.setattr("sys.argv", ["main.py", *map(str, in_folder(tmp_path, *arguments))])
         monkeypatch.chdir(ROOT)
         code = 0
         try:

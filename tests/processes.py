@@ -45,6 +45,7 @@ def _act(environ: dict[str, str], action: Callable, *arguments: object) -> None:
 
 def run_script(command: Sequence[str], stdout: Connection, stderr: Connection) -> None:
     """What `python *command` does, from the root of the repository."""
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # the default, of workers
     os.setsid()
     os.dup2(stdout.fileno(), 1)
     os.dup2(stderr.fileno(), 2)
@@ -84,6 +85,9 @@ class Program:
         for pipe in (out, err, out_end, err_end):
             pipe.close()  # the output ends when the program does
         self.pids, self.printed = [process.pid for process in self.processes], ""
+        self._limit_time()
+
+    def _limit_time(self) -> None:
         self.limit = Timer(LIMIT, self.kill)
         self.limit.daemon = True
         self.limit.start()
@@ -129,9 +133,7 @@ class Torchrun(Program):
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.process = subprocess.Popen(full, cwd=ROOT, start_new_session=True, **pipes)
         self.stdout, self.pids, self.printed = self.process.stdout, [self.process.pid], ""
-        self.limit = Timer(LIMIT, self.kill)
-        self.limit.daemon = True
-        self.limit.start()
+        self._limit_time()
 
     def ended(self) -> str:
         self.printed += self.process.communicate()[0]
@@ -188,7 +190,7 @@ def parent(process: Path) -> int | None:
         return int((process / "stat").read_text().rpartition(") ")[2].split()[1])
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = 10) -> None:
     """Wait for holds() to be true."""
     end = time.monotonic() + seconds
     while not holds():

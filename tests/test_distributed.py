@@ -144,7 +144,9 @@ def test_the_command_of_the_readme_starts_several_processes_of_which_one_prints(
     assert done.returncode == 0 and done.stdout.count("usage: main.py") == 1
 
 
-SAVED = r"Epoch \d+ of 1000 is saved; continue with: \S*python -m torch.distributed.run --nproc_per_node=2 main.py --r"
+SAVED = (
+    r"Epoch \d+ of 1000 is saved; continue with: \S*python -m torch.distributed.run --nproc_per_node=2 main.py --res"
+)
 
 
 @pytest.mark.seconds

@@ -531,9 +531,11 @@ def test_the_readme_has_the_tutorials_two_setups():
 
 @pytest.mark.seconds
 @pytest.mark.parametrize(
-    ("arguments", "dice"), [("--epochs 3", 0.9), pytest.param("", 0.97, marks=pytest.mark.slow)], ids=["short", "whole"]
+    ("arguments", "dice", "differ"),
+    [("--epochs 3", 0.9, 0.03), pytest.param("", 0.97, 0.015, marks=pytest.mark.slow)],
+    ids=["short", "whole"],
 )
-def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice):
+def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice, differ):
     """`make demo` in a copy of the repository, with the Python that runs this test. The short one has smaller cars."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -550,7 +552,7 @@ def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice):
     validated = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
     submitted = score(tmp_path / "output/submit.csv.gz", tmp_path / "input/sample/test_masks")
     assert validated >= dice and submitted >= dice
-    assert abs(submitted - validated) < 0.03  # full size, other cars: it agrees with validation
+    assert abs(submitted - validated) < differ  # full size, other cars: it agrees with validation
     paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
     assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
 

@@ -46,10 +46,10 @@ def without_times(checkpoint):
 
 @pytest.fixture(scope="module")
 def training(drawn):
-    """Two cars, four epochs. Everything that has a state, or draws random numbers, is switched on."""
+    """Two cars, twenty epochs. Everything that has a state, or draws random numbers, is switched on."""
     step = "--optimizer AdamW --weight-decay 0.01 --schedule one_cycle --grad-clip 1 --ema-decay 0.9".split()
     light = "--color-jitter 0.2 --grayscale 0.2 --blur 1 --tta".split()
-    return ["--input-dir", drawn, *SMALL, *step, *light, "--sample-size", "0.5", "--epochs", "4", "--workers", "1"]
+    return ["--input-dir", drawn, *SMALL, *step, *light, "--sample-size", "0.5", "--epochs", "20", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +94,19 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
             run = start(tmp_path, *training)
         if moment == "any":
             run.read_until("watch")
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, 0.5))
             run.kill()
-        run.processes[0].join()
-        run.kill()  # a worker that has just started does not notice the death of its parent
         run.ended()
-        assert run.code == -signal.SIGKILL or "submission  " in run.printed, run.printed
+        assert run.code == -signal.SIGKILL, run.printed
         last = next(tmp_path.glob("output/models/*/last.pt"), None)
         epochs.append(last and torch.load(last, weights_only=True)["epoch"])
         assert submission.read_bytes() in (b"an earlier one", (straight / "output/submit.csv.gz").read_bytes())
     print(f"saved when it was killed: {epochs}")
-    assert run.code == -signal.SIGKILL and epochs[0] != 4
     monkeypatch.delenv("KILL_AT")
     last_of_all = start(tmp_path, "--resume", "last")
     assert "submission  " in last_of_all.ended(), last_of_all.printed
-    assert "is finished (4 epochs)." in last_of_all.printed
-    assert "epoch 4/4" not in last_of_all.printed
+    assert "is finished (20 epochs)." in last_of_all.printed
+    assert "epoch 20/20" not in last_of_all.printed
 
     (mine,), (theirs,) = ([path.parent for path in run.glob("output/models/*/last.pt")] for run in (tmp_path, straight))
     for name in ("last.pt", "best.pt"):
@@ -152,25 +149,31 @@ def test_a_signal_ends_a_run_cleanly(endless, tmp_path, number):
 
 
 def test_a_second_ctrl_c_ends_at_once(endless, tmp_path):
+    """Its workers hang, so that after the first one it would wait for seconds."""
     run = start(tmp_path, *endless)
     run.read_until("epoch    1/1000")
+    workers = [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent(path) == run.pid]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     os.killpg(run.pid, signal.SIGINT)
-    time.sleep(0.05)
+    time.sleep(0.5)
     os.killpg(run.pid, signal.SIGINT)
-    printed = run.ended()
-    assert run.code in (-signal.SIGINT, 128 + signal.SIGINT)
-    assert "Traceback" not in printed
+    assert len(workers) >= 2 and ended(run.processes[0]) == -signal.SIGINT
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    assert "Traceback" not in run.ended()
     wait_until(lambda: not left(run.pid))
 
 
 def test_output_that_nobody_reads_ends_the_run_after_its_checkpoint(endless, tmp_path):
     """As when Ctrl-C ends the `tee` that it is piped to."""
-    run = start(tmp_path, *endless, apart=True)
+    slow = "--input-img-resize 256 384 --output-img-resize 256 384".split()
+    run = start(tmp_path, *endless, *slow, apart=True)  # so that stdout is closed before the first epoch ends
     run.read_until(18 * " " + "train")  # the heading of the table of epochs
     run.stdout.close()
     message = run.stderr.read()
     assert ended(run.processes[0]) == 1
-    expected = r"Cannot write to stdout \(Broken pipe\), so the program stopped\. Epoch \d+ of 1000 is saved; "
+    expected = r"Cannot write to stdout \(Broken pipe\), so the program stopped\. Epoch 1 of 1000 is saved; "
     assert re.search(expected, message)
     assert message.count("\n") == 1
     wait_until(lambda: not left(run.pid))
@@ -183,7 +186,7 @@ def test_a_worker_is_killed(endless, tmp_path):
     worker = next(int(path.name) for path in Path("/proc").glob("[0-9]*") if parent(path) == run.pid)
     os.kill(worker, signal.SIGKILL)
     printed = run.ended()
-    assert run.code == 1 and 'File "main.py"' not in printed  # the other worker may end with a traceback of PyTorch's
+    assert run.code == 1 and "Traceback" not in printed
     assert "A DataLoader worker was killed, most likely because memory ran out" in printed
     assert "pass --workers 1 (now 2)." in printed
     assert re.search(r"is saved; continue with: \S*python main.py --resume", printed)

@@ -34,46 +34,43 @@ class Tiny(torch.nn.Module):
         return self.conv(x).squeeze(1)
 
 
-class SmallUNet(torch.nn.Module):
-    """One level of UNet1024, with 8 channels. It has the name of UNet1024, to take its place in NETS."""
+class SmallNet(torch.nn.Module):
+    """One level of a U-Net, with 8 channels."""
+
+    check = classmethod(check_size)
+
+    def __init__(self, in_shape, padding, decoder):
+        super().__init__()
+        channels, *size = in_shape
+        self.in_shape, self.output_size = tuple(in_shape), self.check(size)
+        self.down1 = StackEncoder(channels, 8, padding)
+        self.center = torch.nn.Sequential(ConvBnRelu(8, 8, padding), ConvBnRelu(8, 8, padding))
+        self.up1 = decoder
+        self.head = torch.nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        x, trace = self.down1(x)
+        return self.head(self.up1(self.center(x), trace)).squeeze(1)
+
+
+class SmallUNet(SmallNet):
+    """As UNet1024, whose name it has, to take its place in NETS."""
 
     valid_sizes = range(16, 2**16, 8)
     margin = 0
-    check = classmethod(check_size)
 
     def __init__(self, in_shape):
-        super().__init__()
-        channels, *size = in_shape
-        self.in_shape, self.output_size = tuple(in_shape), self.check(size)
-        self.down1 = StackEncoder(channels, 8, padding=1)
-        self.center = ConvBnRelu(8, 8, padding=1)
-        self.up1 = UpsampleDecoder(8, 8, 8)
-        self.head = torch.nn.Conv2d(8, 1, 1)
-
-    def forward(self, x):
-        x, trace = self.down1(x)
-        return self.head(self.up1(self.center(x), trace)).squeeze(1)
+        super().__init__(in_shape, 1, UpsampleDecoder(8, 8, 8))
 
 
-class SmallOriginal(torch.nn.Module):
-    """One level of UNetOriginal, with valid convolutions and 8 channels. It has its name."""
+class SmallOriginal(SmallNet):
+    """As UNetOriginal, with valid convolutions."""
 
     valid_sizes = range(24, 2**16, 2)
     margin = 16
-    check = classmethod(check_size)
 
     def __init__(self, in_shape):
-        super().__init__()
-        channels, *size = in_shape
-        self.in_shape, self.output_size = tuple(in_shape), self.check(size)
-        self.down1 = StackEncoder(channels, 8)
-        self.center = torch.nn.Sequential(ConvBnRelu(8, 8), ConvBnRelu(8, 8))
-        self.up1 = StackDecoder(8, 8)
-        self.head = torch.nn.Conv2d(8, 1, 1)
-
-    def forward(self, x):
-        x, trace = self.down1(x)
-        return self.head(self.up1(self.center(x), trace)).squeeze(1)
+        super().__init__(in_shape, 0, StackDecoder(8, 8))
 
 
 SmallUNet.__name__, SmallOriginal.__name__ = "UNet1024", "UNetOriginal"
