@@ -190,6 +190,12 @@ def parent(process: Path) -> int | None:
         return int((process / "stat").read_text().rpartition(") ")[2].split()[1])
 
 
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
 def wait_until(holds: Callable[[], object], seconds: float = 10) -> None:
     """Wait for holds() to be true."""
     end = time.monotonic() + seconds

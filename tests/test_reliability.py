@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from processes import SMALL_MAIN, Program, ended, in_folder, left, models, parent, wait_until
+from processes import SMALL_MAIN, Program, catches, ended, in_folder, left, models, parent, wait_until
 from tiny import SMALL, events
 
 pytestmark = pytest.mark.seconds
@@ -156,7 +156,7 @@ def test_a_second_ctrl_c_ends_at_once(endless, tmp_path):
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     os.killpg(run.pid, signal.SIGINT)
-    time.sleep(0.5)
+    wait_until(lambda: not catches(run.pid, signal.SIGINT))  # or both would be received as one
     os.killpg(run.pid, signal.SIGINT)
     assert len(workers) >= 2 and ended(run.processes[0]) == -signal.SIGINT
     for worker in workers:
