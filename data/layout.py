@@ -11,7 +11,7 @@ from PIL import Image
 from data.credentials import SETTINGS
 from data.download import COMPETITION, is_complete, is_there
 from helpers import first_few, pluralize
-from img.transformer import FORMATS
+from img.headers import FORMATS
 from runtime.errors import UserError
 
 IMAGE_NAME = re.compile(r".+_(0[1-9]|1[0-6])\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's: car and angle

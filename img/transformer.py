@@ -7,11 +7,10 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of which starts another program
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+from img.headers import SIDEWAYS, open_image, read_header
 
 
 def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
@@ -20,18 +19,17 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None) -> Ten
     min_size: halve the image if `draft_scale` allows it. In a JPEG, libjpeg does it while it decodes: a third faster.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
-    image, scale, orientation = _open_checked(encoded, min_size)
-    if image.format in ("JPEG", "MPO"):
-        width, height = (side // scale for side in image.size)
-        # strict: a damaged file is an error, not an image with a gray stripe
-        pixels = simplejpeg.decode_jpeg(encoded, min_height=height, min_width=width, strict=True)
+    image, header = open_image(io.BytesIO(encoded))
+    scale = draft_scale(header.size, min_size)
+    if image.format == "JPEG":
+        pixels = _decode_jpeg(image, "RGB", scale)
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         pixels = np.array(image.convert("RGB").reduce(scale))
-    return _exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), orientation)
+    return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
 
 def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
@@ -40,13 +38,35 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tens
     If the file has transparent pixels, the opaque ones are the car. Otherwise the brightest value is: the 1 of Kaggle's
     palette images, a gray of 255 or 65535, or a color. `min_size` and errors are those of `decode_image`.
     """
-    image, scale, orientation = _open_checked(encoded, min_size)
+    image, orientation = load(encoded)
     values = np.asarray(_car_channel(image)).clip(min=0)
     brightest = values.max()
     if brightest not in (0, 255):
         values = np.rint(values * 255.0 / brightest)
-    mask = Image.fromarray(values.astype(np.uint8)).reduce(scale)
-    return _exif_transpose(torch.from_numpy(np.array(mask))[None], orientation)
+    mask = Image.fromarray(values.astype(np.uint8))
+    size = mask.size if orientation in SIDEWAYS else mask.size[::-1]
+    mask = mask.reduce(draft_scale(size, min_size))
+    return exif_transpose(torch.from_numpy(np.array(mask))[None], orientation)
+
+
+def load(encoded: bytes) -> tuple[Image.Image, int]:
+    """Decode a file's bytes in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation (1 is upright).
+
+    Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
+    """
+    image, header = open_image(io.BytesIO(encoded))
+    if image.format == "JPEG":
+        pixels = _decode_jpeg(image, "GRAY")[..., 0] if image.mode == "L" else _decode_jpeg(image, "RGB")
+        return Image.fromarray(pixels), header.orientation
+    image.load()
+    return image, header.orientation
+
+
+def _decode_jpeg(image: Image.Image, colorspace: str, scale: int = 1) -> np.ndarray:
+    """-> (H, W, C) uint8, downsampled by `scale`. Raises ValueError if it is damaged."""
+    width, height = (side // scale for side in image.size)
+    # strict: a damaged file is an error, not an image with a gray stripe
+    return simplejpeg.decode_jpeg(image.fp.getvalue(), colorspace, min_height=height, min_width=width, strict=True)
 
 
 def _car_channel(image: Image.Image) -> Image.Image:
@@ -64,35 +84,13 @@ def _car_channel(image: Image.Image) -> Image.Image:
     return ImageChops.lighter(red, ImageChops.lighter(green, blue))
 
 
-def _open(file: Path | io.BytesIO) -> Image.Image:
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"its format is none of {', '.join(FORMATS)}") from None
-
-
-def _open_checked(encoded: bytes, min_size: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
-    """Return an image that is not decoded yet, its draft_scale and its EXIF orientation (1 is upright)."""
-    _open(io.BytesIO(encoded)).verify()  # raises SyntaxError if a checksum of a PNG is wrong, which decoding ignores
-    image = _open(io.BytesIO(encoded))  # again, as verify() requires
-    size, orientation = _upright(image)
-    return image, draft_scale(size, min_size), orientation
-
-
 def get_image_size(path: Path) -> tuple[int, int]:
-    """Read the size of an image, upright, from its header. Raises Pillow's errors."""
-    with _open(path) as image:
-        return _upright(image)[0]
+    """Read the size of an image, upright, from its header. Raises ValueError or an error of Pillow's."""
+    return read_header(path).size
 
 
-def _upright(image: Image.Image) -> tuple[tuple[int, int], int]:
-    """Return the size of the upright image, and the EXIF orientation of its pixels."""
-    # Pillow rotates a TIFF itself
-    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
-    return image.size if orientation in SIDEWAYS else image.size[::-1], orientation
-
-
-def _exif_transpose(image: Tensor, orientation: int) -> Tensor:
+def exif_transpose(image: Tensor, orientation: int) -> Tensor:
+    """Make an image (..., H, W) upright that has this EXIF orientation."""
     if orientation in SIDEWAYS:
         image = image.transpose(-2, -1)
     if orientation in (2, 3, 6, 7):
