@@ -10,26 +10,46 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from img.headers import SIDEWAYS, open_image, read_header
+from img.headers import SIDEWAYS, load_pixels, open_image, read_header, repair_jpeg, swap_bytes
+
+JPEG = ("JPEG", "MPO")  # MPO: of several pictures, the first of which is used
 
 
-def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
+def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: int = 16) -> Tensor:
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
     min_size: halve the image if `draft_scale` allows it. In a JPEG, libjpeg does it while it decodes: a third faster.
+    bits: how many are used in files of 16 bits per value: the largest value that is possible becomes 255.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, header = open_image(io.BytesIO(encoded))
     scale = draft_scale(header.size, min_size)
-    if image.format == "JPEG":
-        pixels = _decode_jpeg(image, "RGB", scale)
+    if image.format in JPEG:
+        pixels = _decode_jpeg(encoded, image, "RGB", scale)
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = _to_8_bits(encoded, image, header.bits, bits) if header.deep else load_pixels(image)
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
+
+
+def _to_8_bits(encoded: bytes, image: Image.Image, header_bits: int | None, bits: int) -> Image.Image:
+    """Decode 16 bits per value, and scale them to 8. `header_bits` holds if no value is larger."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(load_pixels(image))  # (H, W)
+    elif image.tile[0].args == "LA;16B":  # has the size of RGBA
+        image.tile = [image.tile[0]._replace(args="RGBA")]
+        high, low = np.moveaxis(np.asarray(load_pixels(image)), 2, 0)[:2]
+        values = high * np.uint16(256) + low
+    else:  # Pillow decodes the first byte of each value only
+        low = open_image(io.BytesIO(encoded))[0]
+        low.tile = [swap_bytes(tile) for tile in low.tile]
+        high, low = (np.asarray(load_pixels(each).convert("RGB")) for each in (image, low))
+        values = high * np.uint16(256) + low  # (H, W, 3)
+    if header_bits and values.max() < 2**header_bits:
+        bits = header_bits
+    return Image.fromarray(np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)[values])
 
 
 def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
@@ -55,18 +75,17 @@ def load(encoded: bytes) -> tuple[Image.Image, int]:
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, header = open_image(io.BytesIO(encoded))
-    if image.format == "JPEG":
-        pixels = _decode_jpeg(image, "GRAY")[..., 0] if image.mode == "L" else _decode_jpeg(image, "RGB")
-        return Image.fromarray(pixels), header.orientation
-    image.load()
-    return image, header.orientation
+    if image.format not in JPEG:
+        return load_pixels(image), header.orientation
+    pixels = _decode_jpeg(encoded, image, "GRAY" if image.mode == "L" else "RGB")
+    return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels), header.orientation
 
 
-def _decode_jpeg(image: Image.Image, colorspace: str, scale: int = 1) -> np.ndarray:
+def _decode_jpeg(encoded: bytes, image: Image.Image, colorspace: str, scale: int = 1) -> np.ndarray:
     """-> (H, W, C) uint8, downsampled by `scale`. Raises ValueError if it is damaged."""
     width, height = (side // scale for side in image.size)
     # strict: a damaged file is an error, not an image with a gray stripe
-    return simplejpeg.decode_jpeg(image.fp.getvalue(), colorspace, min_height=height, min_width=width, strict=True)
+    return simplejpeg.decode_jpeg(repair_jpeg(encoded), colorspace, min_height=height, min_width=width, strict=True)
 
 
 def _car_channel(image: Image.Image) -> Image.Image:
