@@ -13,10 +13,11 @@ import tyro
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.dataset import check_pair, preprocess, read
+from data.dataset import preprocess
 from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_image, is_mask, print_ignored
+from data.reader import Reader, check_pair, read
 from helpers import Progress, pluralize
-from img.transformer import decode_image, decode_mask, halve, resize_size, to_pillow, upsample
+from img.transformer import decode_image, halve, resize_size, to_pillow, upsample
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from nn.unet import NETS
@@ -51,6 +52,7 @@ class CarFinder:
             net.load_state_dict(checkpoint["net"])
             hp = checkpoint["hyperparameters"]
             self.padding, self.tta, self.threshold = hp["padding"], hp["tta"], hp["threshold"]
+            self.reader = Reader.from_state(checkpoint["reader"])
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error!s:.200}"
             raise errors.UserError(f"{model} is not a checkpoint of this program ({reason}).") from error
@@ -116,13 +118,13 @@ def find_mask(image: Path) -> Path | None:
     return None
 
 
-def compare(mask: Tensor, image: Path, scores: list[float]) -> str:
+def compare(mask: Tensor, image: Path, reader: Reader, scores: list[float]) -> str:
     """Add the Dice of a predicted mask (H, W) to `scores`, if the image has a mask -> a text to print."""
     path = find_mask(image)
     if path is None:
         return ""
     try:
-        truth = read(path, decode_mask) > 127  # (1, H, W)
+        truth = reader.mask(path) > 127  # (1, H, W)
         check_pair(image, mask.shape, path, truth.shape[1:])
     except errors.UserError as error:
         return f", no Dice: {error}"
@@ -174,7 +176,7 @@ def main(options: Options) -> None:
     unreadable, scores = 0, []
     for path in Progress(images, "cut out", unit="img"):
         try:
-            image = read(path, decode_image)
+            image = finder.reader.image(path)
         except errors.UserError as error:
             unreadable += 1
             Progress.write(str(error))
@@ -185,7 +187,7 @@ def main(options: Options) -> None:
         save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
         found = found if mask.any() else f"Warning: {path}: no car was found"
-        Progress.write(found + compare(mask, path, scores))
+        Progress.write(found + compare(mask, path, finder.reader, scores))
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
     print(f"{pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}{mean}")
     errors.require(unreadable == 0, f"{unreadable} of {len(images)} images could not be read (see above).")

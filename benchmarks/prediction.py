@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from callbacks.predictions_saver import PredictionsSaverCallback
 from data.dataset import TestImageDataset
 from data.sample import draw_sample
-from img.transformer import decode_mask, resize
+from img.mask import decode_mask
+from img.transformer import resize
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
 from runtime.machine import choose_machine, keep_freed_memory

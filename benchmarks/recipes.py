@@ -21,7 +21,7 @@ import tyro
 
 from callbacks.scorer import confidence_interval
 from img import rle
-from img.transformer import decode_mask
+from img.mask import decode_mask
 from nn.metrics import dice_per_image
 from runtime.files import save_atomically
 

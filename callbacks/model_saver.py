@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from data.reader import Reader
 from helpers import pluralize
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
@@ -29,10 +30,12 @@ class ModelSaverCallback(Callback):
     score.csv: the Dice of each validation image at its original size, with best.pt.
 
     folder: locked while it trains. hyperparameters, options: dataclass instances. split: columns car, image, part.
+    reader: how the images and masks are read.
     """
 
-    def __init__(self, folder: str | Path, hyperparameters: Any, options: Any, split: pd.DataFrame):
-        self.folder, self.split = Path(folder), split
+    def __init__(self, folder: str | Path, hyperparameters: Any, options: Any, split: pd.DataFrame,
+                 reader: Reader = Reader()):
+        self.folder, self.split, self.reader = Path(folder), split, reader
         self.best, self.last = self.folder / "best.pt", self.folder / "last.pt"
         settings = {"hyperparameters": asdict(hyperparameters), "options": asdict(options)}
         self.settings = json.loads(json.dumps(settings, default=str))  # paths become strings, tuples lists
@@ -91,7 +94,8 @@ class ModelSaverCallback(Callback):
         self._save_table(pd.DataFrame(classifier.metrics).drop(columns=[*classifier.TIMING_METRICS]), "metrics.csv")
 
     def _save(self, path: Path, state: dict) -> None:
-        run = {"split": self.split.to_dict(orient="list"), "world_size": distributed.WORLD_SIZE}
+        run = {"split": self.split.to_dict(orient="list"), "reader": self.reader.state(),
+               "world_size": distributed.WORLD_SIZE}
         with save_atomically(path) as file:
             try:
                 torch.save(self.settings | run | state, file)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from data.dataset import read
+from data.reader import Reader
 from helpers import format_size, pluralize
-from img.transformer import decode_mask, upsample
+from img.transformer import upsample
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from runtime.distributed import is_main_process
@@ -26,7 +26,9 @@ class ScorerCallback(Callback):
     The confidence interval is over the means of the cars, because the images of a car are not independent.
     """
 
-    def __init__(self, X: Sequence[Path], y: Sequence[Path], threshold: float, groups: Mapping[str, str] | None = None):
+    def __init__(self, X: Sequence[Path], y: Sequence[Path], threshold: float, groups: Mapping[str, str] | None = None,
+                 reader: Reader = Reader()):
+        self.reader = reader
         self.masks = {path.name: mask for path, mask in zip(X, y, strict=True)}
         self.threshold, self.groups = threshold, groups
         self.thresholds = sorted({*THRESHOLDS, threshold})
@@ -35,7 +37,7 @@ class ScorerCallback(Callback):
     def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, dict[float, float]]:
         result = {}
         for name, prob in zip(names, probs, strict=True):
-            truth = read(self.masks[name], decode_mask)[0] > 127  # (H, W)
+            truth = self.reader.mask(self.masks[name])[0] > 127  # (H, W)
             result[name] = dice_at_thresholds(prob, truth.to(prob.device), self.thresholds)
         return result
 

@@ -1,49 +1,51 @@
-"""Reads every image and mask once, and lists all problems together."""
+"""Reads every image and mask once, lists all problems together, and draws the outlines of some masks."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
-from data.dataset import check_pair, read
 from data.fetcher import DatasetFetcher, check_test_size
-from helpers import Progress, pluralize
-from img import transformer
+from data.masks import Survey
+from data.reader import Reader, get_header
+from helpers import Progress, first_few, pluralize
+from img.transformer import resize, to_pillow
 from runtime.errors import UserError
+from runtime.files import save_atomically
 from runtime.machine import count_cores
 
+TILES, SIDE = 4, 320  # images per row and column of the picture; pixels of a tile's longer side
 
-def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
-    """Print a warning about each unusual mask. Raises UserError that lists every problem with the data set.
 
-    workers: number of processes that read; None: one per core, at most 32.
+def check_data(ds_fetcher: DatasetFetcher, workers: int | None, picture: Path) -> None:
+    """Print what is unusual, and save a picture. Raises UserError that lists every problem with the data set.
+
+    workers: number of processes that read images; None: one per core, at most 32.
     """
-    layout, sizes, warnings = ds_fetcher.layout, [], []
+    layout = ds_fetcher.layout
     problems = list(layout.faults(shown=None))
     images, masks, tests = layout.images(), layout.masks(), []
     if layout.has_test_images and layout.files("test"):
         problems += layout.faults("test", shown=None)
         tests = list(layout.images("test").values())
 
-    pairs = [(path, masks.get(stem, [None])[0]) for stem, path in images.items()]
-    files = pairs + [(path, None) for path in tests]
+    survey = ds_fetcher.survey({path: masks[stem] for stem, path in images.items() if stem in masks}, check=True)
+    paths = [*images.values(), *tests]
     workers = min(count_cores(), 32) if workers is None else workers
-    loader = DataLoader(files, batch_size=None, collate_fn=_read_pair, num_workers=workers)
-    for size, new_problems, new_warnings in Progress(loader, "checking", unit="image"):
-        sizes.append(size)
-        problems += new_problems
-        warnings += new_warnings
-    mask_size = next(filter(None, sizes[: len(pairs)]), None)
-    for path, size in zip(tests, sizes[len(pairs) :], strict=True):
-        if size and mask_size:
-            _attempt(problems, check_test_size, path, size, mask_size)
+    mask_size = next((header.size for path, header in survey.headers.items() if path in paths), None)
+    jobs = [(survey.reader, path, None if index < len(images) else mask_size) for index, path in enumerate(paths)]
+    loader = DataLoader(jobs, batch_size=None, collate_fn=_read_image, num_workers=workers)
+    for path, problem in zip(paths, Progress(loader, "checking", unit="image"), strict=True):
+        if problem:
+            survey.problems[path] = problem
 
-    for warning in warnings:
-        print(f"Warning: {warning}")
-    read_all = f"{pluralize(len(images), 'image')}, {pluralize(len(images.keys() & masks.keys()), 'mask')}"
+    problems += survey.problems.values()
+    print_unusual(survey)
+    draw_masks(survey, picture)
+    read_all = f"{pluralize(len(images), 'image')}, {pluralize(len(survey.pairs), 'mask')}"
     if layout.has_test_images:
         read_all += f", {pluralize(len(tests), 'test image')}"
     if problems:
@@ -52,36 +54,53 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None) -> None:
     print(f"{read_all} read: no problems.")
 
 
-def _attempt(problems: list[str], check: Callable, *arguments: object) -> Any:
-    """Return check(*arguments), or add the sentence of its UserError to `problems`."""
+def _read_image(job: tuple[Reader, Path, tuple[int, int] | None]) -> str:
+    """A reader, an image, and the size that it must have or None -> what is wrong with it, or ""."""
+    reader, path, size = job
     try:
-        return check(*arguments)
+        reader.image(path)
+        if size is not None:
+            check_test_size(path, get_header(path).size, size)
     except UserError as error:
-        problems.append(str(error))
+        return str(error)
+    return ""
 
 
-def _read_pair(paths: tuple[Path, Path | None]) -> tuple[tuple[int, int] | None, list[str], list[str]]:
-    """Paths of an image and its mask -> (height, width) of the image or None if unreadable, problems, warnings."""
-    (image_path, mask_path), problems = paths, []
-    image = _attempt(problems, read, image_path, transformer.decode_image)  # (3, H, W)
-    mask = _attempt(problems, read, mask_path, transformer.decode_mask) if mask_path else None  # (1, H, W)
-    if image is not None and mask is not None:
-        _attempt(problems, check_pair, image_path, image.shape[1:], mask_path, mask.shape[1:])
-    size = None if image is None else image.shape[1:]
-    return size, problems, [] if mask is None else _unusual(mask_path, mask)
+def print_unusual(survey: Survey) -> None:
+    """Print which masks are empty or full."""
+    for what, full in (("without an object", False), ("with nothing else", True)):
+        one_value = {path: facts for path, facts in survey.facts.items() if facts.value is not None}
+        names = [path.name for path, facts in one_value.items() if full == (facts.area > 0)]
+        if names:
+            print(f"note        {pluralize(len(names), 'mask')} {what}: {first_few(names)}")
 
 
-def _unusual(path: Path, mask: Tensor) -> list[str]:
-    """mask: (1, H, W) uint8 -> at most one sentence that says what is unusual about it."""
-    counts = torch.bincount(mask.flatten(), minlength=256)  # pixels per value
-    values = counts.nonzero().flatten().tolist()
-    gray, car = (counts[low:high].sum().item() / mask.numel() for low, high in ((26, 230), (128, 256)))
-    if gray > 0.05:
-        return [f"{path} is gray (neither car nor background) in {gray:.0%} of its pixels."]
-    if len(values) == 1:
-        return [f"{path} is {'all car' if values[0] else 'all background'}."]
-    if car > 0.9:
-        return [f"{path} is car in {car:.0%} of its pixels."]
-    if values == [0, 1, 255]:
-        return [f"{path} has the values 0, 1 and 255, and only 255 is car. If 1 is car, set the others to 0."]
-    return []
+def draw_masks(survey: Survey, picture: Path) -> None:
+    """Save images with the outlines of their masks, the unusual ones first."""
+    drawn = [pair for pair in survey.pairs if pair[1] in survey.facts and not survey.problems.keys() & set(pair)]
+    median = np.median([survey.facts[mask].area for _, mask in drawn]) if drawn else 0
+
+    def is_usual(pair: tuple[Path, Path]) -> tuple:
+        facts = survey.facts[pair[1]]
+        return facts.border <= 0.5 or facts.value is not None, facts.value is None, -abs(facts.area - median)
+
+    sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
+    for index, (image, mask) in enumerate(sorted(drawn, key=is_usual)[: TILES**2]):
+        row, column = divmod(index, TILES)
+        sheet.paste(_tile(survey.reader, image, mask), (column * SIDE, row * SIDE))
+    if drawn:
+        with save_atomically(picture) as file:
+            sheet.save(file, "PNG")
+        print(f"look at     {picture}: masks on their images, the unusual ones first")
+
+
+def _tile(reader: Reader, image_path: Path, mask_path: Path) -> Image.Image:
+    """An image with the outline of its mask, and its name. At most SIDE x SIDE pixels."""
+    image, mask = reader.image(image_path), reader.mask(mask_path)
+    size = [max(1, round(side * SIDE / max(image.shape))) for side in image.shape[1:]]
+    image, outside = resize(image, size), (resize(mask, size) <= 127).float()  # (3, h, w), (1, h, w)
+    outline = (F.max_pool2d(outside, 3, stride=1, padding=1) > outside)[0]
+    image[:, outline] = torch.tensor([[255], [0], [255]], dtype=torch.uint8)  # magenta
+    tile = to_pillow(image)
+    ImageDraw.Draw(tile).text((4, 4), image_path.name, "yellow", stroke_width=2, stroke_fill="black")
+    return tile

@@ -1,7 +1,6 @@
 """Data sets that load images and masks, as uint8 to move little memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,44 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from helpers import format_size, seed_everything
-from img import transformer
-from img.transformer import decode_image, decode_mask, halve, reflect_pad, resize, resize_size
+from data.reader import Reader, check_pair, get_header
+from helpers import seed_everything
+from img.transformer import halve, reflect_pad, resize, resize_size
 from img.tta import tta_view
-from runtime.errors import UserError, ran_out_of_memory, require
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn an error of reading or decoding the image at `path` into a UserError."""
-    try:
-        yield
-    except Exception as error:  # decoders raise many types
-        if ran_out_of_memory(error):
-            raise
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-        reason = f"{type(error).__name__}: {error!s:.200}"
-        raise UserError(f"{path} cannot be read as an image ({reason}). Replace it.") from error
-
-
-def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
-    """Read a file with decode_image or decode_mask. Raises UserError."""
-    with reading(path):
-        return decode(path.read_bytes(), min_size)
-
-
-def get_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header. Raises UserError."""
-    with reading(path):
-        return transformer.get_image_size(path)
-
-
-def check_pair(image_path: Path, image_size: tuple[int, int], mask_path: Path, mask_size: tuple[int, int]) -> None:
-    """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
-    require(image_size == mask_size, f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image "
-            f"{image_path} is {format_size(image_size)}. Both must have the same size (after the rotation of their "
-            "EXIF data).")
 
 
 def preprocess(image: Tensor, input_size: tuple[int, int], mask_size: tuple[int, int], padding: str,
@@ -75,6 +40,7 @@ class TrainImageDataset(Dataset):
     input_img_resize: tuple[int, int]  # (height, width) of the images to return
     output_img_resize: tuple[int, int]  # (height, width) of the masks
     padding: str = "reflect"  # or "stretch", see img.transformer.resize_size
+    reader: Reader = Reader()
     X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     soft_labels: bool = True  # keep the fraction of each mask pixel that is car (0 to 255); False: 0 or 255
     half_size_epochs: int = 0  # in this many epochs, from the first, images and masks have half the height and width
@@ -97,10 +63,10 @@ class TrainImageDataset(Dataset):
         input_size, mask_size = (tuple(side // divisor for side in size) for size in sizes)
         window = resize_size(input_size, mask_size, self.padding)
         image_path, mask_path = self.X[index], self.y[index]
-        image = read(image_path, decode_image, window)  # (3, H, W)
-        mask = read(mask_path, decode_mask, window)  # (1, H, W)
+        image = self.reader.image(image_path, window)  # (3, H, W)
+        mask = self.reader.mask(mask_path, window)  # (1, H, W)
         if image.shape[1:] != mask.shape[1:]:
-            check_pair(image_path, get_image_size(image_path), mask_path, get_image_size(mask_path))
+            check_pair(image_path, get_header(image_path).size, mask_path, get_header(mask_path).size)
         if self.X_transform is not None:
             height, width = image.shape[1:]
             scale = min(1.0, max(window[0] / height, window[1] / width))  # covers the window
@@ -123,6 +89,7 @@ class TestImageDataset(Dataset):
     input_img_resize: tuple[int, int]
     output_img_resize: tuple[int, int]
     padding: str = "reflect"
+    reader: Reader = Reader()
     tta: bool = False  # return two views of each image, for test-time augmentation
 
     def __len__(self) -> int:
@@ -131,5 +98,5 @@ class TestImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image (3, *input_img_resize) uint8 (with tta: (2, 3, *input_img_resize)) and its file's name."""
         sizes = self.input_img_resize, self.output_img_resize, self.padding
-        image = read(self.X[index], decode_image, None if self.tta else resize_size(*sizes))
+        image = self.reader.image(self.X[index], None if self.tta else resize_size(*sizes))
         return preprocess(image, *sizes, self.tta), self.X[index].name

@@ -1,16 +1,17 @@
 """Makes sure that the images and masks are there, and splits them so that a car is on one side only."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 
 from data.credentials import find_credentials
-from data.dataset import check_pair, get_image_size
 from data.download import COUNTS, SLUG, download, is_there
-from data.layout import CarvanaLayout, Layout
+from data.layout import CarvanaLayout, Layout, stem_of
+from data.masks import MaskOptions, Survey
+from data.reader import Reader, get_header
 from data.sample import draw_sample
 from helpers import Progress, first_few, format_size, pluralize
 from runtime import distributed
@@ -23,10 +24,12 @@ class DatasetFetcher:
 
     split: a DataFrame with the columns car (also of groups), image and part ("train" or "valid")
     image_size: (height, width) of the first training image
+    reader: reads the images and masks
     """
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, mask_options: MaskOptions = MaskOptions()):
+        self.layout, self.mask_options = layout, mask_options
+        self.reader = Reader()
         self.split: pd.DataFrame | None = None
         self.image_size: tuple[int, int] | None = None
         self._refusal = ""  # why Kaggle would refuse the submission
@@ -48,23 +51,30 @@ class DatasetFetcher:
         """
         _raise_first(self.layout.faults())
         images = self.layout.images()
-        masks = {stem: paths[0] for stem, paths in self.layout.masks().items()}
+        masks = self.layout.masks()
         self.split = self._draw_split(sample_size, validation_size, seed) if split is None else pd.DataFrame(split)
-        stems = self.split["image"].map(lambda name: Path(name).stem)
+        stems = self.split["image"].map(lambda name: stem_of(Path(name)))
         missing = [stem for stem in stems if stem not in images]
         require(not missing, f"{pluralize(len(missing), 'image')} of the run to resume not found in "
                 f"{self.layout.folder('train')}: {first_few(missing)}. Put them back.")
-        for stem in Progress(stems, "checking sizes", unit="image"):
-            check_pair(images[stem], get_image_size(images[stem]), masks[stem], get_image_size(masks[stem]))
+        with distributed.local_main_process_first():
+            survey = self.survey({images[stem]: masks[stem] for stem in stems})
+        _raise_first(survey.problems.values())
+        self.reader = survey.reader
 
         self.split["image"] = [images[stem].name for stem in stems]
         train, valid = (stems[self.split["part"] == part].tolist() for part in ("train", "valid"))
-        self.image_size = get_image_size(images[train[0]])
+        self.image_size = get_header(images[train[0]]).size
         _require_same(images[stem] for stem in train + valid)
         processes = distributed.WORLD_SIZE
         require(len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for {processes} "
                 f"processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
-        return tuple([files[stem] for stem in part] for part in (train, valid) for files in (images, masks))
+        first_masks = {stem: paths[0] for stem, paths in masks.items()}
+        return tuple([files[stem] for stem in part] for part in (train, valid) for files in (images, first_masks))
+
+    def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
+        """Look at images and their masks; see data.masks.Survey."""
+        return Survey(pairs, self.mask_options, kaggle=self.layout.unit == "car", check=check)
 
     def _draw_split(self, sample_size: float | None, validation_size: float, seed: int) -> pd.DataFrame:
         groups = self.layout.groups()
@@ -93,7 +103,7 @@ class DatasetFetcher:
             print(f"Warning: {self._refusal}")
         if self.image_size:
             for path in Progress(paths, "checking sizes", unit="image"):
-                check_test_size(path, get_image_size(path), self.image_size)
+                check_test_size(path, get_header(path).size, self.image_size)
         _require_same(paths)
         return paths
 
@@ -126,6 +136,8 @@ class DatasetFetcher:
 
 def _draw(folder: Path) -> None:
     print("The images are drawn cars, not Kaggle's: enough to see everything work.")
+    if folder.exists():
+        return
     try:
         with _lock(folder.parent):
             draw_sample(folder)
@@ -145,7 +157,14 @@ def _download(layout: CarvanaLayout, names: Sequence[str], test_images: bool) ->
 
 
 def _lock(folder: Path) -> ExitStack:
-    make_writable(folder)
+    try:
+        make_writable(folder)
+    except UserError as error:
+        if not any(folder.glob("*.zip")):
+            raise
+        zips = f"{shlex.quote(str(folder.resolve()))}/*.zip"
+        raise UserError(f"{error} Its zips must be unpacked in one that can be written: mkdir carvana && ln -s {zips} "
+                        "carvana/, and then --input-dir carvana.") from error
     return lock(folder, f"Another process is working in {folder}. Waiting for it.")
 
 

@@ -1,8 +1,9 @@
 """Where the files of a data set are, which of them belong together, and what is wrong with their names."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ MASK_NAME = re.compile(r".+_(0[1-9]|1[0-6])_mask\.(gif|png|bmp|tiff?|jpe?g)", re
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
+MASK_ENDING = re.compile(r"(.+?)(_masks?)?(_\d+)?", re.IGNORECASE)  # NAME, a mask of it, a number if there are several
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
 OWN_HINT = "For images of your own, pass --dataset own."
@@ -63,18 +65,20 @@ class Layout:
         return files
 
     def images(self, name: str = "train") -> dict[str, Path]:
-        """The images by stem (name without extension)."""
-        return {path.stem: path for path in self.files(name)["used"]}
+        """The images by stem."""
+        return {stem_of(path): path for path in self.files(name)["used"]}
 
     def masks(self) -> dict[str, list[Path]]:
         """The masks by the stem of their image."""
         images, masks = self.images(), defaultdict(list)
         for path in self.files("train_masks")["used"]:
-            stem = path.stem
-            if is_mask(path) and stem not in images:
-                stem = stem[: -len("_mask")]
-            masks[stem].append(path)
+            masks[self._image_of(path, images)[0]].append(path)
         return masks
+
+    def _image_of(self, mask: Path, images: Container[str]) -> tuple[str, str]:
+        """The stem of the image of a mask or, without one, of the mask; and the number of the mask, if it has one."""
+        stem = stem_of(mask)
+        return (stem, "") if stem in images else image_of(stem, images) or (stem, "")
 
     def groups(self, name: str = "train") -> dict[str, list[Path]]:
         groups = defaultdict(list)
@@ -87,7 +91,9 @@ class Layout:
         """Print the files that are ignored, and yield a sentence for every problem, with `shown` names (None: all)."""
         folders = ["train", "train_masks"] if part == "train" else ["test"]
         for name in folders:
-            print_ignored(self.folder(name), [path.name for path in self.files(name)["ignored"]])
+            files = self.files(name)
+            print_ignored(self.folder(name), files["ignored"], "not images")
+            print_ignored(self.folder(name), files["cut-out"], "cut-outs")
         problems = [problem for name in folders for problem in self._problems(name)]
         if part == "train":
             problems += self._pair_problems()
@@ -101,20 +107,22 @@ class Layout:
         files, folder, noun = self.files(name), self.folder(name), "mask" if name == "train_masks" else "image"
         not_text = [repr(path.name) for path in files["not text"]]
         misnamed = [path.name for path in files["misnamed"]]
-        stems = Counter(path.stem for path in files["used"])
-        twice = [path.name for path in files["used"] if stems[path.stem] > 1 and noun == "image"]
+        stems = Counter(stem_of(path) for path in files["used"])
+        twice = [path.name for path in files["used"] if stems[stem_of(path)] > 1 and noun == "image"]
         yield not_text, "file", f"in {folder} with a name that is not text", "Rename them."
         yield misnamed, noun, f"in {folder} with an unexpected name", f"{self.naming}. {OWN_HINT}"
         if not files["used"]:
             yield None, noun, f"in {folder} itself", f"{self.naming}."
-        yield twice, noun, f"in {folder} that differ only in extension", "Keep one of each name."
+        problem = f"in {folder} that differ only in extension or Unicode normalization"
+        yield twice, noun, problem, "Keep one of each name."
 
     def _pair_problems(self) -> Iterator[Problem]:
         images, masks, groups = self.images(), self.masks(), list(self.groups())
         image_dir, mask_dir, hint = self.folder("train"), self.folder("train_masks"), self.mask_hint
         missing = [path.name for stem, path in images.items() if stem not in masks]
         orphans = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
-        doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values() if len(paths) > 1]
+        doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values()
+                   if len({self._image_of(path, images)[1] for path in paths}) < len(paths)]
         yield missing, "image", f"without a mask in {mask_dir}", f"Add the masks, or remove the images.{hint}"
         yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
         yield doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."
@@ -203,7 +211,7 @@ class OwnLayout(Layout):
     def __init__(self, input_dir: str | Path, group_regex: str | None = None):
         self.input_dir, self.unit = Path(input_dir), "image" if group_regex is None else "group"
         try:
-            self.pattern = re.compile(".+" if group_regex is None else group_regex)
+            self.pattern = re.compile(".+" if group_regex is None else unicodedata.normalize("NFC", group_regex))
         except re.error as error:
             raise UserError(f"--group-regex {group_regex!r} is not a regular expression ({error}). Pass one such as "
                             "'(.+)_'.") from error
@@ -217,9 +225,15 @@ class OwnLayout(Layout):
     def folder(self, name: str) -> Path:
         return self.image_dir if name == "train" else self.mask_dir
 
+    def files(self, name: str) -> dict[str, list[Path]]:
+        self.stems = {stem_of(path) for path in self.image_dir.glob("*") if is_image(path)}
+        return super().files(name)
+
     def kind(self, path: Path, name: str) -> str:
         together = self.image_dir == self.mask_dir
-        if path == self.mask_dir or (together and is_mask(path) != (name == "train_masks")):
+        if is_cutout(path, self.stems):
+            return "cut-out"
+        if path == self.mask_dir or (together and is_mask(path, self.stems) != (name == "train_masks")):
             return "elsewhere"
         return "used" if is_image(path) else "ignored"
 
@@ -239,14 +253,40 @@ def is_image(path: Path) -> bool:
     return image_format in FORMATS and not path.name.startswith(".") and path.is_file()
 
 
-def is_mask(path: Path) -> bool:
-    """Whether it is named NAME_mask."""
-    return path.stem.lower().endswith("_mask")
+def stem_of(path: Path) -> str:
+    """The name without its extension, in Unicode's NFC: some systems write an accented letter as two characters."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
-def print_ignored(folder: Path, names: list[str]) -> None:
-    """Print the first names of files that are not images."""
-    unsupported = {Path(name).suffix[1:].upper() for name in names} & {"HEIC", "HEIF", "AVIF"}
+def image_of(stem: str, images: Container[str]) -> tuple[str, str] | None:
+    """The stems of a mask that has another name than its image, and of all images -> that of its image, its number.
+
+    NAME_mask_1 is the second mask of NAME, unless there is an image NAME_1. IMG.jpg is a mask of IMG.
+    """
+    name, is_mask, number = MASK_ENDING.fullmatch(stem).groups("")
+    if number and not is_mask:
+        name, number = stem, ""
+    without = name.rpartition(".")[0] if Path(name).suffix.lower() in Image.registered_extensions() else ""
+    return next(((each, number) for each in (name, without)
+                 if each in images and not (number and each + number in images)), None)
+
+
+def is_mask(path: Path, stems: Container[str]) -> bool:
+    """Whether it is named NAME_mask, and NAME is in `stems`."""
+    stem = stem_of(path)
+    return MASK_ENDING.fullmatch(stem)[2] is not None and image_of(stem, stems) is not None
+
+
+def is_cutout(path: Path, stems: Container[str]) -> bool:
+    """Whether predict.py has cut it out of an image in `stems`."""
+    stem = stem_of(path)
+    return stem.endswith("_cutout") and stem.removesuffix("_cutout") in stems
+
+
+def print_ignored(folder: Path, paths: list[Path], what: str) -> None:
+    """Print how many files were left out, and the first names."""
+    unsupported = {path.suffix[1:].upper() for path in paths} & {"HEIC", "HEIF", "AVIF"}
     remedy = f" ({min(unsupported)} is not supported: convert it to JPEG)" if unsupported else ""
-    if names:
-        print(f"ignored in {folder} (not images): {first_few(names)}{remedy}")
+    if paths:
+        print(f"ignored     {pluralize(len(paths), 'file')} in {folder} ({what}): "
+              f"{first_few(path.name for path in paths)}{remedy}")

@@ -30,7 +30,8 @@ from data.dataset import TestImageDataset, read  # noqa: E402
 from data.fetcher import DatasetFetcher  # noqa: E402
 from data.layout import make_layout  # noqa: E402
 from img.augmentation import augment_img  # noqa: E402
-from img.transformer import decode_image, decode_mask, reflect_pad, resize, resize_size, upsample  # noqa: E402
+from img.mask import decode_mask  # noqa: E402
+from img.transformer import decode_image, reflect_pad, resize, resize_size, upsample  # noqa: E402
 from nn.classifier import CarvanaClassifier  # noqa: E402
 from nn.metrics import dice_per_image  # noqa: E402
 from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop  # noqa: E402

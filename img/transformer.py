@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops
+from PIL import Image
 from torch import Tensor
 
 from img.headers import SIDEWAYS, load_pixels, open_image, read_header, repair_jpeg, swap_bytes
@@ -52,23 +52,6 @@ def _to_8_bits(encoded: bytes, image: Image.Image, header_bits: int | None, bits
     return Image.fromarray(np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)[values])
 
 
-def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None) -> Tensor:
-    """Decode a file's bytes to a mask (1, H, W) uint8: the fraction of each pixel that is car, from 0 to 255 (all).
-
-    If the file has transparent pixels, the opaque ones are the car. Otherwise the brightest value is: the 1 of Kaggle's
-    palette images, a gray of 255 or 65535, or a color. `min_size` and errors are those of `decode_image`.
-    """
-    image, orientation = load(encoded)
-    values = np.asarray(_car_channel(image)).clip(min=0)
-    brightest = values.max()
-    if brightest not in (0, 255):
-        values = np.rint(values * 255.0 / brightest)
-    mask = Image.fromarray(values.astype(np.uint8))
-    size = mask.size if orientation in SIDEWAYS else mask.size[::-1]
-    mask = mask.reduce(draft_scale(size, min_size))
-    return exif_transpose(torch.from_numpy(np.array(mask))[None], orientation)
-
-
 def load(encoded: bytes) -> tuple[Image.Image, int]:
     """Decode a file's bytes in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation (1 is upright).
 
@@ -86,21 +69,6 @@ def _decode_jpeg(encoded: bytes, image: Image.Image, colorspace: str, scale: int
     width, height = (side // scale for side in image.size)
     # strict: a damaged file is an error, not an image with a gray stripe
     return simplejpeg.decode_jpeg(repair_jpeg(encoded), colorspace, min_height=height, min_width=width, strict=True)
-
-
-def _car_channel(image: Image.Image) -> Image.Image:
-    """Return one channel of a mask file, which is highest where the car is."""
-    if image.has_transparency_data:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema()[0] < 255:
-            return alpha
-    if image.mode == "P":
-        colors = np.array(image.getpalette("RGB")).reshape(-1, 3).max(axis=1)
-        return image.point(np.pad(colors, (0, 256 - len(colors))).tolist(), "L")
-    if len(image.getbands()) == 1:
-        return image
-    red, green, blue = image.convert("RGB").split()
-    return ImageChops.lighter(red, ImageChops.lighter(green, blue))
 
 
 def get_image_size(path: Path) -> tuple[int, int]:

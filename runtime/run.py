@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.check import check_data
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
+from data.masks import MaskOptions, parse_values
 from data.sampler import shard
 from helpers import format_size, get_model_timestamp
 from nn.callback import Callback
@@ -30,6 +31,8 @@ class RunOptions:
 
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's images, drawn cars, or images of your own
     group_regex: str | None = None  # own images: what the file names of one object share; None: an object per image
+    mask_values: tuple[str, ...] | None = None  # own masks: the object's, such as 1 3, "#ff0000", nonzero; None: decide
+    rotate_masks: bool | None = None  # own masks: by the EXIF data of their images; None: those that fit only so
     hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
     output_dir: Path = Path("output")  # for models/ and submit.csv.gz
@@ -50,16 +53,20 @@ USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 class Run:
     """Where and how main() runs: its folders, machine and data, and the run that it resumes.
 
-    folder: of the run, output_dir/models/model_<time>. split: that of a resumed run; None: draw a new one.
+    folder: of the run, output_dir/models/model_<time>.
+    split, reader: of a resumed run; None: draw a new split, decide how masks are read.
     """
 
-    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None):
+    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None,
+                 reader: dict[str, Any] | None):
         self.hp, self.folder, self.split = hp, folder, split
         self.score_only, self.resumed = options.score_only, split is not None
         self.options = replace(options, resume=None, score_only=False)  # what is saved
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
+        self.mask_options = MaskOptions(
+            options.mask_values, options.rotate_masks, options.output_dir / "masks.json", reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.machine = choose_machine(options.device, options.precision, options.workers, options.compile)
         self.loading = dict(  # of all DataLoaders
@@ -103,10 +110,10 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
             with advise(run.hp, run.machine):
                 main(run.hp, run)
             return
-        ds_fetcher = DatasetFetcher(run.layout)
+        ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
         ds_fetcher.download_dataset(test_images=False)
         if distributed.is_main_process():
-            check_data(ds_fetcher, run.options.workers)
+            check_data(ds_fetcher, run.options.workers, run.options.output_dir / "check.png")
 
 
 def from_command_line(hyperparameters: type) -> Run:
@@ -120,18 +127,18 @@ def from_command_line(hyperparameters: type) -> Run:
         for name, value in (("--half-size-epochs", hp.half_size_epochs), ("--warmup-epochs", hp.warmup_epochs)):
             require(value < hp.epochs, f"{name} must be less than --epochs {hp.epochs}, not {value}.")
         folder = options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
-        split = None
+        split = reader = None
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
-        hp, options, split = continued(folder, checkpoint, hyperparameters)
-    if distributed.is_main_process() and not options.check_data:
-        make_writable(options.output_dir, options.output_dir / "models", options.logs_dir)
+        hp, options, split, reader = continued(folder, checkpoint, hyperparameters)
+    if distributed.is_main_process():
+        make_writable(options.output_dir, *[] if options.check_data else [folder.parent, options.logs_dir])
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
     if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
         print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
-    return Run(hp, options, folder, split)
+    return Run(hp, options, folder, split, reader)
 
 
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
@@ -170,6 +177,11 @@ def check(hp: Any, options: RunOptions) -> None:
     require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
     require(options.dataset == "own" or options.group_regex is None, f"--group-regex {options.group_regex!r} is for "
             "images of your own: pass --dataset own too, or omit it.")
+    for name, value in (("--mask-values", options.mask_values), ("--rotate-masks", options.rotate_masks)):
+        require(options.dataset == "own" or value is None,
+                f"{name} is for masks of your own: pass --dataset own too, or omit it.")
+    if options.mask_values is not None:
+        parse_values(options.mask_values)
     require(hp.output_img_resize == output_size, f"--output-img-resize must be {output_size[0]} {output_size[1]}: "
             f"{hp.net} makes masks of that size from images of {size}.")
     has_half_size = net.margin == 0 and all(side / 2 in net.valid_sizes for side in hp.input_img_resize)
@@ -197,16 +209,17 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
     checkpoint = load_checkpoint(folder / "last.pt")
-    keys = ("hyperparameters", "options", "split", "metrics", "world_size")
+    keys = ("hyperparameters", "options", "split", "reader", "metrics", "world_size")
     return folder, {key: checkpoint[key] for key in keys if key in checkpoint}
 
 
 def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
-    """Hyperparameters, options and split of a resumed run. Raises UserError if they make it another training."""
+    """Hyperparameters, options, split, reader of a resumed run. Raises UserError if they make it another training."""
     try:
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
         began_options = from_dict(RunOptions, checkpoint["options"])
-        done, processes, split = len(checkpoint["metrics"]), checkpoint["world_size"], checkpoint["split"]
+        done, processes = len(checkpoint["metrics"]), checkpoint["world_size"]
+        split, reader = checkpoint["split"], checkpoint["reader"]
     except (KeyError, TypeError):
         raise UserError(f"{folder / 'last.pt'} is not a checkpoint of this version of the program: resume it with the "
                         "version that saved it, or start a new run.") from None
@@ -227,13 +240,14 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
             "or start a new run.")
     require(done > 0 or not options.score_only,
             f"{folder} has no complete epoch to score. Resume it without --score-only.")
-    return replace(hp, epochs=done) if options.score_only else hp, options, split
+    return replace(hp, epochs=done) if options.score_only else hp, options, split, reader
 
 
 def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
     """The values, by name, that a resumed run must keep."""
     kept = vars(hp) | vars(hp.augment_img)
-    kept |= {name: getattr(options, name) for name in ("dataset", "group_regex", "hq_files")}
+    data_options = ("dataset", "group_regex", "hq_files", "mask_values", "rotate_masks")
+    kept |= {name: getattr(options, name) for name in data_options}
     return {name: value for name, value in kept.items() if name not in ("epochs", "tta", "augment_img")}
 
 
@@ -244,6 +258,8 @@ def from_dict(kind: type, saved: dict[str, Any]) -> Any:
         value = values[name]  # or KeyError; below, TypeError if there are others
         if is_dataclass(default):
             values[name] = from_dict(type(default), value)
-        elif isinstance(default, tuple | Path):
-            values[name] = type(default)(value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        elif isinstance(default, Path):
+            values[name] = Path(value)
     return kind(**values)

@@ -21,7 +21,7 @@ from scipy import stats
 from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
-from img.transformer import decode_mask
+from img.mask import decode_mask
 from main import Hyperparameters
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal

@@ -10,7 +10,8 @@ from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from data.layout import CarvanaLayout
 from img.augmentation import Augmentation
-from img.transformer import decode_image, decode_mask, resize
+from img.mask import decode_mask
+from img.transformer import decode_image, resize
 from nn.metrics import dice_per_image
 from runtime.errors import UserError
 
@@ -126,7 +127,7 @@ def test_both_views_have_the_detail_of_the_image(tmp_path, format, mask_size, pa
     noise = np.random.default_rng(0).integers(256, size=(256, 256), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"a_01.{format}", quality=99)
     one, both = (
-        ToPredict([tmp_path / f"a_01.{format}"], (128, 128), mask_size, padding, tta)[0][0] for tta in (False, True)
+        ToPredict([tmp_path / f"a_01.{format}"], (128, 128), mask_size, padding, tta=tta)[0][0] for tta in (False, True)
     )
     assert both.shape == (2, 3, 128, 128)
     assert (both[0].float() - one.float()).abs().mean() < (1 if format == "jpg" else 1e-9)
@@ -190,8 +191,8 @@ def test_drawn_masks_fit_their_images_at_every_size(drawn):
 @pytest.mark.parametrize("tta", [False, True])
 def test_an_image_is_decoded_once(pair, monkeypatch, tta):
     decoded = []
-    count = lambda *arguments: decoded.append(arguments) or decode_image(*arguments)  # noqa: E731
-    monkeypatch.setattr("data.dataset.decode_image", count)
-    ToPredict(pair[0], (32, 32), (16, 16), "stretch", tta)[0]
+    count = lambda *arguments, **bits: decoded.append(arguments) or decode_image(*arguments, **bits)  # noqa: E731
+    monkeypatch.setattr("data.reader.decode_image", count)
+    ToPredict(pair[0], (32, 32), (16, 16), "stretch", tta=tta)[0]
     TrainImageDataset(*pair, (32, 32), (32, 32))[0]
     assert [min_size for _, min_size in decoded] == [None if tta else (32, 32), (32, 32)]

@@ -21,7 +21,7 @@ from data.fetcher import DatasetFetcher
 from data.layout import make_layout
 from img import rle
 from img.augmentation import Augmentation
-from img.transformer import decode_mask
+from img.mask import decode_mask
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
 from nn.unet import UNet1024

@@ -192,7 +192,7 @@ def test_the_probabilities_are_those_of_a_submission(tmp_path, padding, tta):
     finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
     assert finder.threshold == 0.3
     finder.classifier.precision = torch.float32
-    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), padding, tta)[0]
+    image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), padding, tta=tta)[0]
     probs = classifier.predict_probs(image[None])
     assert probs.shape == ((1, 8, 8) if tta else (1, 4, 4))
     expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]

@@ -15,7 +15,8 @@ from sklearn.metrics import f1_score
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.scorer import THRESHOLDS, ScorerCallback, dice_at_thresholds
 from img import rle
-from img.transformer import decode_mask, resize, to_mask
+from img.mask import decode_mask
+from img.transformer import resize, to_mask
 from nn.callback import Callback
 from nn.metrics import dice_per_image
 from runtime.errors import UserError

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from data.dataset import preprocess
-from img.transformer import decode_image, decode_mask, draft_scale, halve, reflect_pad, resize, to_mask
+from img.mask import decode_mask
+from img.transformer import decode_image, draft_scale, halve, reflect_pad, resize, to_mask
 from img.tta import tta_view
 
 
@@ -21,55 +22,6 @@ def encoded(image, format, **options):
 
 TRUTH = np.zeros((20, 30), dtype=bool)
 TRUTH[5:15, 4:21] = True
-
-
-def palette(*colors):
-    image = Image.fromarray(TRUTH.astype(np.uint8), mode="P")
-    image.putpalette([channel for color in colors for channel in color])
-    return image
-
-
-def painted(mode, black, white):
-    image = Image.new(mode, (30, 20), black)
-    image.paste(white, (4, 5, 21, 15))
-    return image
-
-
-def with_transparency(image, value):
-    image.info["transparency"] = value
-    return image
-
-
-@pytest.mark.parametrize(
-    ("image", "format"),
-    [
-        (palette((0, 0, 0), (255, 255, 255)), "GIF"),  # Kaggle's
-        (palette((0, 0, 0), (1, 1, 1)), "PNG"),
-        (palette((0, 0, 0), (128, 0, 0)), "PNG"),  # as PASCAL VOC colors its first class
-        (painted("L", 0, 255), "PNG"),
-        (painted("L", 0, 1), "PNG"),
-        (painted("1", 0, 1), "PNG"),
-        (painted("1", 0, 1), "TIFF"),
-        (painted("RGB", (0, 0, 0), (255, 255, 255)), "PNG"),
-        (painted("RGBA", (0, 0, 0, 255), (255, 255, 255, 255)), "PNG"),
-        (painted("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)), "PNG"),  # white on nothing
-        (painted("RGBA", (90, 80, 70, 0), (0, 0, 0, 255)), "PNG"),  # a black car cut out
-        (with_transparency(palette((255, 255, 255), (0, 0, 0)), 0), "PNG"),  # and so are these three
-        (with_transparency(palette((255, 255, 255), (0, 0, 0)), 0), "GIF"),
-        (with_transparency(painted("L", 255, 0), 255), "PNG"),
-        (with_transparency(palette((0, 0, 0), (1, 1, 1)), 7), "GIF"),  # of a color that is nowhere
-        (painted("RGB", (0, 0, 0), (0, 0, 1)), "PNG"),
-        (painted("F", -1.0, 1.0), "TIFF"),
-        (painted("LA", (0, 255), (255, 255)), "PNG"),
-        (painted("I;16", 0, 65535), "PNG"),
-        (painted("I;16", 0, 1), "PNG"),
-        (painted("RGB", (0, 0, 0), (255, 255, 255)), "BMP"),
-    ],
-)
-def test_masks_of_every_kind_are_the_same_mask(image, format):
-    mask = decode_mask(encoded(image, format))
-    assert mask.dtype == torch.uint8 and mask.shape == (1, 20, 30)
-    assert (mask[0].numpy() == TRUTH * 255).all()
 
 
 def test_gray_edges_of_a_mask_are_kept_and_an_empty_mask_is_empty():

@@ -1,0 +1,88 @@
+"""Reads the images and masks of a data set, whose values mean the same in all files."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers import format_size
+from img.headers import SIDEWAYS, Header, read_header
+from img.mask import MaskValues, decode_mask
+from img.transformer import decode_image, exif_transpose
+from runtime.errors import UserError, ran_out_of_memory, require
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of reading or decoding the image at `path` into a UserError."""
+    try:
+        yield
+    except Exception as error:  # decoders raise many types
+        if ran_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise UserError(f"{path} cannot be read as an image ({reason}). Replace it.") from error
+
+
+def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
+    """Read a file with decode_image or decode_mask. Raises UserError."""
+    with reading(path):
+        return decode(path.read_bytes(), min_size)
+
+
+def get_header(path: Path) -> Header:
+    """The size and EXIF orientation of an image or a mask. Raises UserError."""
+    with reading(path):
+        return read_header(path)
+
+
+def check_pair(image_path: Path, image_size: tuple[int, int], mask_path: Path, mask_size: tuple[int, int]) -> None:
+    """Raise UserError if the sizes (height, width) of an image and of its mask differ."""
+    require(image_size == mask_size, f"{mask_path} is {format_size(mask_size)} pixels (height x width), but its image "
+            f"{image_path} is {format_size(image_size)}. Both must have the same size (after the rotation of their "
+            "EXIF data).")
+
+
+@dataclass(eq=False)
+class Reader:
+    """Reads image files and mask files. The defaults are for Kaggle's.
+
+    values: what the values of masks mean. bits: of the pixels of 16-bit images that are used.
+    parts: the name of a mask -> those of others of the same image, which are merged with it.
+    rotations: the name of a mask -> the EXIF orientation of its image, which it needs too.
+    """
+
+    values: MaskValues = MaskValues()
+    bits: int = 16
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    rotations: dict[str, int] = field(default_factory=dict)
+
+    def image(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
+        """The result of decode_image. Raises UserError."""
+        return read(path, partial(decode_image, bits=self.bits), min_size)
+
+    def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
+        """The result of decode_mask, after merging and rotation. Raises UserError."""
+        orientation = self.rotations.get(path.name, 1)
+        if orientation in SIDEWAYS and min_size is not None:
+            min_size = min_size[::-1]
+        names = [path.name, *self.parts.get(path.name, ())]
+        masks = [read(path.with_name(name), partial(decode_mask, values=self.values), min_size) for name in names]
+        return exif_transpose(torch.stack(masks).amax(dim=0), orientation)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Reader":
+        """A reader of the same state()."""
+        kind, objects, soft = state["values"]
+        return cls(MaskValues(kind, tuple(objects), soft), state["bits"])
+
+    def state(self) -> dict[str, Any]:
+        """What decides how pixels are read, to be saved with a run."""
+        return {"values": list(self.values), "bits": self.bits}

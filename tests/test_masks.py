@@ -1,0 +1,428 @@
+"""Masks whose values mean something else than black and white. Read correctly, or refused: never wrong in silence."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from data import masks
+from data.layout import OwnLayout
+from data.masks import MaskOptions, Survey
+from img.mask import MaskValues
+from runtime.errors import UserError
+
+SIZE = 240, 320  # height, width
+
+
+def shapes(*values, size=SIZE, background=0, dtype=np.uint8):
+    """Disks with these values on a background: of several sizes, as objects are."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    image = np.full(size, background, dtype)
+    for number, value in enumerate(values):
+        place = size[0] * (0.35 + 0.3 * (number % 2)), size[1] * (number + 0.6) / (len(values) + 0.2)
+        image[np.hypot(rows - place[0], columns - place[1]) < size[1] / (2.6 * len(values) + 1)] = value
+    return image
+
+
+def save(folder, name, pixels, palette=None, **options):
+    """Save an array or a Pillow image as the mask of NAME, next to an image of that name."""
+    path = folder / name
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels, "P" if palette else None)
+    if palette:
+        image.putpalette(palette)
+    for each in ("images", "masks"):
+        (folder / each).mkdir(exist_ok=True, parents=True)
+    image.save(folder / "masks" / path.name, **options)
+    Image.new("RGB", image.size, (60, 90, 60)).save(folder / "images" / f"{path.stem}.jpg")
+
+
+def survey(folder, *mask_values, check=False, **options):
+    layout = OwnLayout(folder)
+    pairs = {path: layout.masks()[stem] for stem, path in layout.images().items()}
+    return Survey(pairs, MaskOptions(mask_values or None, **options), check=check)
+
+
+def read(folder, *mask_values):
+    """The masks, after a survey that must find no problem."""
+    found = survey(folder, *mask_values)
+    assert not found.problems, found.problems
+    return {mask.name: found.reader.mask(mask)[0].numpy() for _, mask in found.pairs}
+
+
+def gray(pixels):
+    return Image.fromarray(pixels)
+
+
+def hair(size=512):
+    """A matte: an antialiased disk with fine strands."""
+    image = Image.new("L", (2 * size, 2 * size))
+    draw, chance = ImageDraw.Draw(image), np.random.default_rng(0)
+    draw.ellipse((size * 0.6, size * 0.6, size * 1.4, size * 1.4), 255)
+    for angle in chance.uniform(0, 2 * np.pi, 300):
+        ends = [size * (1 + r * f(angle + t)) for r, t in ((0.38, 0), (0.7, 0.2)) for f in (np.cos, np.sin)]
+        draw.line(ends, int(chance.integers(60, 255)), int(chance.integers(1, 4)))
+    return image.reduce(2)
+
+
+BINARY = shapes(255, 255)
+LARGE = gray(shapes(255, 255, size=(480, 640)))
+CRACKED = BINARY.copy()
+CRACKED[60:180, 100] = CRACKED[120, 40:300] = 128
+SOFT = {
+    "antialiased": LARGE.reduce(2),
+    "upsampled": gray(BINARY).resize((700, 500), Image.Resampling.BILINEAR),
+    "upsampled a lot": gray(BINARY).reduce(16).resize((512, 384), Image.Resampling.BILINEAR),
+    "feathered": gray(BINARY).filter(ImageFilter.GaussianBlur(8)),
+    "a slow ramp": gray(np.tile(np.linspace(-300, 300, 2000).clip(0, 255).astype(np.uint8), (100, 1))),
+    "hair": hair(),
+    "cracks": gray(CRACKED),
+    "16 bits": gray(np.asarray(LARGE.reduce(2)).astype(np.uint16) * 257),
+    "floats": gray(np.asarray(LARGE.reduce(2)).astype(np.float32) / 255),
+}
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_edges_are_soft_labels_without_a_warning(tmp_path, capsys, name):
+    save(tmp_path, "a.tiff", SOFT[name])
+    expected = np.asarray(SOFT[name]).astype(float)
+    expected = np.rint(expected * 255 / {"16 bits": 65535, "floats": 1}.get(name, 255))
+    assert (read(tmp_path)["a.tiff"] == expected).all()
+    assert "Warning" not in capsys.readouterr().out
+
+
+INVERTED_PALETTE = [255, 255, 255, 0, 0, 0]
+BINARIES = {  # what is saved -> the pixels that are object
+    "0 and 255": BINARY,
+    "0 and 254": shapes(254, 254),
+    "0 and 1": shapes(1, 1),
+    "uint16 of 0 and 255": shapes(255, 255, dtype=np.uint16),
+    "uint16 of 0 and 65535": shapes(65535, 65535, dtype=np.uint16),
+    "int32 of 0 and 1": shapes(1, 1, dtype=np.int32),
+    "1 bit": gray(BINARY).convert("1"),
+    "gray palette": (BINARY // 255, [0, 0, 0, 255, 255, 255]),
+    "gray palette, white first": (1 - BINARY // 255, INVERTED_PALETTE),
+    "palette of PASCAL VOC": (BINARY // 255, [0, 0, 0, 128, 0, 0]),
+    "gray as RGB": gray(BINARY).convert("RGB"),
+    "almost black on black": gray(np.stack([BINARY * 0, BINARY * 0, BINARY // 255], axis=-1)),
+    "red on black": Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]),
+    "white, and transparent elsewhere": Image.merge("LA", [Image.new("L", SIZE[::-1], 255), gray(BINARY)]),
+    "gray and alpha": Image.merge("LA", [gray(BINARY), Image.new("L", SIZE[::-1], 255)]),
+}
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_binary_masks_of_every_kind_are_the_same_mask(tmp_path, capsys, name):
+    """Next to an empty mask, and one that is all object where that can be known."""
+    image = BINARIES[name]
+    pixels, palette = image if isinstance(image, tuple) else (image, None)
+    for file in ("a.tiff", "b.png"):
+        if file == "a.tiff" or np.asarray(pixels).dtype != np.int32:
+            save(tmp_path, file, pixels, palette)
+    empty = np.zeros_like(np.asarray(pixels))
+    if palette is not None and palette is not INVERTED_PALETTE:
+        save(tmp_path, "empty.png", empty, palette)
+    elif isinstance(image, np.ndarray):
+        save(tmp_path, "empty.tiff", empty)
+        save(tmp_path, "full.tiff", empty + image.max())
+    for file, mask in read(tmp_path).items():
+        assert (mask == {"empty": 0, "full": 255}.get(file.split(".")[0], BINARY)).all(), file
+    assert "Warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quality", [30, 60, 80, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_masks_are_read(tmp_path, capsys, quality, mode):
+    """At most 1% of the pixels, at the edge, are on the wrong side of the threshold."""
+    save(tmp_path, "a.jpg", gray(BINARY).convert(mode), quality=quality)
+    save(tmp_path, "hair.jpg", hair().convert(mode), quality=quality)
+    masks = read(tmp_path)
+    wrong = (masks["a.jpg"] > 127) != (BINARY > 127)
+    print(f"{wrong.mean():.4%}")
+    assert wrong.mean() < 0.01 and set(np.unique(masks["a.jpg"][5:-5, :2])) == {0}
+    assert "Warning" not in capsys.readouterr().out
+
+
+def voc(*classes, border=255):
+    """Classes with a border, as PASCAL VOC has them."""
+    pixels = shapes(*classes)
+    edge = np.zeros(SIZE, bool)
+    for axis in (0, 1):
+        edge |= np.roll(pixels, 2, axis) != np.roll(pixels, -2, axis)
+    return np.where(edge, border, pixels).astype(np.uint8)
+
+
+def voc_colors():
+    """PASCAL VOC's palette."""
+    numbers = np.arange(256)
+    bits = [[(numbers >> (3 * shift + channel) & 1) << (7 - shift) for shift in range(8)] for channel in range(3)]
+    return np.array(bits).sum(axis=1).T.astype(np.uint8)
+
+
+def small_cells(count, side):
+    """Square cells with ids from 1."""
+    pixels = np.zeros((400, 400), np.uint16)
+    for number in range(count):
+        row, column = divmod(number, 20)
+        pixels[row * 20 + 5 : row * 20 + 5 + side, column * 20 + 5 : column * 20 + 5 + side] = number + 1
+    return pixels
+
+
+REFUSED = {
+    "classes": (shapes(1, 2, 3), r"class map or has instance ids: its values are 0 \(.* pixels\), "),
+    "spread classes": (shapes(85, 170, 255), "class map"),
+    "trimap of 1, 2 and 3": (np.where(voc(1, border=3) == 0, 2, voc(1, border=3)), "class map"),
+    "ids of 300 cells": (small_cells(300, 10), "class map"),
+    "ids of small cells": (small_cells(300, 4), "class map"),
+    "16 and 235": (shapes(235, 235, background=16), r"16 \(.* 235 \("),
+    "VOC's class 8": (voc(8), r"8 \("),
+    "VOC's classes with a palette": ((voc(8, 15), voc_colors().ravel().tolist()), r"8 \("),
+    "VOC's classes as RGB": (gray(voc_colors()[voc(8, 15)]), "class map.* #000000"),
+    "two colors": (gray(voc_colors()[shapes(1, 2)]), "class map"),
+    "classes as JPEG": (shapes(85, 170, 255), "class map"),
+    "not a number": (np.where(BINARY > 0, np.float32("nan"), 0), "negative, infinite or not a number"),
+    "infinite": (np.where(BINARY > 0, np.float32("inf"), 0), "negative, infinite or not a number"),
+    "negative": (np.where(BINARY > 0, np.float32(1), -1), "negative, infinite or not a number"),
+    "no object anywhere": (np.zeros(SIZE, np.uint8), r"No mask has both object and background.*\(0\)"),
+    "all object everywhere": (np.full(SIZE, 255, np.uint8), r"No mask has both object and background.*\(255\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("extension", ["png", "tiff"])
+def test_values_that_have_another_meaning_are_refused(tmp_path, name, extension):
+    image, sentence = REFUSED[name]
+    pixels, palette = image if isinstance(image, tuple) else (image, None)
+    if extension == "png" and np.asarray(pixels).dtype == np.float32:
+        pytest.skip("PNG has no floats")
+    save(tmp_path, f"a.{'jpg' if 'JPEG' in name else extension}", pixels, palette)
+    ((where, problem),) = survey(tmp_path).problems.items()
+    assert re.search(sentence, problem), problem
+    assert "No mask" in problem or problem.startswith(str(where))
+    assert "--mask-values" in problem or "cannot be read" in problem
+
+
+def test_a_mask_that_does_not_fit_the_others_is_refused_by_name(tmp_path):
+    for number in range(4):
+        save(tmp_path, f"good {number}.png", BINARY)
+    save(tmp_path, "empty.png", np.zeros(SIZE, np.uint8))
+    save(tmp_path, "almost black.png", np.full(SIZE, 1, np.uint8))
+    save(tmp_path, "gray.png", np.full(SIZE, 128, np.uint8))
+    save(tmp_path, "ones.png", BINARY // 255)
+    save(tmp_path, "dim.png", shapes(200, 200))
+    save(tmp_path, "red.png", Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]))
+    problems = {path.name: problem for path, problem in survey(tmp_path).problems.items()}
+    assert problems.keys() == {"almost black.png", "gray.png", "ones.png", "dim.png", "red.png"}
+    expected = "almost black.png has no pixel of 255, the object in most masks: its values are 1 (76,800 pixels). "
+    assert expected in problems["almost black.png"]
+    assert "has colors, but most masks have gray levels: its values are #000000 (" in problems["red.png"]
+
+
+@pytest.mark.parametrize(("values", "objects"), [
+    (("1",), [1]), (("1", "3"), [1, 3]), (("nonzero",), [1, 2, 3]), (("2.0",), [2]),
+])
+def test_mask_values_say_what_the_object_is(tmp_path, values, objects):
+    pixels = shapes(1, 2, 3)
+    save(tmp_path, "gray.png", pixels)
+    save(tmp_path, "palette.png", pixels, voc_colors().ravel().tolist())
+    save(tmp_path, "empty.png", np.zeros(SIZE, np.uint8))
+    read_masks = read(tmp_path, *values)
+    for name in ("gray.png", "palette.png"):
+        assert (read_masks[name] == 255 * np.isin(pixels, objects)).all()
+    assert not read_masks["empty.png"].any()
+
+
+def test_colors_say_what_the_object_is(tmp_path):
+    pixels = shapes(1, 2, 3)
+    save(tmp_path, "a.png", gray(voc_colors()[pixels]))
+    assert (read(tmp_path, "#800000", "#808000")["a.png"] == 255 * np.isin(pixels, [1, 3])).all()
+    assert (read(tmp_path, "nonzero")["a.png"] == 255 * (pixels > 0)).all()
+    assert "has colors" in str(survey(tmp_path, "1").problems)
+
+
+def test_mask_values_that_no_mask_has_are_refused(tmp_path):
+    save(tmp_path, "a.png", BINARY)
+    (problem,) = survey(tmp_path, "7").problems.values()
+    assert re.fullmatch(r"No mask has a pixel of --mask-values 7\. .*a\.png has 0 \(.*, 255 \(.*", problem)
+
+
+@pytest.mark.parametrize("values", ["", "red", "#12345", "1 #ff0000", "1 nonzero", "nan"])
+def test_invalid_mask_values_are_refused(values):
+    with pytest.raises(UserError, match=r"--mask-values .*must be numbers"):
+        masks.parse_values(values.split())
+
+
+def with_alpha(colors, alpha):
+    image = colors.convert("RGB")
+    image.putalpha(gray(alpha) if isinstance(alpha, np.ndarray) else alpha)
+    return image
+
+
+def photo():
+    return gray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
+
+
+def corner():
+    """Opaque but for a corner."""
+    alpha = np.full(SIZE, 255, np.uint8)
+    alpha[:4, :4] = 0
+    return alpha
+
+
+def palette_with_transparency(first, second, transparent):
+    image = gray(BINARY // 255).convert("P")
+    image.putpalette([*first, *second])
+    image.info["transparency"] = transparent
+    return image
+
+
+def gray_with_transparency(value):
+    image = gray(255 - BINARY)
+    image.info["transparency"] = value
+    return image
+
+
+SOFT_ALPHA = np.asarray(gray(BINARY).filter(ImageFilter.GaussianBlur(2)))
+OTHER = np.roll(BINARY, 60, axis=1)
+ALPHA = {
+    "a drawing, opaque": (with_alpha(gray(BINARY), 255), BINARY),
+    "a drawing with a transparent corner": (with_alpha(gray(BINARY), corner()), BINARY),
+    "a drawing, half transparent everywhere": (with_alpha(gray(BINARY), 128), BINARY),
+    "a drawing, transparent outside": (with_alpha(gray(BINARY), BINARY), BINARY),
+    "a drawing on a gradient": (with_alpha(gray(BINARY), gray(BINARY).filter(ImageFilter.GaussianBlur(50))), BINARY),
+    "one color": (with_alpha(Image.new("RGB", SIZE[::-1], (9, 8, 7)), SOFT_ALPHA), SOFT_ALPHA),
+    "a cut-out": (with_alpha(photo(), SOFT_ALPHA), SOFT_ALPHA),
+    "a cut-out on black": (with_alpha(ImageChops.multiply(photo(), gray(BINARY).convert("RGB")), BINARY), BINARY),
+    "palette": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), BINARY),
+    "palette of a GIF": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), BINARY),
+    "palette of a GIF, transparent nowhere": (palette_with_transparency((0, 0, 0), (1, 1, 1), 7), BINARY),
+    "a transparent gray level": (gray_with_transparency(255), BINARY),
+    "another drawing": (with_alpha(gray(BINARY), OTHER), "show different objects"),
+    "transparent everywhere": (with_alpha(gray(BINARY), 0), "transparent everywhere"),
+}
+
+
+@pytest.mark.parametrize("name", ALPHA)
+def test_colors_or_transparency_decide(tmp_path, name):
+    image, expected = ALPHA[name]
+    file = "a.gif" if "GIF" in name else "a.png"
+    save(tmp_path, file, image)
+    if isinstance(expected, str):
+        (problem,) = survey(tmp_path).problems.values()
+        assert expected in problem
+    else:
+        assert (read(tmp_path)[file] == expected).all()
+
+
+def test_an_opaque_photo_is_no_cutout(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
+    save(tmp_path, "photo.png", photo())
+    ((path, problem),) = survey(tmp_path).problems.items()
+    assert path.name == "photo.png" and "has colors, but most masks have transparency" in problem
+
+
+def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None):
+    """A photo of `size` (as stored) with an EXIF orientation, and a mask."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    save(folder, f"{name}.png", mask, **({"exif": exif} if exif_of_mask else {}))
+    Image.new("RGB", size[::-1]).save(folder / "images" / f"{name}.jpg", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_drawn_on_the_stored_pixels_is_rotated_like_its_image(tmp_path, capsys, orientation):
+    upright = np.asarray(ImageOps.exif_transpose(with_exif(gray(BINARY), orientation)))
+    turned(tmp_path, "stored", BINARY, orientation)
+    turned(tmp_path, "upright", upright, orientation)
+    turned(tmp_path, "has its own", BINARY, orientation, exif_of_mask=True)
+    for name, mask in read(tmp_path).items():
+        assert (mask == upright).all(), name
+    assert capsys.readouterr().out.count("rotated     1 mask, as the EXIF data of the image say: stored.png") == 1
+    assert "is 240x320 pixels" in str(survey(tmp_path, rotate_masks=False).problems)
+
+
+def with_exif(image, orientation):
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return image
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 6])
+def test_a_mask_that_fits_both_ways_is_warned_of_until_an_option_decides(tmp_path, capsys, orientation):
+    size = SIZE if orientation < 5 else (240, 240)
+    mask = shapes(255, 255, 255, size=size)
+    turned(tmp_path, "a", mask, orientation, size)
+    rotated = np.asarray(ImageOps.exif_transpose(with_exif(gray(mask), orientation)))
+    assert (rotated != mask).any()
+    for rotate, expected in ((None, mask), (False, mask), (True, rotated)):
+        found = survey(tmp_path, rotate_masks=rotate)
+        assert (found.reader.mask(found.pairs[0][1])[0].numpy() == expected).all() and not found.problems
+        assert ("Warning: 1 mask would fit with and without" in capsys.readouterr().out) == (rotate is None)
+
+
+def test_numbered_masks_of_an_image_are_merged(tmp_path, capsys):
+    left, right, third = shapes(255, 0, 0), shapes(0, 255, 0), shapes(0, 0, 255)
+    save(tmp_path, "a.png", left)
+    for number, mask in enumerate((left, right, third)):
+        gray(mask).save(tmp_path / f"masks/a_mask{f'_{number}' if number else ''}.png")
+    (tmp_path / "masks/a.png").unlink()
+    found = survey(tmp_path)
+    assert (found.reader.mask(tmp_path / "masks/a_mask.png")[0].numpy() == left | right | third).all()
+    assert "merged      all masks of 1 image each: a.jpg" in capsys.readouterr().out
+    assert not found.problems and not list(OwnLayout(tmp_path)._pair_problems())[2][0]
+    gray(left).save(tmp_path / "masks/a_mask.gif")
+    assert list(OwnLayout(tmp_path)._pair_problems())[2][0] == ["a_mask.gif and a_mask.png"]
+
+
+def test_the_object_on_most_of_the_border_is_a_warning(tmp_path, capsys):
+    save(tmp_path, "right.png", BINARY)
+    save(tmp_path, "inverted.png", 255 - BINARY)
+    assert not survey(tmp_path).problems
+    assert "Warning: 1 mask with the object on most of the border: inverted.png." in capsys.readouterr().out
+
+
+def test_a_damaged_jpeg_mask_is_refused(tmp_path):
+    save(tmp_path, "a.jpg", BINARY)
+    save(tmp_path, "b.jpg", BINARY)
+    path = tmp_path / "masks/a.jpg"
+    path.write_bytes(path.read_bytes()[:-400])
+    ((where, problem),) = survey(tmp_path).problems.items()
+    assert where == path and problem.startswith(f"{path} cannot be read as an image (")
+
+
+def test_what_is_known_of_a_mask_is_not_looked_at_again(tmp_path, monkeypatch):
+    notes, looks, examine = tmp_path / "masks.json", [], masks.examine
+    monkeypatch.setattr(masks, "examine", lambda path, values: looks.append(path.name) or examine(path, values))
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path, name, BINARY)
+    for expected in (["a.png", "b.png", "c.png"], []):
+        looks.clear()
+        assert survey(tmp_path, notes=notes).reader.values == MaskValues()
+        assert sorted(looks) == expected
+    looks.clear()
+    save(tmp_path, "b.png", shapes(1, 2))  # changes size and time
+    assert "b.png is a class map" in str(survey(tmp_path, notes=notes).problems) and looks == ["b.png"]
+    looks.clear()
+    assert survey(tmp_path, "1", notes=notes) and len(looks) == 3  # its facts depend on the values
+    looks.clear()
+    assert survey(tmp_path, notes=notes, check=True) and len(looks) == 3  # --check-data reads everything
+    notes.write_text(notes.read_text()[:50])
+    assert survey(tmp_path, notes=notes).problems and json.loads(notes.read_text())
+
+
+def test_a_resumed_run_reads_masks_as_it_began(tmp_path):
+    save(tmp_path, "a.png", shapes(1, 1))
+    began = survey(tmp_path).reader.state()
+    assert began == {"values": ["gray", (1,), True], "bits": 16}
+    save(tmp_path, "a.png", BINARY)
+    assert "no pixel of 1" in str(survey(tmp_path, saved=began).problems)
+    assert not survey(tmp_path).problems
+
+
+def test_drawn_masks_pass(drawn, capsys):
+    folder = drawn / "train"
+    pairs = {path: [drawn / "train_masks" / f"{path.stem}_mask.gif"] for path in sorted(folder.iterdir())}
+    found = Survey(pairs)
+    assert not found.problems and found.reader.values == MaskValues()
+    assert "Warning" not in capsys.readouterr().out
