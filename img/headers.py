@@ -8,8 +8,6 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,23 +19,20 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 ORIENTATION = ExifTags.Base.Orientation
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels depend on
-SCAN_HEADER = re.compile(rb"(\xff\xda\0(?:\x08\x01..|\x0a\x02.{4}|\x0c\x03.{6}|\x0e\x04.{8}))...", re.DOTALL)
-BITS = {2**bits - 1: bits for bits in range(1, 16)}  # largest value -> bits
 JPEG_SEGMENT = re.compile(rb"\xff+([^\0\1\xd0-\xd7\xff])(..)", re.DOTALL)  # marker, length
-LIBTIFF_LOCK = threading.Lock()
+BITS = {2**bits - 1: bits for bits in range(1, 16)}  # by the largest value
+TIFF_LOCK = threading.Lock()
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # they are about metadata
-if hasattr(os, "register_at_fork"):  # a child starts with its own stderr, and with the lock released
-    os.register_at_fork(before=LIBTIFF_LOCK.acquire, after_in_parent=LIBTIFF_LOCK.release,
-                        after_in_child=LIBTIFF_LOCK.release)
+if hasattr(os, "register_at_fork"):  # no process starts with the lock held or with the other stderr of load_pixels
+    release = TIFF_LOCK.release
+    os.register_at_fork(before=TIFF_LOCK.acquire, after_in_parent=release, after_in_child=release)
 
 
 class Header(NamedTuple):
-    """What the header of an image file says."""
-
     size: tuple[int, int]  # (height, width) of the upright image
-    orientation: int  # EXIF orientation of the pixels as they are decoded, 1 (upright) to 8
-    deep: bool  # whether it is gray or RGB of 16 bits per value
+    orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
+    deep: bool  # gray or RGB of 16 bits per value
     bits: int | None  # how many of the 16 are used, if PNG's sBIT or TIFF's MaxSampleValue says so
 
 
@@ -48,19 +43,16 @@ def read_header(path: Path) -> Header:
 
 
 def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header]:
-    """Open an image for `load_pixels`, or for its header only. Raises ValueError or an error of Pillow."""
-    start, exif, bits, frames = file.read(8), b"", None, 1
-    if start == PNG_START:
+    """Open an image for `load_pixels` or, without `pixels`, to read its header. Raises as `read_header`."""
+    exif, bits, frames = b"", None, 1
+    if file.read(8) == PNG_START:
         file, exif, bits, frames = _strip_png(file, pixels)
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"it is damaged, or its format is none of {', '.join(FORMATS)}") from None
     if image.format == "TIFF":
-        bits = _tiff_bits(image)
-        upright = image.getexif()
-        upright.load(b"")  # the other tags may be damaged
-        upright[ORIENTATION] = image.tag_v2.get(ORIENTATION, 1)  # Pillow rotates a TIFF itself
+        bits = _prepare_tiff(image)
     if pixels and (frames := max(frames, _count_frames(image))) > 1:
         raise ValueError(f"it has {frames} frames; save the one to use as a file of its own")
     orientation = _orientation(exif or image.info.get("exif", b""))
@@ -70,59 +62,57 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
 
 
 def load_pixels(image: Image.Image) -> Image.Image:
-    """Decode an opened image. Raises ValueError or an error of Pillow if it is damaged."""
-    if image.format == "TIFF":
-        with _libtiff_errors():
-            image.load()
-    image.load()
-    return image
-
-
-@contextmanager
-def _libtiff_errors() -> Iterator[None]:
-    """Raise what libtiff prints to stderr as a ValueError: some pixels are wrong, even if Pillow accepts them."""
-    with LIBTIFF_LOCK, tempfile.TemporaryFile() as file:
-        stderr, failure = os.dup(2), None
+    """Decode an opened image, and return it. Raises an error if it is damaged, with what libtiff prints to stderr."""
+    if image.format != "TIFF":
+        image.load()
+        return image
+    failure = None
+    with TIFF_LOCK, tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
-            yield
+            image.load()
         except Exception as error:
             failure = error
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
         file.seek(0)
-        text = file.read().decode(errors="replace")
-    printed = re.findall(r"^[\w.]+: .+\.$", text, re.MULTILINE)
-    if failure or printed:
-        raise ValueError(" ".join(["it is damaged:", *printed, *([str(failure)] if failure else [])]))
+        printed = " ".join(file.read().decode(errors="replace").split())
+    if "Decode" in printed or (failure and printed):  # or else it is about tags
+        raise ValueError(f"it is damaged: {printed}")
+    if failure:
+        raise failure
+    return image
 
 
 def _count_frames(image: Image.Image) -> int:
-    if image.format != "TIFF":  # the first picture of an MPO is the one to use
+    if image.format != "TIFF":  # an MPO has other pictures than the one to use
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     pages, frames = Image.open(image.fp, formats=["TIFF"]), 1
     try:
         for page in count(1):
             pages.seek(page)
-            frames += not pages.tag_v2.get(254, 0) & 5  # a thumbnail or a mask of transparency
-    except (EOFError, TypeError):  # the last page, or the place of the next one is wrong
+            frames += not pages.tag_v2.get(254, 0) & 5  # a thumbnail or a mask
+    except (EOFError, TypeError):  # at the last page, or no page is where the next one should be
         return frames
 
 
-def swap_bytes(tile: NamedTuple) -> NamedTuple:
-    """Return a tile of a Pillow image that decodes to the other byte of its 16-bit values."""
-    mode, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
-    return tile._replace(args=(mode[:-1] + ("L" if mode.endswith("B") else "B"), *rest))
-
-
-def _tiff_bits(image: Image.Image) -> int | None:
-    largest = image.tag_v2.get(281)  # MaxSampleValue
+def _prepare_tiff(image: Image.Image) -> int | None:
+    """Hide the metadata from Pillow, which rotates a TIFF itself -> how many bits are used, if a tag says so."""
+    tags = image.tag_v2
+    if tags.get(284) == 2 and 16 in tags.get(258, ()) and not image.mode.startswith("I;16"):
+        raise ValueError("Pillow cannot decode separate planes of 16 bits; save it with interleaved colors")
+    image.info.pop("xmp", None)
+    exif = image.getexif()
+    exif.load(b"")
+    exif[ORIENTATION] = tags.get(ORIENTATION, 1)
+    largest = tags.get(281)  # MaxSampleValue
     return 12 if "I;12" in str(image.tile) else BITS.get(largest[0] if isinstance(largest, tuple) else largest)
 
 
 def _orientation(exif: bytes) -> int:
-    """EXIF data -> orientation, which is 1 if they don't say a valid one."""
+    """EXIF data -> orientation; 1 if there is none that is valid."""
     tags = Image.Exif()
     try:
         tags.load(exif)
@@ -133,17 +123,14 @@ def _orientation(exif: bytes) -> int:
 
 
 def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, bytes, int | None, int]:
-    """Return a PNG without metadata, its EXIF data, its used bits, and its number of frames.
-
-    Raises ValueError if one of the chunks that pixels depend on is damaged.
-    """
-    kept, exif, bits, frames, kind = [PNG_START], b"", None, 1, b""
-    while kind != b"IEND" and len(head := file.read(8)) == 8:
+    """Return a PNG without metadata, its EXIF data, how many bits are used, and the number of frames."""
+    kept, exif, bits, kinds = [PNG_START], b"", None, b""
+    while not kinds.endswith(b"IEND") and len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        kinds += kind
         if kind not in (*PNG_PIXELS, b"eXIf", b"sBIT") or (kind == b"IDAT" and not pixels):
             file.seek(length + 4, os.SEEK_CUR)
             kept += [head] * (kind == b"IDAT")
-            frames += kind == b"fcTL" and kept[-1] is not kept[1]
             continue
         body = file.read(length + 4)  # with its checksum
         intact = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:])
@@ -155,25 +142,24 @@ def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, bytes, int | Non
             exif = body
         elif intact and 1 <= body[0] <= 16:
             bits = body[0]
-    if pixels and kind != b"IEND":
+    if pixels and not kinds.endswith(b"IEND"):
         raise ValueError("it is damaged or incomplete: it has no IEND chunk")
-    return io.BytesIO(b"".join(kept)), exif, bits, frames
+    return io.BytesIO(b"".join(kept)), exif, bits, 1 + kinds.partition(b"IDAT")[2].count(b"fcTL")
 
 
 def repair_jpeg(encoded: bytes) -> bytes:
     """Correct what a strict decoder refuses in the header of a JPEG, although no pixel depends on it."""
-    kept, at, components = [b"\xff\xd8"], 2, None
-    while (found := JPEG_SEGMENT.search(encoded, at)) and found[1] != b"\xda":  # start of scan
+    kept, at, sequential = [b"\xff\xd8"], 2, False
+    while (found := JPEG_SEGMENT.search(encoded, at)) and found[1] != b"\xda":  # a scan
         at = found.start(2) + int.from_bytes(found[2])
-        segment = found[1] + encoded[found.start(2) : at]
-        if found[1] in (b"\xc0", b"\xc1"):  # baseline or extended sequential
-            components = segment[8:9]
-        if segment.startswith(b"\xe0") and segment[3:8] == b"JFIF\0":
-            segment = segment[:8] + b"\1\1" + segment[10:]  # the version
-        if found[1] != b"\xe2":  # color profile
-            kept += b"\xff", segment
+        segment = bytearray(b"\xff" + encoded[found.start(1) : at])
+        sequential |= found[1] in b"\xc0\xc1"
+        if segment[4:9] == b"JFIF\0":
+            segment[9:11] = b"\1\1"  # the version
+        kept += [segment] * (found[1] != b"\xe2")  # a color profile
     scans = encoded[found.start() :] if found else b""
-    if components:
-        only_scan = encoded[found.end() : found.end() + 1] == components if found else False
-        scans = SCAN_HEADER.sub(b"\\1\0?\0", scans, count=int(only_scan)) + b"\xff\xd9" * only_scan
-    return b"".join([*kept, scans])
+    corrected = bytearray(scans)
+    for scan in re.finditer(rb"\xff\xda(..)", scans, re.DOTALL) if sequential else ():
+        end = scan.start(1) + int.from_bytes(scan[1])
+        corrected[end - 3 : end] = b"\0\x3f\0"  # as progressive files only have another
+    return b"".join([*kept, corrected])

