@@ -3,20 +3,24 @@
     python predict.py photo.jpg folder/ --model output/models/model_2026-11-23_16h05m09s/best.pt
 """
 
+import re
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from glob import escape
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from data.dataset import preprocess
-from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_image, is_mask, print_ignored
-from data.reader import Reader, check_pair, read
-from helpers import Progress, pluralize
+from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, image_of, is_cutout, is_image, is_mask, print_ignored, stem_of
+from data.masks import MaskOptions, Survey
+from data.reader import Reader, read, reading
+from helpers import Progress, first_few, pluralize
+from img.cutout import cut_out, keep_largest, read_colors
 from img.transformer import decode_image, halve, resize_size, to_pillow, upsample
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
@@ -35,6 +39,10 @@ class Options:
     background: str | None = None  # a color (white, "#ff8800") or an image; None: transparent
     threshold: float | None = None  # a pixel is car where its probability is above this; None: the model's
     tta: bool | None = None  # test-time augmentation, as main.py's --tta; None: as the model was trained
+    keep_largest: bool = False  # keep only the largest connected object of each image
+    crop: bool = False  # crop NAME_cutout.png to the car, with a margin of 5%
+    mask_values: tuple[str, ...] | None = None  # of masks to compare with, as main.py's --mask-values
+    rotate_masks: bool | None = None  # these masks, as main.py's --rotate-masks
     device: str | None = None  # cpu, cuda, mps, ...; None: an accelerator if there is one
 
 
@@ -70,34 +78,28 @@ class CarFinder:
         return upsample(probs, image.shape[1:])[0].cpu()
 
 
-def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None) -> Image.Image:
-    """Cut out the car of an image (3, H, W) uint8, probs (H, W) -> RGBA, or RGB on a background of any size."""
-    # It fades out over this range of probabilities, which is centered on the threshold and within [0, 1]
-    width = min(0.5, 2 * threshold, 2 * (1 - threshold))
-    alpha = ((probs - threshold) / width + 0.5).clamp(0, 1) * 255
-    alpha, car = Image.fromarray(alpha.round().byte().numpy()), to_pillow(image)
-    if background is None:
-        car.putalpha(alpha)
-        return car
-    return Image.composite(car, ImageOps.fit(background, car.size), alpha)
-
-
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
-    """Return the images among `paths` and those in folders among them that are not masks, sorted by path."""
+    """Return the images among `paths` and those in folders among them (see `scan`), sorted by path."""
     errors.require(len(paths) > 0, "Pass images or folders of them: python predict.py photo.jpg folder/")
     images = {}
-    for path in paths:
-        found = [path]
-        if path.is_dir():
-            shown = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
-            print_ignored(path, [each.name for each in shown if not is_image(each)])
-            found = [each for each in shown if is_image(each) and not is_mask(each)]
-            errors.require(len(found) > 0, f"{path} contains no image, such as a .jpg or .png file.")
-        for image in found:
-            other = images.setdefault(image.stem, image)
+    for path in dict.fromkeys(paths):
+        for image in scan(path) if path.is_dir() else [path]:
+            other = images.setdefault(stem_of(image), image)
             errors.require(other == image, f"{other} and {image} would both become {image.stem}_mask.png. "
                            "Rename one of them.")
     return sorted(images.values())
+
+
+def scan(folder: Path) -> list[Path]:
+    """Return the images in a folder, but not NAME_mask and NAME_cutout of an image NAME. Print what is left out."""
+    shown = sorted(each for each in folder.iterdir() if each.is_file() and not each.name.startswith("."))
+    images = [each for each in shown if is_image(each)]
+    errors.require(len(images) > 0, f"{folder} contains no image, such as a .jpg or .png file.")
+    stems = {stem_of(each) for each in images}
+    derived = [each for each in images if is_mask(each, stems) or is_cutout(each, stems)]
+    print_ignored(folder, [each for each in shown if not is_image(each)], "not images")
+    print_ignored(folder, derived, "masks and cut-outs")
+    return [each for each in images if each not in derived]
 
 
 def mask_folders(image: Path) -> list[Path]:
@@ -107,29 +109,37 @@ def mask_folders(image: Path) -> list[Path]:
     return [folder, *(root / name for name in MASK_FOLDERS)]
 
 
-def find_mask(image: Path) -> Path | None:
-    """Return the mask of NAME.jpg: NAME_mask.png (or .gif, ...), or NAME.png in a separate folder of masks."""
-    stem = image.stem.lower()
+def find_masks(image: Path) -> list[Path]:
+    """Return the masks of NAME.jpg: NAME_mask.png (or .gif, ...) and NAME_mask_1, or NAME.png in a separate folder."""
+    stem, its_folder = stem_of(image), image.resolve().parent
+    start = escape(re.match("[ -~]*", stem)[0])  # ASCII characters have one encoding
+    stems = {stem_of(each) for each in its_folder.glob(f"{start}*") if is_image(each)}
     for folder in mask_folders(image):
-        names = [f"{stem}_mask"] if folder == image.resolve().parent else [f"{stem}_mask", stem]
-        for path in sorted(folder.glob(f"{escape(image.stem)}*")):
-            if path.stem.lower() in names and is_image(path):
-                return path
-    return None
+        found = [each for each in sorted(folder.glob(f"{start}*")) if is_image(each)
+                 and (image_of(stem_of(each), stems) or [None])[0] == stem
+                 and (folder != its_folder or is_mask(each, stems))]
+        if found:
+            return found
+    return []
 
 
-def compare(mask: Tensor, image: Path, reader: Reader, scores: list[float]) -> str:
+def survey_masks(images: list[Path], reader: Reader, options: Options) -> Survey:
+    """Find out how the masks of images are read: as those that the model was trained on, unless options say it."""
+    masks = {image: found for image in images if (found := find_masks(image))}
+    saved = reader.state() if options.mask_values is None else None
+    return Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=saved), kaggle=not masks)
+
+
+def compare(mask: Tensor, image: Path, survey: Survey, scores: list[float]) -> str:
     """Add the Dice of a predicted mask (H, W) to `scores`, if the image has a mask -> a text to print."""
-    path = find_mask(image)
-    if path is None:
+    masks = [each for path, each in survey.pairs if path == image]
+    if not masks:
         return ""
-    try:
-        truth = reader.mask(path) > 127  # (1, H, W)
-        check_pair(image, mask.shape, path, truth.shape[1:])
-    except errors.UserError as error:
-        return f", no Dice: {error}"
-    scores.append(dice_per_image(mask[None], truth).item())
-    return f", Dice {scores[-1]:.4f} with {path.name}"
+    for path in (image, *masks):
+        if path in survey.problems:
+            return f", no Dice: {survey.problems[path]}"
+    scores.append(dice_per_image(mask[None], survey.reader.mask(masks[0]) > 127).item())
+    return f", Dice {scores[-1]:.4f} with {first_few(each.name for each in masks)}"
 
 
 def load_background(name: str | None) -> Image.Image | None:
@@ -154,9 +164,27 @@ def find_model(model: Path | None) -> Path:
     return runs[-1] / "best.pt"
 
 
-def save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path, **options: Any) -> None:
     with files.save_atomically(path) as file:
-        image.save(file, "PNG")
+        image.save(file, "PNG", **options)
+
+
+def process(path: Path, finder: CarFinder, options: Options, background: Image.Image | None, survey: Survey,
+            scores: list[float]) -> str:
+    """Write the mask and the cut-out of the image at `path`, and add its Dice to `scores` -> a text to print."""
+    image = finder.reader.image(path)
+    with reading(path):
+        colors, profile = read_colors(path, image)
+    probs = finder(image)
+    if options.keep_largest:
+        probs = keep_largest(probs, finder.threshold)
+    mask = probs > finder.threshold
+    save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
+    car = cut_out(colors, probs, finder.threshold, background, options.crop)
+    save(car, options.output_dir / f"{path.stem}_cutout.png", icc_profile=profile)
+    found = f"{path}: car is {mask.float().mean():.1%} of the image"
+    found = found if mask.any() else f"Warning: {path}: no car was found"
+    return found + compare(mask, path, survey, scores)
 
 
 def main(options: Options) -> None:
@@ -173,24 +201,18 @@ def main(options: Options) -> None:
         finder.tta = options.tta
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
-    unreadable, scores = 0, []
+    survey, failed, scores = survey_masks(images, finder.reader, options), 0, []
     for path in Progress(images, "cut out", unit="img"):
         try:
-            image = finder.reader.image(path)
-        except errors.UserError as error:
-            unreadable += 1
-            Progress.write(str(error))
-            continue
-        probs = finder(image)
-        mask = probs > finder.threshold
-        save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
-        save(cut_out(image, probs, finder.threshold, background), options.output_dir / f"{path.stem}_cutout.png")
-        found = f"{path}: car is {mask.float().mean():.1%} of the image"
-        found = found if mask.any() else f"Warning: {path}: no car was found"
-        Progress.write(found + compare(mask, path, finder.reader, scores))
+            text = process(path, finder, options, background, survey, scores)
+        except (errors.UserError, OSError) as error:
+            if getattr(error.__cause__, "errno", 0) in (ENOSPC, EDQUOT) or not options.output_dir.is_dir():
+                raise  # no image could be written
+            failed, text = failed + 1, str(error)
+        Progress.write(text)
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{pluralize(len(images) - unreadable, 'image')} cut out, in {options.output_dir}{mean}")
-    errors.require(unreadable == 0, f"{unreadable} of {len(images)} images could not be read (see above).")
+    print(f"{pluralize(len(images) - failed, 'image')} cut out, in {options.output_dir}{mean}")
+    errors.require(failed == 0, f"{failed} of {len(images)} images could not be cut out (see above).")
 
 
 if __name__ == "__main__":

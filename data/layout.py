@@ -280,7 +280,7 @@ def is_mask(path: Path, stems: Container[str]) -> bool:
 def is_cutout(path: Path, stems: Container[str]) -> bool:
     """Whether predict.py has cut it out of an image in `stems`."""
     stem = stem_of(path)
-    return stem.endswith("_cutout") and stem.removesuffix("_cutout") in stems
+    return stem.lower().endswith("_cutout") and stem[: -len("_cutout")] in stems
 
 
 def print_ignored(folder: Path, paths: list[Path], what: str) -> None:

@@ -9,7 +9,8 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 from torch import Tensor
 
-from img.transformer import FORMATS, from_pillow, to_pillow
+from img.headers import FORMATS
+from img.transformer import from_pillow, to_pillow
 
 NEIGHBORS = np.ones((3, 3))  # a pixel is connected with all eight
 

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from errno import ENAMETOOLONG
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -32,7 +33,8 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot write {path} ({error.strerror}). Make room, or fix the folder.") from error
+        remedy = "Shorten the name." if error.errno == ENAMETOOLONG else "Make room, or fix the folder."
+        raise UserError(f"Cannot write {path} ({error.strerror}). {remedy}") from error
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import sys
+from subprocess import check_output
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image, ImageCms, TiffImagePlugin, TiffTags
 from scipy import ndimage
 
+from conftest import ROOT
 from img.cutout import cut_out, keep_largest, opacity, read_colors
 from img.transformer import decode_image, to_pillow
 
@@ -248,3 +251,10 @@ def test_a_profile_that_no_png_of_pillow_can_have_is_applied(tmp_path):
     Image.new("RGB", (1, 1)).save(file, "PNG", icc_profile=huge)
     with pytest.raises(ValueError, match="too large"):  # control
         Image.open(file)
+
+
+@pytest.mark.seconds
+def test_scipy_is_imported_only_when_it_is_needed():
+    program = "import sys, predict; print(*sys.modules)"
+    loaded = check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
+    assert "img.cutout" in loaded and "scipy" not in loaded

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from conftest import ROOT
 from img.headers import read_header
-from img.transformer import decode_image, decode_mask, get_image_size, load
+from img.mask import decode_mask
+from img.transformer import decode_image, get_image_size, load
 
 rng = np.random.default_rng(0)
 NOISE = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)

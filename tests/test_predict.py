@@ -2,17 +2,20 @@
 
 import re
 import runpy
+import shutil
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageCms
 
 import predict
 from conftest import ROOT
 from data import dataset
+from data.reader import Reader
 from img.transformer import decode_image
 from nn.classifier import CarvanaClassifier
 from nn.unet_origin import UNetOriginal
@@ -25,13 +28,14 @@ def checkpoint(path, padding="reflect", tta=False, threshold=0.5):
     torch.manual_seed(0)
     classifier = CarvanaClassifier(UNetOriginal((3, 188, 188)), 1)
     state = {"net_name": "UNetOriginal", "in_shape": [3, 188, 188], "net": classifier.net.state_dict()}
-    torch.save(state | {"hyperparameters": dict(padding=padding, tta=tta, threshold=threshold)}, path)
+    run = {"reader": Reader().state(), "hyperparameters": dict(padding=padding, tta=tta, threshold=threshold)}
+    torch.save(state | run, path)
     return classifier
 
 
-def draw(path, size=(60, 40), mode="RGB", car=True, **options):
+def draw(path, size=(60, 40), mode="RGB", car=True, gray=90, **options):
     """Draw a gray image of (width, height) with a white rectangle, the car, in the upper left quarter."""
-    image = Image.new("RGB", size, (90, 90, 90))
+    image = Image.new("RGB", size, (gray, gray, gray))
     if car:
         image.paste((255, 255, 255), (0, 0, size[0] // 2, size[1] // 2))
     path.parent.mkdir(exist_ok=True)
@@ -47,6 +51,7 @@ def predict_here(tmp_path, monkeypatch, capsys):
         def __init__(self, model, device):
             assert str(model) == "best.pt"
             self.threshold, self.classifier = 0.5, CarvanaClassifier(torch.nn.Conv2d(3, 1, 1), 1)
+            self.reader = Reader()
 
         def __call__(self, image):
             return (image.float().mean(0) > 200).float()
@@ -78,10 +83,10 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
         (tmp_path / "train" / other).write_text("no image")
     (tmp_path / "train/folder.jpg").mkdir()
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
-    draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L")
+    draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L", gray=0)
     code, printed = predict_here("train")
     assert code == 0 and "4 images cut out, in cutouts" in printed
-    assert "ignored in train (not images): a_mask.json, notes.txt\n" in printed
+    assert "ignored     2 files in train (not images): a_mask.json, notes.txt\n" in printed
     assert "train/a.png: car is 25.0% of the image, Dice 0.4000 with a_mask.png" in printed
     assert "train/b.png: car is 25.0% of the image, Dice 1.0000 with b_mask.gif" in printed
     assert "Warning: train/d.png: no car was found\n" in printed and "mean Dice of 2: 0.700000" in printed
@@ -115,22 +120,7 @@ def test_a_mask_is_found_where_main_looks_for_it(tmp_path, images, masks, name, 
     for folder in (images, masks):
         (own / folder).mkdir(parents=True, exist_ok=True)
     Image.new("L", (9, 9)).save(own / masks / name, "PNG")
-    assert predict.find_mask(draw(own / images / "a.jpg")) == (own / masks / name if found else None)
-
-
-@pytest.mark.parametrize("threshold", [0.02, 0.3, 0.95])
-def test_a_probability_of_1_is_opaque_and_one_of_0_transparent(threshold):
-    car, probs = torch.full((3, 1, 3), 200, dtype=torch.uint8), torch.tensor([[0.0, threshold, 1.0]])
-    assert np.asarray(predict.cut_out(car, probs, threshold))[0, :, 3].tolist() == [0, 128, 255]
-
-
-def test_the_edge_of_a_cut_out_is_soft_and_the_background_fits():
-    car, probs = torch.full((3, 1, 5), 200, dtype=torch.uint8), torch.tensor([[0.0, 0.1, 0.35, 0.4, 1.0]])
-    alpha = np.asarray(predict.cut_out(car, probs, 0.35))[0, :, 3]
-    assert alpha.tolist() == [0, 0, 128, 153, 255]
-    behind = predict.cut_out(car, probs, 0.35, Image.new("RGB", (7, 9), (0, 100, 0)))
-    assert behind.mode == "RGB" and behind.size == (5, 1)
-    assert np.asarray(behind)[0, [0, 4]].tolist() == [[0, 100, 0], [200, 200, 200]]
+    assert predict.find_masks(draw(own / images / "a.jpg")) == [own / masks / name] * found
 
 
 def test_the_background_is_a_color_or_an_image(predict_here, tmp_path):
@@ -152,12 +142,139 @@ def test_a_damaged_image_is_named_and_the_others_are_cut_out(predict_here, tmp_p
     draw(tmp_path / "some/c_mask.png", (10, 10))
     code, printed = predict_here("some", "nosuch.jpg")
     assert "nosuch.jpg cannot be read (No such file or directory).\n" in printed and "Dice 0" not in printed
-    assert code == "predict.py: 2 of 4 images could not be read (see above)."
+    assert code == "predict.py: 2 of 4 images could not be cut out (see above)."
     assert "some/b.jpg cannot be read as an image" in printed
     fault = "some/c_mask.png is 10x10 pixels (height x width), but its image some/c.png is 40x60. Both must have"
     assert f"no Dice: {tmp_path}/{fault}" in printed
     written = {path.name for path in (tmp_path / "cutouts").iterdir()}
     assert written == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
+
+
+def test_a_name_too_long_for_its_outputs_costs_only_this_image(predict_here, tmp_path):
+    long = "a" * 248
+    draw(tmp_path / f"some/{long}.jpg")
+    draw(tmp_path / "some/b.jpg")
+    code, printed = predict_here("some")
+    assert code == "predict.py: 1 of 2 images could not be cut out (see above)."
+    assert f"Cannot write cutouts/{long}_mask.png (File name too long). Shorten the name.\n" in printed
+    assert "some/b.jpg: car is 25.0% of the image\n1 image cut out, in cutouts\n" in printed
+    assert {path.name for path in (tmp_path / "cutouts").iterdir()} == {"b_mask.png", "b_cutout.png"}
+    assert predict_here("some/b.jpg")[0] == 0  # control
+
+
+def test_an_error_of_the_system_costs_only_this_image_too(predict_here, tmp_path, monkeypatch):
+    for name in "abc":
+        draw(tmp_path / f"some/{name}.png")
+    read_colors = predict.read_colors
+
+    def stale(path, image):
+        if path.name == "b.png":
+            raise OSError(116, "Stale file handle", str(path))
+        return read_colors(path, image)
+
+    monkeypatch.setattr(predict, "read_colors", stale)
+    code, printed = predict_here("some")
+    assert code == "predict.py: 1 of 3 images could not be cut out (see above)."
+    assert "some/b.png cannot be read (Stale file handle).\n" in printed and "some/c.png: car is" in printed
+
+
+def test_a_full_disk_ends_the_run_at_once(predict_here, tmp_path, small_disk):
+    disk, _ = small_disk
+    noise = np.random.default_rng(0).integers(201, 256, size=(400, 400, 3), dtype=np.uint8)
+    (tmp_path / "some").mkdir()
+    for name in "ab":
+        Image.fromarray(noise).save(tmp_path / f"some/{name}.png")
+    code, printed = predict_here("some", "--output-dir", disk)
+    assert code.startswith(f"predict.py: Cannot write {disk}/a_cutout.png (No space left on device). Make room")
+    assert "b.png" not in printed and {path.name for path in disk.iterdir()} == {"a_mask.png"}
+
+
+def test_a_vanished_output_folder_ends_the_run_at_once(predict_here, tmp_path, monkeypatch):
+    for name in "ab":
+        draw(tmp_path / f"some/{name}.png")
+    cut_out = predict.cut_out
+
+    def vanish(*arguments):
+        shutil.rmtree("cutouts")
+        return cut_out(*arguments)
+
+    monkeypatch.setattr(predict, "cut_out", vanish)
+    code, printed = predict_here("some")
+    assert code.startswith("predict.py: Cannot write cutouts/a_cutout.png (No such file or directory).")
+    assert "b.png" not in printed
+
+
+def test_masks_and_cut_outs_of_images_in_the_folder_are_skipped_and_named(predict_here, tmp_path):
+    names = "a.jpg", "a_mask.png", "a_CUTOUT.png", "a_cutout_x.png", "b.jpg", "b_Mask.gif", "c_cutout.png", "d_Mask.jpg"
+    for name in names:
+        draw(tmp_path / "some" / name, mode="L")
+    draw(tmp_path / "other/e.jpg")
+    draw(tmp_path / "other/e_cutout.png")
+    draw(tmp_path / "single/f.jpg")
+    _, printed = predict_here("some", "some", "other", "single")
+    lines = [line for line in printed.splitlines() if "cut-outs" in line]
+    assert lines == [
+        "ignored     3 files in some (masks and cut-outs): a_CUTOUT.png, a_mask.png, b_Mask.gif",
+        "ignored     1 file in other (masks and cut-outs): e_cutout.png",
+    ]
+    made = {path.name.removesuffix("_cutout.png") for path in (tmp_path / "cutouts").glob("*_cutout.png")}
+    assert made == {"a", "a_cutout_x", "b", "c_cutout", "d_Mask", "e", "f"}
+    draw(tmp_path / "some/b_cutout.png")
+    expected = "4 files in some (masks and cut-outs): a_CUTOUT.png, a_mask.png, b_Mask.gif and 1 more\n"
+    assert expected in predict_here("some")[1]
+    assert "some/a_mask.png: car is" in predict_here("some/a_mask.png")[1]  # a file that is passed is an image
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_may_be_encoded_in_two_ways(predict_here, tmp_path, form, other):
+    image, mask = (unicodedata.normalize(each, "[1] café") for each in (form, other))
+    assert image != mask
+    draw(tmp_path / f"some/{image}.png")
+    for name in (f"{mask}_mask", f"{mask}_cutout", f"{mask}s_mask"):  # the last is of another image
+        draw(tmp_path / f"some/{name}.png", mode="L", gray=0)
+    code, printed = predict_here(f"some/{image}.png")
+    assert code == 0 and f"25.0% of the image, Dice 1.0000 with {mask}_mask.png\n" in printed
+    assert {path.stem for path in predict.scan(tmp_path / "some")} == {f"{mask}s_mask", image}
+    draw(tmp_path / f"train/{image}.png")
+    draw(tmp_path / f"masks/{mask}.png")
+    assert predict.find_masks(tmp_path / f"train/{image}.png") == [tmp_path / f"masks/{mask}.png"]
+    code, _ = predict_here(f"some/{image}.png", f"some/{mask}_mask.png", f"masks/{mask}.png")
+    assert "would both become" in code
+
+
+def test_a_cut_out_has_the_profile_of_its_image(predict_here, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    draw(tmp_path / "some/a.jpg", icc_profile=profile)
+    draw(tmp_path / "some/b.jpg", icc_profile=b"broken")
+    draw(tmp_path / "some/c.tif", mode="CMYK", icc_profile=b"broken")
+    draw(tmp_path / "some/d.png")
+    for background in ([], ["--background", "white"]):
+        code, _ = predict_here("some", *background)
+        assert code == 0
+        found = {name: Image.open(tmp_path / f"cutouts/{name}_cutout.png").info.get("icc_profile") for name in "abcd"}
+        assert found == {"a": profile, "b": None, "c": None, "d": None}
+
+
+def test_the_largest_object_is_kept_and_cropped_if_asked_for(predict_here, tmp_path):
+    path = draw(tmp_path / "some/a.png", (80, 60))  # a car of 40x30 pixels
+    with Image.open(path) as image:
+        alone = image.convert("L").point(lambda value: 255 * (value > 200))
+        alone.save(tmp_path / "some/a_mask.png")
+        image.paste((255, 255, 255), (60, 40, 70, 50))
+        image.save(path)
+    cut = tmp_path / "cutouts/a_cutout.png"
+    for options, size, area, dice in (
+        ([], (80, 60), 1300, "0.9600"),
+        (["--crop"], (74, 54), 1300, "0.9600"),  # 70x50 pixels, with a margin of 4, clipped at two sides
+        (["--keep-largest"], (80, 60), 1200, "1.0000"),
+        (["--keep-largest", "--crop"], (42, 32), 1200, "1.0000"),
+    ):
+        code, printed = predict_here("some", *options)
+        assert code == 0 and f"Dice {dice} with a_mask.png" in printed
+        mask, alpha = np.asarray(Image.open(tmp_path / "cutouts/a_mask.png")), np.asarray(Image.open(cut))[..., 3]
+        assert mask.shape == (60, 80) and Image.open(cut).size == size
+        assert (mask == 255).sum() == (alpha == 255).sum() == area
+        assert np.array_equal(alpha, mask[: size[1], : size[0]])
 
 
 def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
@@ -235,15 +352,16 @@ def test_help_explains_every_option(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "predict.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(f"--{name}" in printed for name in ("model", "output-dir", "background", "threshold", "device"))
+    names = "model output-dir background threshold tta keep-largest crop device".split()
+    assert all(f"--{name}" in printed for name in names)
 
 
 def test_names_of_masks_may_be_in_capitals(tmp_path):
     for name in ("a.JPG", "a_MASK.PNG", "ab.png"):
         Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
     assert [path.name for path in predict.find_images((tmp_path,))] == ["a.JPG", "ab.png"]
-    assert predict.find_mask(tmp_path / "a.JPG") == tmp_path / "a_MASK.PNG"
-    assert predict.find_mask(tmp_path / "ab.png") is None
+    assert predict.find_masks(tmp_path / "a.JPG") == [tmp_path / "a_MASK.PNG"]
+    assert predict.find_masks(tmp_path / "ab.png") == []
 
 
 def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tmp_path):
