@@ -1,6 +1,7 @@
 """Open image files without the metadata that could keep their pixels from being decoded."""
 
 import io
+import logging
 import os
 import re
 import struct
@@ -24,6 +25,7 @@ BITS = {2**bits - 1: bits for bits in range(1, 16)}  # by the largest value
 TIFF_LOCK = threading.Lock()
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # they are about metadata
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # prints nothing besides raising an error
 if hasattr(os, "register_at_fork"):  # no process starts with the lock held or with the other stderr of load_pixels
     release = TIFF_LOCK.release
     os.register_at_fork(before=TIFF_LOCK.acquire, after_in_parent=release, after_in_child=release)

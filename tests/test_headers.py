@@ -261,6 +261,26 @@ def test_exif_data_after_the_pixels_rotate_them(format, orientation):
     assert np.array_equal(decode_image(data).permute(1, 2, 0), expected.convert("RGB"))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9, 0])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_tiff_is_rotated_once_and_listed_as_it_is_decoded(orientation, compression, tmp_path):
+    values = rng.integers(2**16, size=(6, 8, 3)).astype(np.uint16)
+    data = deep_tiff(values, compression=compression, _274=(3, [orientation]))
+    (tmp_path / "a").write_bytes(data)
+    expected = np.rot90(gray_of(values, 16), {3: 2, 6: -1, 8: 1}.get(orientation, 0))
+    assert np.array_equal(decode_image(data).permute(1, 2, 0), expected)
+    assert read_header(tmp_path / "a") == (expected.shape[:2], load(data)[1], True, None)
+
+
+def test_xmp_does_not_rotate():
+    """As in browsers."""
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    jpeg = insert(b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp, b"\xff\xdb")
+    assert Image.open(io.BytesIO(jpeg)).getexif()[274] == 6  # control
+    for data in (jpeg, deep_tiff(GRADIENT, _700=(1, xmp[29:])), deep_tiff(GRADIENT, _700=(4, [1, 2]))):
+        assert load(data)[1] == 1 and decode_image(data).shape[1] < decode_image(data).shape[2]
+
+
 def test_listing_reads_the_headers_only(tmp_path, monkeypatch):
     names = ["a.jpg", "a.png", "a.gif", "a.bmp", "a.tif", "b.tif", "a.jp2", "a.webp"]
     for name in names:
@@ -276,7 +296,7 @@ def test_listing_reads_the_headers_only(tmp_path, monkeypatch):
 # 16 bits
 
 GRADIENT = np.linspace(0, 2**16 - 1, 8 * 6).astype(np.uint16).reshape(6, 8)
-TYPES = {3: "H", 4: "I"}
+TYPES = {1: "B", 3: "H", 4: "I"}
 
 
 def tiff(strips, tags, order="<"):
@@ -370,6 +390,21 @@ def test_a_tiff_of_12_bits_says_so(tmp_path):
     (tmp_path / "a.tif").write_bytes(data)
     assert read_header(tmp_path / "a.tif").bits == 12
     assert np.array_equal(decode_image(data)[0], gray_of(values, 12))
+
+
+def test_a_tiff_whose_white_is_zero_is_inverted():
+    for values, shown in ((GRADIENT, 255 - gray_of(GRADIENT, 16)), (GRADIENT >> 4, 255 - gray_of(GRADIENT >> 4, 12))):
+        data = deep_tiff(values, _262=(3, [0]))
+        assert np.array_equal(decode_image(data, bits=16 if values is GRADIENT else 12)[0], shown)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_planes_of_16_bits_are_refused(compression):
+    """Pillow decodes other pixels."""
+    values = rng.integers(2**16, size=(6, 8, 3)).astype(np.uint16)
+    data = deep_tiff(values, compression=compression, _284=(3, [2]), _273=(4, [0] * 3), _279=(4, [0] * 3))
+    assert refuses(data, match="separate planes of 16 bits")
+    decode_image(deep_tiff(values, compression=compression, _284=(3, [1])))  # control
 
 
 @pytest.mark.parametrize("bits", [12, 16])
