@@ -17,7 +17,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of which starts another program
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-ORIENTATION = ExifTags.Base.Orientation
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels depend on
 JPEG_SEGMENT = re.compile(rb"\xff+([^\0\1\xd0-\xd7\xff])(..)", re.DOTALL)  # marker, length
@@ -101,14 +100,11 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _prepare_tiff(image: Image.Image) -> int | None:
-    """Hide the metadata from Pillow, which rotates a TIFF itself -> how many bits are used, if a tag says so."""
+    """Hide XMP data from Pillow, which rotates a TIFF itself -> how many bits are used, if a tag says so."""
     tags = image.tag_v2
     if tags.get(284) == 2 and 16 in tags.get(258, ()) and not image.mode.startswith("I;16"):
         raise ValueError("Pillow cannot decode separate planes of 16 bits; save it with interleaved colors")
     image.info.pop("xmp", None)
-    exif = image.getexif()
-    exif.load(b"")
-    exif[ORIENTATION] = tags.get(ORIENTATION, 1)
     largest = tags.get(281)  # MaxSampleValue
     return 12 if "I;12" in str(image.tile) else BITS.get(largest[0] if isinstance(largest, tuple) else largest)
 
@@ -118,7 +114,7 @@ def _orientation(exif: bytes) -> int:
     tags = Image.Exif()
     try:
         tags.load(exif)
-        value = tags.get(ORIENTATION)
+        value = tags.get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises many types
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

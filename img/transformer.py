@@ -21,13 +21,13 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
     min_size: halve the image if `draft_scale` allows it. In a JPEG, libjpeg does it while it decodes: a third faster.
-    bits: how many are used in files of 16 bits per value: the largest value that is possible becomes 255.
+    bits: how many of a file's 16 bits per value are used, unless its header says so. The largest value becomes 255.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, header = open_image(io.BytesIO(encoded))
     scale = draft_scale(header.size, min_size)
     if image.format in JPEG:
-        pixels = _decode_jpeg(encoded, image, "RGB", scale)
+        pixels = _decode_jpeg(encoded, image, scale)
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
@@ -37,7 +37,10 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
 
 
 def _to_8_bits(encoded: bytes, image: Image.Image, header_bits: int | None, bits: int) -> Image.Image:
-    """Decode 16 bits per value, and scale them to 8. `bits` counts where no or too few `header_bits` are given."""
+    """Decode 16 bits per value, and scale them to 8: by `header_bits`, or by `bits` if a value has more or it is None.
+
+    PNG's standard scales values up to 16 bits whatever sBIT says, which not all programs do.
+    """
     if image.mode.startswith("I;16"):
         values = np.asarray(load_pixels(image))
     elif image.tile[0].args == "LA;16B":  # which has the size of RGBA
@@ -71,19 +74,19 @@ def load(encoded: bytes) -> tuple[Image.Image, int]:
     image, header = open_image(io.BytesIO(encoded))
     if image.format not in JPEG:
         return load_pixels(image), header.orientation
-    pixels = _decode_jpeg(encoded, image, "GRAY" if image.mode == "L" else "RGB")
+    pixels = _decode_jpeg(encoded, image)
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels), header.orientation
 
 
-def _decode_jpeg(encoded: bytes, image: Image.Image, colorspace: str, scale: int = 1) -> np.ndarray:
-    """-> (H, W, C) uint8, downsampled by `scale`. Raises ValueError if it is damaged."""
+def _decode_jpeg(encoded: bytes, image: Image.Image, scale: int = 1) -> np.ndarray:
+    """-> (H, W, 3) uint8 in RGB, downsampled by `scale`. Raises ValueError if it is damaged."""
     width, height = (side // scale for side in image.size)
     # strict: a damaged file is an error, not an image with a gray stripe
     decode = partial(simplejpeg.decode_jpeg, min_height=height, min_width=width, strict=True)
     try:
-        return decode(encoded, colorspace)
+        return decode(encoded)
     except ValueError:
-        return decode(repair_jpeg(encoded), colorspace)
+        return decode(repair_jpeg(encoded))
 
 
 def get_image_size(path: Path) -> tuple[int, int]:

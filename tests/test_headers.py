@@ -118,6 +118,8 @@ def test_scan_headers_are_corrected_in_every_scan_but_not_in_progressive_files()
     assert scans.count(b"\xff\xda") == 3 and np.array_equal(load(scan_parameters(scans, b"\0\0\0"))[0], expected)
     progressive = encoded(NOISE, "JPEG", progressive=True)
     assert np.array_equal(load(progressive)[0], simplejpeg.decode_jpeg(progressive))
+    odd = progressive.replace(b"JFIF\0\1", b"JFIF\0\7")
+    assert odd != progressive and np.array_equal(load(odd)[0], simplejpeg.decode_jpeg(progressive))
     assert refuses(scan_parameters(progressive, b"\0\x3f\0"))
 
 
@@ -507,14 +509,19 @@ def test_damaged_tags_of_a_tiff_print_nothing(tmp_path):
     data = deep_tiff(GRADIENT, _305=(3, list(range(9))), _34665=(4, [2**31]), _274=(3, [3]))
     place = data.index(struct.pack("<HHI", 305, 3, 9)) + 8
     (tmp_path / "a.tif").write_bytes(data[:place] + struct.pack("<I", 2**30) + data[place + 4 :])
-    program = (
-        "import sys; from pathlib import Path; from img.headers import *; path = Path(sys.argv[1]);"
-        "print(read_header(path).size, load_pixels(open_image(path.open('rb'))[0]).getpixel((0, 0)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "a.tif"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (result.stdout, result.stderr) == (f"(6, 8) {GRADIENT[-1, -1]}\n", "")
+    (tmp_path / "b.tif").write_bytes(deep_tiff(GRADIENT, _277=(3, [999])))
+    program = """if True:
+        from img.headers import load_pixels, open_image, read_header, Path
+        print(read_header(Path("a.tif")).size, load_pixels(open_image(open("a.tif", "rb"))[0]).getpixel((0, 0)))
+        try:
+            read_header(Path("b.tif"))
+        except ValueError as error:
+            print(error)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    arguments = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 60}
+    result = subprocess.run([sys.executable, "-c", program], **arguments)
+    assert result.stdout.startswith(f"(6, 8) {GRADIENT[-1, -1]}\nit is damaged, or") and result.stderr == ""
 
 
 def test_a_damaged_jpeg_mask_is_refused_as_an_image_is():
