@@ -26,9 +26,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from callbacks.tensorboard import side_by_side  # noqa: E402
-from data.dataset import TestImageDataset, read  # noqa: E402
+from data.dataset import TestImageDataset  # noqa: E402
 from data.fetcher import DatasetFetcher  # noqa: E402
 from data.layout import make_layout  # noqa: E402
+from data.reader import read  # noqa: E402
 from img.augmentation import augment_img  # noqa: E402
 from img.mask import decode_mask  # noqa: E402
 from img.transformer import decode_image, reflect_pad, resize, resize_size, upsample  # noqa: E402

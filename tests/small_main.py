@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 import torch
 
-import data.dataset
+import data.reader
 from nn import unet
 from runtime import distributed
 from tiny import SMALL_NETS
 
 WRITE = os.O_WRONLY | os.O_RDWR
-read, save = data.dataset.read, torch.save
+read, save = data.reader.read, torch.save
 changes = []
 
 
@@ -64,7 +64,7 @@ def save_slowly(state, file):
 process = os.getpid()
 unet.NETS.update(SMALL_NETS)
 if "READ_LOG" in os.environ:
-    data.dataset.read = logged
+    data.reader.read = logged
 if "DISTRIBUTED_TIMEOUT" in os.environ:
     distributed.TIMEOUT = timedelta(seconds=int(os.environ["DISTRIBUTED_TIMEOUT"]))
 if {"CHANGE_LOG", "KILL_AT"} & set(os.environ):
