@@ -69,7 +69,7 @@ def _read_image(job: tuple[Reader, Path, tuple[int, int] | None]) -> str:
 def print_unusual(survey: Survey) -> None:
     """Print which masks are empty or full."""
     for what, full in (("without an object", False), ("with nothing else", True)):
-        one_value = {path: facts for path, facts in survey.facts.items() if facts.value is not None}
+        one_value = {path: facts for path, facts in survey.facts.items() if facts.has_one_value}
         names = [path.name for path, facts in one_value.items() if full == (facts.area > 0)]
         if names:
             print(f"note        {pluralize(len(names), 'mask')} {what}: {first_few(names)}")
@@ -82,7 +82,7 @@ def draw_masks(survey: Survey, picture: Path) -> None:
 
     def is_usual(pair: tuple[Path, Path]) -> tuple:
         facts = survey.facts[pair[1]]
-        return facts.border <= 0.5 or facts.value is not None, facts.value is None, -abs(facts.area - median)
+        return facts.border <= 0.5 or facts.has_one_value, not facts.has_one_value, -abs(facts.area - median)
 
     sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
     for index, (image, mask) in enumerate(sorted(drawn, key=is_usual)[: TILES**2]):

@@ -14,19 +14,7 @@ import numpy as np
 from data.reader import Reader, check_pair, get_header, reading
 from helpers import Progress, first_few, pluralize
 from img.headers import SIDEWAYS
-from img.mask import (
-    KINDS,
-    MaskValues,
-    count_values,
-    find_objects,
-    has_classes,
-    is_near,
-    level_of,
-    read_values,
-    show,
-    slack_of,
-    unpack,
-)
+from img.mask import MaskValues, count_values, fraction_of_object, is_class_map, read_values, show, slack_of
 from img.transformer import load
 from runtime.errors import UserError
 from runtime.files import save_atomically
@@ -38,18 +26,17 @@ REMEDY = "Fix it, or pass the values of the object: --mask-values 1 3, or --mask
 class Facts(NamedTuple):
     """What a mask is like.
 
-    slack: by how many levels compression may have changed it. value: that of all its pixels, or None.
-    top: the highest value, or the most frequent of the bright colors. counts: values and their numbers of pixels, the
-    most frequent 20. is_class_map: see has_classes. area, border: the fraction of all pixels, and of those at the
-    border, that is object.
+    kind: see MaskValues. slack: by how many levels compression may have changed its values. highest: of its values.
+    has_one_value: in all pixels. is_class_map: see the function. counts: values and their numbers of pixels, the most
+    frequent 20. area, border: the fraction of all pixels, and of those at the border, that is object.
     """
 
     kind: str
     slack: int
-    value: float | None
-    top: float
-    counts: Sequence[Sequence[float]]
+    highest: float
+    has_one_value: bool
     is_class_map: bool
+    counts: Sequence[Sequence[float]]
     area: float
     border: float
 
@@ -67,25 +54,19 @@ def parse_values(texts: Sequence[str]) -> MaskValues:
     raise UserError(f"--mask-values {' '.join(texts)} must be numbers, colors such as '#ff0000', or nonzero.")
 
 
-def examine(path: Path, values: MaskValues | None) -> Facts:
-    """Look at a mask. values: what masks mean, if that is known. Raises UserError if it cannot be read."""
+def examine(path: Path, wanted: MaskValues | None) -> Facts:
+    """Look at a mask. wanted: what --mask-values says. Raises UserError if it cannot be read."""
     with reading(path):
         encoded = path.read_bytes()
         slack = slack_of(encoded)
-        kind, pixels = read_values(load(encoded)[0], slack, None if values is None else values.kind)
-    levels, (found, counts) = level_of(pixels, kind), count_values(pixels, kind)
-    highest, value = levels.max().item(), None
-    top = 255 if slack and highest >= 255 - slack else highest
-    if kind == "color":
-        top = next(color for color in found if level_of(color, kind) >= 0.9 * highest)
-    if highest - levels.min() <= slack and (kind != "color" or slack or len(found) == 1):
-        value = 0 if highest <= slack else top
-    is_object = levels > highest / 2
-    if values is not None and not values.soft:
-        is_object = find_objects(pixels, kind, values.objects, slack) > 0
+        kind, pixels = read_values(load(encoded)[0], slack, wanted and wanted.kind)
+    highest, has_one_value = pixels.max().item(), (pixels.max() - pixels.min()).item() <= slack
+    if slack and highest >= 255 - slack:
+        highest = 255
+    is_object = pixels > highest / 2 if wanted is None else fraction_of_object(pixels, wanted, slack) > 127
     border = np.concatenate([is_object[0], is_object[-1], is_object[:, 0], is_object[:, -1]])
-    return Facts(kind, slack, value, top, list(zip(found, counts, strict=True))[:20],
-                 value is None and has_classes(pixels, kind, top, slack), is_object.mean().item(), border.mean().item())
+    return Facts(kind, slack, highest, has_one_value, not has_one_value and is_class_map(pixels, kind, slack),
+                 count_values(pixels)[:20], is_object.mean().item(), border.mean().item())
 
 
 def highest_value(path: Path) -> float:
@@ -94,29 +75,27 @@ def highest_value(path: Path) -> float:
         return np.asarray(load(path.read_bytes())[0]).max().item()
 
 
-def for_all(function: Callable[[Path], Any], paths: Sequence[Path], title: str) -> list[Any]:
-    """function(path) for each, in threads; the sentence of its UserError in place of a result."""
+def for_all(function: Callable[[Path], Any], paths: Sequence[Path], notes: Path | None = None, what: str = "") -> list:
+    """function(path) for each, in threads; the sentence of its UserError in place of a result.
+
+    notes: keeps results, so that they are only computed again for files that have changed. what: names the function.
+    """
     def attempt(path: Path) -> Any:
         try:
             return function(path)
         except UserError as error:
             return str(error)
 
-    with ThreadPoolExecutor(count_cores()) as pool:
-        return list(Progress(pool.map(attempt, paths), title, len(paths), unit="file"))
-
-
-def remembered(function: Callable[[Path], Any], what: str, paths: Sequence[Path], notes: Path | None) -> list[Any]:
-    """for_all(), without files for which `notes` has the result. what: names the function, with its arguments."""
-    known, keys = {}, {}
-    if notes is not None and notes.exists():
-        with suppress(ValueError):
+    known, keys = {}, {path: str(path) for path in paths}
+    if notes is not None:
+        for path in paths:
+            file = path.stat()
+            keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns}"
+        with suppress(ValueError, FileNotFoundError):
             known = json.loads(notes.read_text())
-    for path in paths:
-        file = path.stat()
-        keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns}"
     new = [path for path in paths if keys[path] not in known]
-    results = for_all(function, new, "reading masks")
+    with ThreadPoolExecutor(count_cores()) as pool:
+        results = list(Progress(pool.map(attempt, new), "reading files", len(new), unit="file"))
     known |= {keys[path]: result for path, result in zip(new, results, strict=True)}
     if notes is not None and new:
         with save_atomically(notes) as file:
@@ -124,39 +103,22 @@ def remembered(function: Callable[[Path], Any], what: str, paths: Sequence[Path]
     return [known[keys[path]] for path in paths]
 
 
-def decide(facts: Sequence[Facts]) -> MaskValues | str:
-    """What the values mean in most masks, or why that is not known."""
-    several = [each for each in facts if each.value is None]
+def decide(facts: Sequence[Facts]) -> MaskValues | None:
+    """What the values mean in most masks; None if none has both object and background."""
+    several = [each for each in facts if not each.has_one_value]
     if not several:
-        values = first_few(sorted({show(each.value, each.kind) for each in facts}))
-        return f"No mask has both object and background, only one value each ({values}). {REMEDY}"
-    kind, _ = Counter(each.kind for each in several).most_common(1)[0]
-    tops = Counter(each.top for each in several if each.kind == kind)
-    return MaskValues(kind, (max(tops, key=lambda top: (tops[top], top)),))
+        return None
+    counts = Counter((each.kind, each.highest) for each in several)
+    kind, highest = max(counts, key=lambda pair: (counts[pair], pair))
+    return MaskValues(kind, (highest,))
 
 
 def problem_of(path: Path, facts: Facts, values: MaskValues) -> str:
     """Why a mask does not fit the others, or ""."""
-    reason, of_object = "", [show(value, values.kind) for value in values.objects]
-    if not values.soft:
-        if facts.kind == "color" and values.kind == "" and values.objects:
-            reason = "has colors"
-    elif facts.value == 0:
-        return ""
-    elif facts.kind != values.kind:
-        reason = f"has {KINDS[facts.kind]}, but most masks have {KINDS[values.kind]}"
-    elif facts.is_class_map:
-        reason = "is a class map or has instance ids"
-    elif not is_object_value(facts, values):
-        reason = f"has no pixel of {of_object[0]}, the object in most masks"
-    return reason and f"{path} {reason}: its values are {facts}. {REMEDY}"
-
-
-def is_object_value(facts: Facts, values: MaskValues) -> bool:
-    """Whether the highest value of a mask can be that of the object."""
-    top, of_object = (level_of(value, values.kind) for value in (facts.top, values.objects[0]))
-    same_color = values.kind != "color" or abs(unpack(facts.top) - unpack(values.objects[0])).max() <= 20
-    return same_color and is_near(top, of_object, facts.slack, exact=values.kind == "index")
+    problem = values.misfit(facts.kind, facts.highest, facts.slack)
+    if values.soft and facts.is_class_map and facts.kind == values.kind:
+        problem = "is a class map or has instance ids"
+    return problem and f"{path} {problem}: its values are {facts}. {REMEDY}"
 
 
 class MaskOptions(NamedTuple):
@@ -198,13 +160,12 @@ class Survey:
         if check or not kaggle:
             self._read_masks(MaskValues() if kaggle else options.known())
         if not kaggle:
-            print(f"masks       {self.reader.values}")
             self._read_deep_images(list(pairs))
 
     def _read_headers(self, images: list[Path]) -> None:
         """Compare sizes, and find the masks that need the EXIF rotation of their images."""
         paths = images + [mask for _, mask in self.pairs]
-        headers = dict(zip(paths, for_all(get_header, paths, "checking sizes"), strict=True))
+        headers = dict(zip(paths, for_all(get_header, paths), strict=True))
         self.problems |= {path: header for path, header in headers.items() if isinstance(header, str)}
         self.headers = {path: header for path, header in headers.items() if path not in self.problems}
         rotated, ambiguous = [], []
@@ -234,7 +195,7 @@ class Survey:
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""
         masks, wanted = [mask for _, mask in self.pairs], None if known is None or known.soft else known
-        results = remembered(lambda path: examine(path, wanted), f"mask {wanted}", masks, self.options.notes)
+        results = for_all(lambda path: examine(path, wanted), masks, self.options.notes, f"mask {wanted!r}")
         for path, result in zip(masks, results, strict=True):
             if isinstance(result, str):
                 self.problems.setdefault(path, result)
@@ -243,18 +204,19 @@ class Survey:
         if not self.facts:
             return
         values = known or decide(list(self.facts.values()))
-        if isinstance(values, str):
-            self.problems.setdefault(masks[0].parent, values)
+        if values is None:
+            found = first_few({str(facts): None for facts in self.facts.values()})
+            self.problems[masks[0].parent] = f"No mask has both object and background, only {found}. {REMEDY}"
             return
         self.reader.values = values
+        print(f"masks       {values}")
         for path, facts in self.facts.items():
             if problem := problem_of(path, facts, values):
                 self.problems.setdefault(path, problem)
         if wanted and not any(facts.area for facts in self.facts.values()):
-            self.problems[masks[0].parent] = (
-                f"No mask has a pixel of --mask-values {' '.join(self.options.mask_values)}. "
-                f"{masks[0]} has {next(iter(self.facts.values()))}.")
-        inverted = [path for path, facts in self.facts.items() if facts.value is None and facts.border > 0.5]
+            example = next(iter(self.facts.values()))
+            self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
+        inverted = [path for path, facts in self.facts.items() if not facts.has_one_value and facts.border > 0.5]
         if inverted:
             print(f"Warning: {pluralize(len(inverted), 'mask')} with the object on most of the border: "
                   f"{_first_names(inverted)}. If it is the background, invert it.")
@@ -266,7 +228,7 @@ class Survey:
         if self.options.saved:
             self.reader.bits = self.options.saved["bits"]
         elif unknown:
-            results = remembered(highest_value, "image", unknown, self.options.notes)
+            results = for_all(highest_value, unknown, self.options.notes, "highest")
             self.problems |= {path: each for path, each in zip(unknown, results, strict=True) if isinstance(each, str)}
             highest = max([each for each in results if not isinstance(each, str)], default=0)
             self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)

@@ -86,6 +86,7 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
     Image.new("RGB", (120, 80), (0, 0, 99)).save(image, "JPEG")
     check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
     assert capsys.readouterr().out.splitlines() == [
+        "masks       gray levels: 255 is the object; values between 0 and it are soft labels",
         f"Warning: 1 mask with the object on most of the border: {inverted.name}. If it is the background, invert it.",
         f"note        1 mask without an object: {empty.name}",
         f"note        1 mask with nothing else: {full.name}",

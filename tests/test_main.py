@@ -98,7 +98,8 @@ def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     images = ["--dataset", "own", "--input-dir", own, "--group-regex", "(.+)-"]
     code, printed = run_main(*images, *SMALL, "--epochs", "1", "--workers", "1")
     assert code == 0, printed
-    assert printed.startswith("data        6 images of 3 groups to train on, 2 of 1 to validate on\n")
+    assert printed.startswith("masks       gray levels: 255 is the object; values between 0 and it are soft labels\n")
+    assert "\ndata        6 images of 3 groups to train on, 2 of 1 to validate on\n" in printed
     assert f"            in {own}/images, masks in {own}/masks\n" in printed
     assert "2 validation images of 1 group" in printed and "by angle" not in printed
     run = next((tmp_path / "output/models").iterdir())
