@@ -231,11 +231,11 @@ class OwnLayout(Layout):
 
     def kind(self, path: Path, name: str) -> str:
         together = self.image_dir == self.mask_dir
-        if is_cutout(path, self.stems):
-            return "cut-out"
         if path == self.mask_dir or (together and is_mask(path, self.stems) != (name == "train_masks")):
             return "elsewhere"
-        return "used" if is_image(path) else "ignored"
+        if not is_image(path):
+            return "ignored"
+        return "cut-out" if is_cutout(path, self.stems) else "used"
 
     def group_of(self, stem: str) -> str | None:
         found = self.pattern.search(stem)

@@ -1,5 +1,9 @@
+import os
 import re
 import shutil
+import subprocess
+import unicodedata
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -494,3 +498,101 @@ def test_the_command_that_cuts_out_has_the_options_it_is_given(own):
     fetcher = DatasetFetcher(OwnLayout(own))
     line = fetcher.next_step(own / "a.gz", own / "best.pt", "a b.jpg", "--threshold", "0.4").splitlines()[0]
     assert line == f"cut it out  python predict.py '{own}/images/a b.jpg' --model {own}/best.pt --threshold 0.4"
+
+
+def pair(folder, image, *masks):
+    """An image and its masks, with these paths."""
+    for name in (image, *masks):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if name == image else "L", (30, 20)).save(folder / name)
+
+
+@pytest.mark.parametrize(("image", "masks"), [
+    ("images/a.jpg", ["masks/a.png"]),
+    ("images/a.jpg", ["masks/a_mask.png"]),
+    ("images/a.jpg", ["masks/a_masks.png"]),
+    ("images/a.jpg", ["masks/a.jpg.png"]),
+    ("images/a.jpg", ["masks/a.jpg_mask.png"]),
+    ("images/a.jpg", ["masks/a_mask.png", "masks/a_mask_1.png", "masks/a_mask_2.png"]),
+    ("images/a_1.jpg", ["masks/a_1_mask.png"]),
+    ("a.jpg", ["a_mask.png"]),
+    ("a.jpg", ["a_Mask.PNG", "a_MASK_1.png"]),
+    ("images/a.jpg", ["images/a_mask.png"]),
+])  # fmt: skip
+def test_the_masks_of_an_image_have_its_name(tmp_path, image, masks):
+    pair(tmp_path, image, *masks)
+    layout = OwnLayout(tmp_path)
+    assert layout.images() == {Path(image).stem: tmp_path / image}
+    assert layout.masks() == {Path(image).stem: sorted(tmp_path / mask for mask in masks)}
+    assert not any(names for names, *_ in layout._pair_problems() if names and names != [Path(image).stem])
+
+
+def test_a_number_is_part_of_the_name_if_there_is_such_an_image(tmp_path):
+    pair(tmp_path, "images/a.jpg", "masks/a_mask.png", "masks/a_mask_1.png")
+    pair(tmp_path, "images/a_1.jpg")
+    with pytest.raises(UserError, match=r"1 image without a mask in .*: a_1\.jpg"):
+        DatasetFetcher(OwnLayout(tmp_path)).get_train_files()
+    pair(tmp_path, "images/a_1.jpg", "masks/a_1.png")
+    with pytest.raises(UserError, match=r"1 mask without an image in .*: a_mask_1\.png"):
+        DatasetFetcher(OwnLayout(tmp_path)).get_train_files()
+
+
+def test_the_ending_of_a_mask_is_part_of_a_name_without_such_an_image(tmp_path, capsys):
+    pair(tmp_path, "person_Mask.jpg", "person_Mask_mask.png")
+    pair(tmp_path, "dog.jpg", "dog_mask.png")
+    for name in ("dog_cutout.png", "person_Mask_cutout.png"):
+        pair(tmp_path, name)
+    layout = OwnLayout(tmp_path)
+    assert not list(layout.faults())
+    assert set(layout.images()) == {"person_Mask", "dog"} == set(layout.masks())
+    expected = f"ignored     2 files in {tmp_path} (cut-outs): dog_cutout.png, person_Mask_cutout.png\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_names_in_different_unicode_forms_are_the_same_name(own):
+    decomposed, composed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    assert decomposed != composed
+    for number, form in enumerate((decomposed, composed, decomposed)):
+        shutil.copy(own / "images/cat 0-jpg.jpg", own / f"images/{form}-{number}.jpg")
+        shutil.copy(own / "masks/cat 0-jpg.png", own / f"masks/{[composed, decomposed][number % 2]}-{number}.png")
+    fetcher = DatasetFetcher(OwnLayout(own, f"({decomposed}|cat 0)-"))
+    assert set(fetcher.layout.groups()) == {composed, "cat 0"}  # the other cats are not matched
+    fetcher = DatasetFetcher(OwnLayout(own, "(.+)-"))
+    before = fetcher.get_train_files()
+    assert all(path.exists() for paths in before for path in paths)
+    split = fetcher.split.to_dict(orient="list")
+    for form in (decomposed, composed):
+        moved = {**split, "image": [unicodedata.normalize("NFC" if form == composed else "NFD", name)
+                                    for name in split["image"]]}  # fmt: skip
+        assert DatasetFetcher(OwnLayout(own, "(.+)-")).get_train_files(split=moved) == before
+    shutil.copy(own / "images/cat 0-jpg.jpg", own / f"images/{composed}-0.jpg")
+    with pytest.raises(UserError, match=r"2 images in .* that differ only in extension or Unicode normalization"):
+        fetcher.get_train_files()
+
+
+def test_a_read_only_folder_is_read_and_its_zips_are_linked(folder, main_here, tmp_path):
+    """A tmpfs that is mounted read-only, as root may write anywhere else."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    try:
+        shutil.copytree(folder, disk / "sample")
+        for name in ("train", "train_masks"):
+            with zipfile.ZipFile(disk / f"{name}.zip", "w") as archive:
+                archive.writestr("a_01.jpg", b"")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(OSError):  # control
+            (disk / "file").touch()
+        code, printed = main_here("--input-dir", str(disk / "sample"), "--check-data", "--workers", "0")
+        assert code == 0 and "no problems" in printed
+        code, printed = main_here("--input-dir", str(disk), "--dataset", "sample", "--check-data", "--workers", "0")
+        assert code == 0 and "no problems" in printed
+        code, _ = main_here("--input-dir", str(disk), "--check-data")
+        assert f"Cannot write to {disk} (Read-only file system)." in str(code)
+        (command,) = re.findall(r"(mkdir carvana && ln -s .*/), and then --input-dir carvana\.", str(code))
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+        assert zipfile.is_zipfile(tmp_path / "carvana/train.zip")
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

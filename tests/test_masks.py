@@ -5,13 +5,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
+import predict
 from data import masks
 from data.layout import OwnLayout
 from data.masks import MaskOptions, Survey
 from img.mask import MaskValues
 from runtime.errors import UserError
+from tiny import SMALL
 
 SIZE = 240, 320  # height, width
 
@@ -427,3 +430,61 @@ def test_drawn_masks_pass(drawn, capsys):
     found = Survey(pairs)
     assert not found.problems and found.reader.values == MaskValues()
     assert "Warning" not in capsys.readouterr().out
+
+
+def deep(highest):
+    """A 16-bit image with values from 0 to `highest`."""
+    return gray(np.tile(np.linspace(0, highest, SIZE[1]).astype(np.uint16), (SIZE[0], 1)))
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(255, 8), (1023, 10), (4000, 12), (10_000, 14), (65_535, 16)])
+def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, capsys, highest, bits):
+    for name, top in (("dark", 200), ("bright", highest)):
+        save(tmp_path, f"{name}.png", BINARY)
+        (tmp_path / f"images/{name}.jpg").unlink()
+        deep(top).save(tmp_path / f"images/{name}.png")
+    found = survey(tmp_path, notes=tmp_path / "masks.json")
+    assert found.reader.state()["bits"] == bits
+    assert f"images      2 16-bit files, of which {bits} bits are used\n" in capsys.readouterr().out
+    for name, top in (("dark", 200), ("bright", highest)):
+        image = found.reader.image(tmp_path / f"images/{name}.png")
+        assert image[0, 0, 0] == 0 and image.max() == round(top * 255 / (2**bits - 1))
+    saved = found.reader.state()
+    deep(65_535).save(tmp_path / "images/dark.png")
+    assert survey(tmp_path, saved=saved).reader.bits == bits  # of a resumed run
+
+
+@pytest.mark.seconds
+def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the_object_is(
+    tmp_path, main_here, small_net
+):
+    for number in range(3):
+        save(tmp_path / "own", f"{number}.png", shapes(1, 2, 3))
+        image = gray(shapes(250, 60, 60, background=60)).convert("RGB")
+        image.save(tmp_path / f"own/images/{number}.jpg")
+    own = ["--dataset", "own", "--input-dir", tmp_path / "own", "--workers", "0"]
+    sentence = f"{tmp_path}/own/masks/0.png is a class map or has instance ids: its values are 0 (64,305 pixels), 1 ("
+    code, _ = main_here(*own, *SMALL)
+    assert str(code).startswith(f"main.py: {sentence}") and not list((tmp_path / "output/models").iterdir())
+    code, _ = main_here(*own, *SMALL, "--check-data")
+    assert str(code).startswith(f"main.py: 3 problems in {tmp_path}/own (3 images, 3 masks read):\n  {sentence}")
+    code, printed = main_here(*own, *SMALL, "--check-data", "--mask-values", "1")
+    assert code == 0 and "masks       values: 1 is the object\n" in printed
+    assert (tmp_path / "output/check.png").exists()
+
+    code, printed = main_here(*own, *SMALL, "--epochs", "1", "--mask-values", "1")
+    assert code == 0, printed
+    (run,) = (tmp_path / "output/models").iterdir()
+    saved = torch.load(run / "best.pt", weights_only=True)
+    assert saved["reader"] == {"values": ["", (1.0,), False], "bits": 16}
+    code, _ = main_here("--resume", "last", "--mask-values", "2")
+    assert f"--mask-values must stay ('1',) in {run}, not ('2',)" in str(code)
+    assert main_here("--resume", "last", "--mask-values", "1")[0] == 0
+
+    truth = torch.from_numpy(shapes(255, 0, 0) > 0)  # what predict.py compares with
+    options = predict.Options((), mask_values=None)
+    found = predict.survey_masks([tmp_path / "own/images/0.jpg"], predict.CarFinder(run, "cpu").reader, options)
+    assert predict.compare(truth, tmp_path / "own/images/0.jpg", found, []) == ", Dice 1.0000 with 0.png"
+    options.mask_values = ("2",)
+    found = predict.survey_masks([tmp_path / "own/images/0.jpg"], found.reader, options)
+    assert predict.compare(truth, tmp_path / "own/images/0.jpg", found, []) == ", Dice 0.0000 with 0.png"
