@@ -94,18 +94,20 @@ def read_values(image: Image.Image, slack: int, kind: str | None = None) -> tupl
 
 def _read_colors(colors: np.ndarray, slack: int, kind: str | None) -> tuple[str, np.ndarray]:
     """Colors (H, W, 3) uint8 -> as gray levels, as levels of one color, or 0xRRGGBB if there are others."""
-    levels = colors.max(axis=-1)
-    if kind != "color" and np.ptp(colors, axis=-1).max() <= slack:
+    levels, lowest = (each.reduce([*np.moveaxis(colors, -1, 0)]) for each in (np.maximum, np.minimum))
+    if kind != "color" and (levels - lowest).max() <= slack:
         return "gray", levels
     packed = pack(colors)
     if kind == "color" and slack:
         raise ValueError("JPEG has changed its colors; save it as PNG")
-    brightest = count_values(packed[levels >= 0.9 * levels.max()])[0][0]
-    color = brightest >> np.array([16, 8, 0]) & 255  # of the object, if the others are between black and it
+    found, counts = (np.array(each) for each in zip(*count_values(packed), strict=True))
+    found = found[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
+    color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
     if slack:
         color = (np.rint(color / 32) * 32).clip(max=255).astype(int)
-    others = abs(colors - levels[..., None] * (color / max(1, color.max()))) > 3 * slack + 1.5
-    if kind == "color" or others.any(axis=-1).mean() > (0.01 if slack else 0):
+    between = found.max(axis=1, keepdims=True) * (color / max(1, color.max()))
+    others = counts[(abs(found - between) > 3 * slack + 1.5).any(axis=1)].sum()
+    if kind == "color" or others > (0.01 * packed.size if slack else 0):
         return "color", packed
     return f"#{pack(color):06x}", levels
 
@@ -116,16 +118,16 @@ def alpha_decides(image: Image.Image) -> bool:
     Raises ValueError if both are different drawings, or if all of it is transparent.
     """
     pixels = np.asarray(image.convert("RGBA"))
-    alpha, levels = pixels[..., 3], pixels[..., :3].max(axis=-1)
+    alpha, levels = pixels[..., 3], np.maximum.reduce([*np.moveaxis(pixels[..., :3], -1, 0)])
     if not alpha.any():
         raise ValueError("it is transparent everywhere; save it without transparency")
     if alpha.min() == alpha.max():
         return False
-    counts = [count for _, count in count_values(pack(pixels[alpha > 0, :3]))]
+    counts = [count for _, count in count_values(pack(pixels[..., :3])[alpha > 0])]
     if len(counts) == 1 or sum(counts[:2]) < 0.9 * sum(counts):  # one color, or a photo
         return True
     opaque, drawn = alpha > 127, levels > levels.max() / 2
-    is_binary = np.isin(alpha, (alpha.min(), alpha.max())).mean() > 0.99
+    is_binary = ((alpha == alpha.min()) | (alpha == alpha.max())).mean() > 0.99
     if is_binary and 0.01 < opaque.mean() < 0.99 and (drawn != opaque).any():
         raise ValueError("its colors and its transparency show different objects; save it without transparency")
     return False
@@ -133,7 +135,8 @@ def alpha_decides(image: Image.Image) -> bool:
 
 def pack(colors: np.ndarray) -> np.ndarray:
     """Colors (..., 3) -> (...) int32, 0xRRGGBB."""
-    return colors.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def fraction_of_object(pixels: np.ndarray, values: MaskValues, slack: int) -> np.ndarray:
