@@ -135,7 +135,7 @@ def compare(mask: Tensor, image: Path, survey: Survey, scores: list[float]) -> s
     masks = [each for path, each in survey.pairs if path == image]
     if not masks:
         return ""
-    for path in (image, *masks):
+    for path in (image, *masks, masks[0].parent):
         if path in survey.problems:
             return f", no Dice: {survey.problems[path]}"
     scores.append(dice_per_image(mask[None], survey.reader.mask(masks[0]) > 127).item())

@@ -1,5 +1,6 @@
 """Reads every image and mask once, lists all problems together, and draws the outlines of some masks."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ def draw_masks(survey: Survey, picture: Path) -> None:
     sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
     for index, (image, mask) in enumerate(sorted(drawn, key=is_usual)[: TILES**2]):
         row, column = divmod(index, TILES)
-        sheet.paste(_tile(survey.reader, image, mask), (column * SIDE, row * SIDE))
+        with suppress(UserError):  # of a file that is among the problems
+            sheet.paste(_tile(survey.reader, image, mask), (column * SIDE, row * SIDE))
     if drawn:
         with save_atomically(picture) as file:
             sheet.save(file, "PNG")

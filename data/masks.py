@@ -14,19 +14,19 @@ import numpy as np
 from data.reader import Reader, check_pair, get_header, reading
 from helpers import Progress, first_few, pluralize
 from img.headers import SIDEWAYS
-from img.mask import MaskValues, count_values, fraction_of_object, is_class_map, read_values, show, slack_of
+from img.mask import MaskValues, count_values, fraction_of_object, is_class_map, read_values, show, slack_of, top_of
 from img.transformer import load
 from runtime.errors import UserError
 from runtime.files import save_atomically
 from runtime.machine import count_cores
 
 VERSION = 1  # of what the notes hold
-REMEDY = "Fix it, or pass the values of the object: --mask-values 1 3, or --mask-values nonzero for all but 0."
+REMEDY = "Pass the values of the object, such as --mask-values 1 3, '#ff0000', or nonzero (all but 0)."
 
 class Facts(NamedTuple):
     """What a mask is like.
 
-    kind: see MaskValues. slack: by how many levels compression may have changed its values. highest: of its values.
+    kind: see MaskValues. slack: by how many levels compression may have changed its values. highest: see top_of.
     has_one_value: in all pixels. is_class_map: see the function. counts: values and their numbers of pixels, the most
     frequent 20. area, border: the fraction of all pixels, and of those at the border, that is object.
     """
@@ -41,13 +41,13 @@ class Facts(NamedTuple):
     border: float
 
     def __str__(self) -> str:
-        return first_few((f"{show(value, self.kind)} ({count:,} pixels)" for value, count in self.counts), 6)
+        return first_few((f"{show(value, self.kind)} ({pluralize(count, 'pixel')})" for value, count in self.counts), 6)
 
 
 def parse_values(texts: Sequence[str]) -> MaskValues:
     """What --mask-values says. Raises UserError."""
     if list(texts) == ["nonzero"]:
-        return MaskValues("", (), soft=False)
+        return MaskValues("nonzero", (), soft=False)
     for kind, pattern in (("", r"\d+(\.\d+)?"), ("color", "#[0-9a-fA-F]{6}")):
         if texts and all(re.fullmatch(pattern, text) for text in texts):
             return MaskValues(kind, tuple(int(text[1:], 16) if kind else float(text) for text in texts), soft=False)
@@ -60,13 +60,13 @@ def examine(path: Path, wanted: MaskValues | None) -> Facts:
         encoded = path.read_bytes()
         slack = slack_of(encoded)
         kind, pixels = read_values(load(encoded)[0], slack, wanted and wanted.kind)
-    highest, has_one_value = pixels.max().item(), (pixels.max() - pixels.min()).item() <= slack
-    if slack and highest >= 255 - slack:
-        highest = 255
+    counts, has_one_value = count_values(pixels), pixels.max() - pixels.min() <= slack
+    highest = top_of(counts, slack)
     is_object = pixels > highest / 2 if wanted is None else fraction_of_object(pixels, wanted, slack) > 127
     border = np.concatenate([is_object[0], is_object[-1], is_object[:, 0], is_object[:, -1]])
-    return Facts(kind, slack, highest, has_one_value, not has_one_value and is_class_map(pixels, kind, slack),
-                 count_values(pixels)[:20], is_object.mean().item(), border.mean().item())
+    return Facts(kind, slack, highest, bool(has_one_value),
+                 not has_one_value and is_class_map(pixels, kind, highest, slack), counts[:20],
+                 is_object.mean().item(), border.mean().item())
 
 
 def highest_value(path: Path) -> float:
@@ -90,9 +90,9 @@ def for_all(function: Callable[[Path], Any], paths: Sequence[Path], notes: Path 
     if notes is not None:
         for path in paths:
             file = path.stat()
-            keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns}"
-        with suppress(ValueError, FileNotFoundError):
-            known = json.loads(notes.read_text())
+            keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}"
+        with suppress(ValueError, TypeError, FileNotFoundError):
+            known = dict(json.loads(notes.read_text()))
     new = [path for path in paths if keys[path] not in known]
     with ThreadPoolExecutor(count_cores()) as pool:
         results = list(Progress(pool.map(attempt, new), "reading files", len(new), unit="file"))
@@ -115,10 +115,10 @@ def decide(facts: Sequence[Facts]) -> MaskValues | None:
 
 def problem_of(path: Path, facts: Facts, values: MaskValues) -> str:
     """Why a mask does not fit the others, or ""."""
-    problem = values.misfit(facts.kind, facts.highest, facts.slack)
+    problem = values.misfit(facts.kind, facts.highest, facts.slack, exact=not facts.slack and len(facts.counts) <= 2)
     if values.soft and facts.is_class_map and facts.kind == values.kind:
-        problem = "is a class map or has instance ids"
-    return problem and f"{path} {problem}: its values are {facts}. {REMEDY}"
+        return f"{path} is a class map, has instance ids, or is no mask: its values are {facts}. {REMEDY}"
+    return problem and f"{path} {problem}. Its values are {facts}. Save it as the others."
 
 
 class MaskOptions(NamedTuple):
@@ -216,6 +216,9 @@ class Survey:
         if wanted and not any(facts.area for facts in self.facts.values()):
             example = next(iter(self.facts.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
+        without = [path for path, facts in self.facts.items() if facts.area == 0 and facts.highest > facts.slack]
+        if wanted and without:
+            print(f"empty       {pluralize(len(without), 'mask')} with other values only: {_first_names(without)}")
         inverted = [path for path, facts in self.facts.items() if not facts.has_one_value and facts.border > 0.5]
         if inverted:
             print(f"Warning: {pluralize(len(inverted), 'mask')} with the object on most of the border: "

@@ -70,12 +70,13 @@ class Reader:
 
     def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
         """The result of decode_mask, after merging and rotation. Raises UserError."""
-        orientation = self.rotations.get(path.name, 1)
-        if orientation in SIDEWAYS and min_size is not None:
-            min_size = min_size[::-1]
-        names = [path.name, *self.parts.get(path.name, ())]
-        masks = [read(path.with_name(name), partial(decode_mask, values=self.values), min_size) for name in names]
-        return exif_transpose(torch.stack(masks).amax(dim=0), orientation)
+        masks = []
+        for name in (path.name, *self.parts.get(path.name, ())):
+            orientation = self.rotations.get(name, 1)
+            size = min_size[::-1] if orientation in SIDEWAYS and min_size is not None else min_size
+            mask = read(path.with_name(name), partial(decode_mask, values=self.values), size)
+            masks.append(exif_transpose(mask, orientation))
+        return torch.stack(masks).amax(dim=0)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Reader":

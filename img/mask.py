@@ -12,14 +12,15 @@ from img.headers import SIDEWAYS
 from img.transformer import draft_scale, exif_transpose, load
 
 LOSSY = 20  # levels by which JPEG may change background and object
-KINDS = {"gray": "gray levels", "index": "palette indices", "alpha": "transparency", "color": "colors", "": "values"}
+KINDS = {"gray": "gray levels", "index": "palette indices", "alpha": "transparency", "color": "colors", "": "values",
+         "nonzero": "values"}
 
 
 class MaskValues(NamedTuple):
     """What the values of a data set's masks mean. The defaults are Kaggle's.
 
     kind: one of KINDS, or a color such as "#ff0000", whose values are the levels of its brightest channel.
-        "color" is 0xRRGGBB; "" is gray levels or palette indices, as each file has.
+        "color" is 0xRRGGBB; "" is gray levels or palette indices, as each file has; "nonzero" is any kind.
     objects: the values that are the object; empty: all but 0
     soft: whether the values between 0 and the only one in `objects` are the fraction of a pixel that is object
     """
@@ -33,19 +34,23 @@ class MaskValues(NamedTuple):
         between = "; values between 0 and it are soft labels" if self.soft and self.kind != "index" else ""
         return f"{name_of(self.kind)}: {objects} is the object{between}"
 
-    def misfit(self, kind: str, highest: float, slack: int) -> str:
-        """What is wrong with a mask of that kind and highest value, or "" """
-        if highest <= slack or (self.kind == "" and not (self.objects and name_of(kind) == "colors")):
+    def misfit(self, kind: str, highest: float, slack: int, exact: bool = False) -> str:
+        """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
+        if highest <= slack or self.kind == "nonzero":
             return ""
-        if kind != self.kind:
-            return f"has {name_of(kind)}, but the other masks have {name_of(self.kind)}"
-        if self.soft and not is_near(highest, self.objects[0], slack, exact=kind == "index"):
-            return f"has no pixel of {self.objects[0]:g}, the object in the other masks"
+        if self.kind == "" and kind not in ("gray", "index"):
+            return f"has {name_of(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
+        if self.kind not in ("", kind):
+            return f"has {name_of(kind)}, unlike the other masks: {name_of(self.kind)}"
+        if slack and not self.soft and min(self.objects) <= 2 * slack:
+            return f"is a JPEG, which has changed values as low as {min(self.objects):g}: save it as PNG"
+        if self.soft and not is_near(highest, self.objects[0], slack, exact or kind == "index"):
+            return f"has {highest:g} as its highest value, unlike {self.objects[0]:g}, the object in the other masks"
         return ""
 
 
 def name_of(kind: str) -> str:
-    return KINDS.get(kind, "colors")
+    return KINDS.get(kind, f"the color {kind}")
 
 
 def show(value: float, kind: str) -> str:
@@ -76,15 +81,16 @@ def read_values(image: Image.Image, slack: int, kind: str | None = None) -> tupl
     """
     if kind == "alpha" and not image.has_transparency_data:
         raise ValueError("it has no transparency, unlike the other masks")
-    if kind == "alpha" or (kind is None and image.has_transparency_data and alpha_decides(image)):
+    if kind == "alpha" or (kind in (None, "", "nonzero") and image.has_transparency_data and alpha_decides(image)):
         return "alpha", np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "P" and kind != "color":
-        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        if (palette == palette[:, :1]).all():
-            return "gray", np.pad(palette[:, 0], (0, 256 - len(palette)))[np.asarray(image)]
+        indices, palette = np.asarray(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        used, levels = np.flatnonzero(image.histogram()), np.pad(palette[:, 0], (0, 256 - len(palette)))
+        if (palette == palette[:, :1]).all() and len({*levels[used]}) == len(used):  # otherwise it was left out
+            return "gray", levels[indices]
         if kind == "" or not palette[0].any():  # otherwise, 0 may not be the background
-            return "index", np.asarray(image)
-    elif image.mode.startswith(("1", "L", "I", "F")) and kind != "color":
+            return "index", indices
+    elif kind != "color" and (image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")):
         values = np.asarray(image.getchannel(0) if image.mode == "LA" else image)
         if (values.dtype.kind == "f" and not np.isfinite(values).all()) or values.min() < 0:
             raise ValueError("it has values that are negative, infinite or not a number")
@@ -172,30 +178,42 @@ def count_values(values: np.ndarray) -> list[tuple[float, int]]:
     return list(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
 
 
-def is_class_map(values: np.ndarray, kind: str, slack: int) -> bool:
-    """Whether the values (H, W) between 0 and the highest are classes or ids, and not soft edges.
+def is_class_map(values: np.ndarray, kind: str, top: float, slack: int) -> bool:
+    """Whether the values (H, W) between 0 and `top` are classes, ids or an image, and not soft edges.
 
-    They are if most of their pixels have neighbors (3x3) of the same value, and the median jump to another value, in
-    and around such areas, is above 2% of the highest value: in a slow ramp, it is smaller. Areas may be too small for
-    that: they count if almost all pixels are in a block (2x2) of one value, and fewer have the highest value.
+    Classes: most of their pixels have neighbors (3x3) of the same value, and either the median jump to another value,
+    in and around such areas, is above 2% of `top`, or a fifth of the range has no value: in a slow ramp, neither is so.
+    Thin classes: almost all pixels are in a block (2x2) of one value, and there are at most two values, or fewer pixels
+    of the highest one. An image: most of the mask is in between, and the median jump is above 1%.
     """
-    top = values.max()
     between = (values > slack) & (values < top - slack)
     count = between.sum()
     if kind in ("color", "index") or count == 0 or (top < 64 and values.dtype.kind != "f"):  # no soft edges
         return bool(count)
     rows, columns = (np.flatnonzero(between.any(axis=axis)) for axis in (1, 0))
     box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(columns[0] - 2, 0) : columns[-1] + 3]
-    padded, between = np.pad(values[box].astype(np.float32), 1, mode="edge"), between[box]
+    padded, inside = np.pad(values[box].astype(np.float32), 1, mode="edge"), between[box]
     right, down = abs(np.diff(padded, axis=1)), abs(np.diff(padded, axis=0))  # the jumps to these neighbors
     same_right, same_down = right <= slack / 10, down <= slack / 10
     blocks = same_right[:-1] & same_right[1:] & same_down[:, :-1] & same_down[:, 1:]
     around = [blocks[:-1, :-1], blocks[:-1, 1:], blocks[1:, :-1], blocks[1:, 1:]]  # those that contain a pixel
-    flat, in_block = (between & each.reduce(around) for each in (np.logical_and, np.logical_or))
-    are_small = in_block.sum() > 0.9 * count and count > (values >= top - slack).sum()
-    if flat.sum() <= 0.5 * count and not are_small:
-        return False
-    area = np.pad(in_block, 1)
-    jumps = np.concatenate([right[area[:, 1:] | area[:, :-1]], down[area[1:] | area[:-1]]])
-    jumps = jumps[jumps > slack / 10]
-    return len(jumps) > 0 and bool(np.median(jumps) > 0.02 * top)
+    flat, in_block = (inside & each.reduce(around) for each in (np.logical_and, np.logical_or))
+    levels = np.unique(values[between])
+    thin = in_block.sum() > 0.9 * count and (len(levels) <= 2 or count > (values >= top - slack).sum())
+    if thin or flat.sum() > 0.5 * count:
+        area = np.pad(in_block, 1)
+        jumps = np.concatenate([right[area[:, 1:] | area[:, :-1]], down[area[1:] | area[:-1]]])
+        jumps = jumps[jumps > slack / 10]
+        gap = np.diff(levels, prepend=0, append=top).max()
+        return bool(gap > 0.2 * top or (len(jumps) > 0 and np.median(jumps) > 0.02 * top))
+    return bool(count > 0.5 * values.size >= 512 and np.median(right[1:-1, 1:][inside]) > 0.01 * top)
+
+
+def top_of(counts: Sequence[tuple[float, int]], slack: int) -> float:
+    """The value that the object seems to have: the highest or, as JPEG overshoots, the most frequent high one."""
+    highest = max(value for value, _ in counts)
+    if not slack:
+        return highest
+    likely = next(value for value, _ in counts if value >= highest / 2)
+    likely = likely if likely + 2 * slack >= highest else highest
+    return 255 if likely >= 255 - slack else likely

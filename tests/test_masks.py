@@ -173,7 +173,7 @@ def small_cells(count, side):
 
 
 REFUSED = {
-    "classes": (shapes(1, 2, 3), r"class map or has instance ids: its values are 0 \(.* pixels\), "),
+    "classes": (shapes(1, 2, 3), r"is a class map, has instance ids, or is no mask: its values are 0 \(.* pixels\), "),
     "spread classes": (shapes(85, 170, 255), "class map"),
     "trimap of 1, 2 and 3": (np.where(voc(1, border=3) == 0, 2, voc(1, border=3)), "class map"),
     "ids of 300 cells": (small_cells(300, 10), "class map"),
@@ -217,9 +217,9 @@ def test_a_mask_that_does_not_fit_the_others_is_refused_by_name(tmp_path):
     save(tmp_path, "red.png", Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]))
     problems = {path.name: problem for path, problem in survey(tmp_path).problems.items()}
     assert problems.keys() == {"almost black.png", "gray.png", "ones.png", "dim.png", "red.png"}
-    expected = "almost black.png has no pixel of 255, the object in the other masks: its values are 1 (76,800 pixels). "
+    expected = "almost black.png has 1 as its highest value, unlike 255, the object in the other masks. Its values are "
     assert expected in problems["almost black.png"]
-    assert "has colors, but the other masks have gray levels: its values are 0 (" in problems["red.png"]
+    assert "has the color #ff0000, unlike the other masks: gray levels. Its values are 0 (" in problems["red.png"]
 
 
 @pytest.mark.parametrize(("values", "objects"), [
@@ -241,7 +241,7 @@ def test_colors_say_what_the_object_is(tmp_path):
     save(tmp_path, "a.png", gray(voc_colors()[pixels]))
     assert (read(tmp_path, "#800000", "#808000")["a.png"] == 255 * np.isin(pixels, [1, 3])).all()
     assert (read(tmp_path, "nonzero")["a.png"] == 255 * (pixels > 0)).all()
-    assert "has colors" in str(survey(tmp_path, "1").problems)
+    assert "has colors, so --mask-values must be a color" in str(survey(tmp_path, "1").problems)
 
 
 def test_mask_values_that_no_mask_has_are_refused(tmp_path):
@@ -324,7 +324,7 @@ def test_an_opaque_photo_is_no_cutout(tmp_path):
         save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
     save(tmp_path, "photo.png", photo())
     ((path, problem),) = survey(tmp_path).problems.items()
-    assert path.name == "photo.png" and "has colors, but the other masks have transparency" in problem
+    assert path.name == "photo.png" and "has colors, unlike the other masks: transparency." in problem
 
 
 def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None):
@@ -420,7 +420,7 @@ def test_a_resumed_run_reads_masks_as_it_began(tmp_path):
     began = survey(tmp_path).reader.state()
     assert began == {"values": ["gray", (1,), True], "bits": 16}
     save(tmp_path, "a.png", BINARY)
-    assert "no pixel of 1" in str(survey(tmp_path, saved=began).problems)
+    assert "has 255 as its highest value, unlike 1, the object" in str(survey(tmp_path, saved=began).problems)
     assert not survey(tmp_path).problems
 
 
@@ -463,7 +463,7 @@ def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the
         image = gray(shapes(250, 60, 60, background=60)).convert("RGB")
         image.save(tmp_path / f"own/images/{number}.jpg")
     own = ["--dataset", "own", "--input-dir", tmp_path / "own", "--workers", "0"]
-    sentence = f"{tmp_path}/own/masks/0.png is a class map or has instance ids: its values are 0 (64,305 pixels), 1 ("
+    sentence = f"{tmp_path}/own/masks/0.png is a class map, has instance ids, or is no mask: its values are 0 ("
     code, _ = main_here(*own, *SMALL)
     assert str(code).startswith(f"main.py: {sentence}") and not list((tmp_path / "output/models").iterdir())
     code, _ = main_here(*own, *SMALL, "--check-data")
