@@ -15,7 +15,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from img.transformer import from_pillow, get_image_size, resize
+from img.headers import read_header
+from img.transformer import from_pillow, resize
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.metrics import dice_per_image
@@ -117,7 +118,7 @@ class TensorboardVisualizerCallback(Callback):
         image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
         prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
         image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
-        height, width = get_image_size(path)
+        height, width = read_header(path).size
         size = round(self.width * height / width), self.width
         return panel(image, prediction, mask > 127, size, path.name)
 

@@ -5,11 +5,11 @@ import logging
 import os
 import re
 import struct
+import sys
 import tempfile
 import threading
 import warnings
 import zlib
-from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,22 +19,21 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of w
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels depend on
+PNG_METADATA = (b"eXIf", b"sBIT", b"acTL", b"fcTL")  # orientation, bits, number of frames
 JPEG_SEGMENT = re.compile(rb"\xff+([^\0\1\xd0-\xd7\xff])(..)", re.DOTALL)  # marker, length
-BITS = {2**bits - 1: bits for bits in range(1, 16)}  # by the largest value
-TIFF_LOCK = threading.Lock()
+JPEG_SCAN = re.compile(rb"(\xff\xda\0(?:\x08.{3}|\x0a.{5}|\x0c.{7}|\x0e.{9})).{3}", re.DOTALL)  # 1 to 4 channels
+BITS = {2**bits - 1: bits for bits in range(1, 16)}  # by largest value
+STDERR_LOCK = threading.Lock()
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # they are about metadata
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # prints nothing besides raising an error
-if hasattr(os, "register_at_fork"):  # no process starts with the lock held or with the other stderr of load_pixels
-    release = TIFF_LOCK.release
-    os.register_at_fork(before=TIFF_LOCK.acquire, after_in_parent=release, after_in_child=release)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the upright image
     orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
-    deep: bool  # gray or RGB of 16 bits per value
-    bits: int | None  # how many of the 16 are used, if PNG's sBIT or TIFF's MaxSampleValue says so
+    deep: bool  # 16 bits per value: gray, or RGB of a PNG
+    bits: int | None  # how many of the 16 are used, if PNG's sBIT or TIFF's MaxSampleValue says it
 
 
 def read_header(path: Path) -> Header:
@@ -45,119 +44,83 @@ def read_header(path: Path) -> Header:
 
 def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header]:
     """Open an image for `load_pixels` or, without `pixels`, to read its header. Raises as `read_header`."""
-    exif, bits, frames = b"", None, 1
-    if file.read(8) == PNG_START:
-        file, exif, bits, frames = _strip_png(file, pixels)
+    file, bits = _strip_png(file, pixels) if file.read(8) == PNG_START else (file, None)
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"it is damaged, or its format is none of {', '.join(FORMATS)}") from None
+    if pixels and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # of an MPO, the first is used
+        raise ValueError(f"it has {image.n_frames} frames; save the one to use as a file of its own")
     if image.format == "TIFF":
-        bits = _prepare_tiff(image)
-    if pixels and (frames := max(frames, _count_frames(image))) > 1:
-        raise ValueError(f"it has {frames} frames; save the one to use as a file of its own")
-    orientation = _orientation(exif or image.info.get("exif", b""))
+        image.info.pop("xmp", None)  # as Pillow rotates a TIFF itself
+        bits = BITS.get(max(image.tag_v2.get(281, ()), default=0))  # MaxSampleValue
+    orientation = _orientation(image.info.get("exif", b""))
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
-    deep = image.mode.startswith("I;16") or bool(re.search("'(RGB|RGBA|RGBX|LA);16", str(image.tile[:1])))
+    deep = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
     return image, Header(size, orientation, deep, bits if deep else None)
 
 
 def load_pixels(image: Image.Image) -> Image.Image:
-    """Decode an opened image, and return it. Raises an error if it is damaged, with what libtiff prints to stderr."""
+    """Decode an opened image, and return it. Raises an error if it is damaged, with what libtiff prints."""
     if image.format != "TIFF":
         image.load()
         return image
-    failure = None
-    with TIFF_LOCK, tempfile.TemporaryFile() as file:
+    with STDERR_LOCK, tempfile.TemporaryFile() as file:
         stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             image.load()
-        except Exception as error:
-            failure = error
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-        file.seek(0)
-        printed = " ".join(file.read().decode(errors="replace").split())
-    if "Decode" in printed or (failure and printed):  # or else it is about tags
-        raise ValueError(f"it is damaged: {printed}")
-    if failure:
-        raise failure
+            file.seek(0)
+            printed = " ".join(file.read().decode(errors="replace").split())
+            if "Decode" in printed or (printed and sys.exc_info()[0]):  # otherwise, it is about tags
+                raise ValueError(f"it is damaged: {printed}")
     return image
 
 
-def _count_frames(image: Image.Image) -> int:
-    if image.format != "TIFF":  # an MPO has other pictures than the one to use
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    pages, frames = Image.open(image.fp, formats=["TIFF"]), 1
-    try:
-        for page in count(1):
-            pages.seek(page)
-            frames += not pages.tag_v2.get(254, 0) & 5  # a thumbnail or a mask
-    except (EOFError, TypeError):  # at the last page, or no page is where the next one should be
-        return frames
-
-
-def _prepare_tiff(image: Image.Image) -> int | None:
-    """Hide XMP data from Pillow, which rotates a TIFF itself -> how many bits are used, if a tag says so."""
-    tags = image.tag_v2
-    if tags.get(284) == 2 and 16 in tags.get(258, ()) and not image.mode.startswith("I;16"):
-        raise ValueError("Pillow cannot decode separate planes of 16 bits; save it with interleaved colors")
-    image.info.pop("xmp", None)
-    largest = tags.get(281)  # MaxSampleValue
-    return 12 if "I;12" in str(image.tile) else BITS.get(largest[0] if isinstance(largest, tuple) else largest)
-
-
 def _orientation(exif: bytes) -> int:
-    """EXIF data -> orientation; 1 if there is none that is valid."""
+    """EXIF data -> orientation, 1 if none is valid."""
     tags = Image.Exif()
     try:
         tags.load(exif)
-        value = tags.get(ExifTags.Base.Orientation)
+        value = tags[ExifTags.Base.Orientation]
+        return value if value in range(1, 9) else 1
     except Exception:  # Pillow raises many types
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, bytes, int | None, int]:
-    """Return a PNG without metadata, its EXIF data, how many bits are used, and the number of frames."""
-    kept, exif, bits, kinds = [PNG_START], b"", None, b""
-    while not kinds.endswith(b"IEND") and len(head := file.read(8)) == 8:
+def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, int | None]:
+    """Return a PNG without unused metadata, and how many bits are used."""
+    kept, bits, kind = [PNG_START], None, b""
+    while kind != b"IEND" and len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        kinds += kind
-        if kind not in (*PNG_PIXELS, b"eXIf", b"sBIT") or (kind == b"IDAT" and not pixels):
+        if kind not in PNG_PIXELS + PNG_METADATA or (kind == b"IDAT" and not pixels):
             file.seek(length + 4, os.SEEK_CUR)
             kept += [head] * (kind == b"IDAT")
             continue
         body = file.read(length + 4)  # with its checksum
-        intact = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:])
-        if kind in PNG_PIXELS:
-            if not intact:
+        if zlib.crc32(kind + body[:-4]) != int.from_bytes(body[-4:]):
+            if kind in PNG_PIXELS:
                 raise ValueError(f"its {kind.decode()} chunk is damaged")
-            kept += head, body
-        elif intact and kind == b"eXIf":
-            exif = body
-        elif intact and 1 <= body[0] <= 16:
-            bits = body[0]
-    if pixels and not kinds.endswith(b"IEND"):
+        elif kind == b"sBIT":
+            bits = body[0] if 1 <= body[0] <= 16 else None
+        else:
+            kept.insert(2 if kind == b"eXIf" else len(kept), head + body)  # Pillow reads it if it precedes IDAT
+    if pixels and kind != b"IEND":
         raise ValueError("it is damaged or incomplete: it has no IEND chunk")
-    return io.BytesIO(b"".join(kept)), exif, bits, 1 + kinds.partition(b"IDAT")[2].count(b"fcTL")
+    return io.BytesIO(b"".join(kept)), bits
 
 
 def repair_jpeg(encoded: bytes) -> bytes:
-    """Correct what a strict decoder refuses in the header of a JPEG, although no pixel depends on it."""
-    kept, at, sequential = [b"\xff\xd8"], 2, False
+    """Drop metadata, and correct what a strict decoder refuses in the headers although no pixel depends on it."""
+    kept, at = [b"\xff\xd8"], 2
     while (found := JPEG_SEGMENT.search(encoded, at)) and found[1] != b"\xda":  # a scan
         at = found.start(2) + int.from_bytes(found[2])
-        segment = bytearray(b"\xff" + encoded[found.start(1) : at])
-        sequential |= found[1] in b"\xc0\xc1"
-        if segment[4:9] == b"JFIF\0":
-            segment[9:11] = b"\1\1"  # the version
-        kept += [segment] * (found[1] != b"\xe2")  # a color profile
+        if found[1] < b"\xe0" or found[1] == b"\xee":  # Adobe's, which is about colors
+            kept.append(b"\xff" + encoded[found.start(1) : at])
     scans = encoded[found.start() :] if found else b""
-    corrected = bytearray(scans)
-    for scan in re.finditer(rb"\xff\xda(..)", scans, re.DOTALL) if sequential else ():
-        end = scan.start(1) + int.from_bytes(scan[1])
-        corrected[end - 3 : end] = b"\0\x3f\0"  # as progressive files only have another
-    return b"".join([*kept, corrected])
+    if any(segment[1] in b"\xc0\xc1" for segment in kept):  # not progressive: each scan has all coefficients
+        scans = JPEG_SCAN.sub(b"\\1\0\x3f\0", scans)
+    return b"".join([*kept, scans])

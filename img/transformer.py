@@ -2,8 +2,6 @@
 
 import io
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -12,15 +10,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.headers import SIDEWAYS, load_pixels, open_image, read_header, repair_jpeg
+from img.headers import SIDEWAYS, load_pixels, open_image, repair_jpeg
 
-JPEG = ("JPEG", "MPO")  # MPO: of several pictures, the first of which is used
+JPEG = ("JPEG", "MPO")
 
 
 def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: int = 16) -> Tensor:
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
-    min_size: halve the image if `draft_scale` allows it. In a JPEG, libjpeg does it while it decodes: a third faster.
+    min_size: halve the image if `draft_scale` allows it. libjpeg does it while it decodes, a third faster.
     bits: how many of a file's 16 bits per value are used, unless its header says so. The largest value becomes 255.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
@@ -31,46 +29,31 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(encoded, image, header.bits, bits) if header.deep else load_pixels(image)
+        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.deep else load_pixels(image)
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
 
-def _to_8_bits(encoded: bytes, image: Image.Image, header_bits: int | None, bits: int) -> Image.Image:
-    """Decode 16 bits per value, and scale them to 8: by `header_bits`, or by `bits` if a value has more or it is None.
+def load_16_bits(encoded: bytes) -> np.ndarray:
+    """Decode a file whose header is `deep` -> (H, W) or (H, W, 3) uint16, as stored. Raises as `decode_image`."""
+    image, low = (open_image(io.BytesIO(encoded))[0] for _ in range(2))
+    values = np.asarray(load_pixels(image))
+    if values.dtype == np.uint8:  # of RGB, Pillow decodes the high bytes or, in the other byte order, the low ones
+        low.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in low.tile]
+        values = (values * np.uint16(256) + np.asarray(load_pixels(low)))[..., :3]
+    return values
 
-    PNG's standard scales values up to 16 bits whatever sBIT says, which not all programs do.
-    """
-    if image.mode.startswith("I;16"):
-        values = np.asarray(load_pixels(image))
-    elif image.tile[0].args == "LA;16B":  # which has the size of RGBA
-        image.tile = [image.tile[0]._replace(args="RGBA")]
-        high, low = np.moveaxis(np.asarray(load_pixels(image)), 2, 0)[:2]
-        values = high * np.uint16(256) + low
-    else:  # Pillow decodes the high byte of each value
-        low = open_image(io.BytesIO(encoded))[0]
-        low.tile = [_swap_bytes(tile) for tile in low.tile]
-        high, low = (np.asarray(load_pixels(each).convert("RGB")) for each in (image, low))
-        values = high * np.uint16(256) + low
+
+def _to_8_bits(values: np.ndarray, header_bits: int | None, bits: int) -> Image.Image:
+    """Scale 16 bits to 8: from `header_bits` or, if it is None or a value has more, from `bits`."""
     if header_bits and values.max() < 2**header_bits:
         bits = header_bits
     table = np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero, which Pillow inverts up to 8 bits only
-        table = 255 - table
     return Image.fromarray(table[values])
 
 
-def _swap_bytes(tile: NamedTuple) -> NamedTuple:
-    """Return a tile of a Pillow image that decodes to the low byte of each value."""
-    mode, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
-    return tile._replace(args=(mode[:-1] + ("L" if mode.endswith("B") else "B"), *rest))
-
-
 def load(encoded: bytes) -> tuple[Image.Image, int]:
-    """Decode a file's bytes in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation (1 is upright).
-
-    Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
-    """
+    """Decode a file in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation. Raises as above."""
     image, header = open_image(io.BytesIO(encoded))
     if image.format not in JPEG:
         return load_pixels(image), header.orientation
@@ -87,11 +70,6 @@ def _decode_jpeg(encoded: bytes, image: Image.Image, scale: int = 1) -> np.ndarr
         return decode(encoded)
     except ValueError:
         return decode(repair_jpeg(encoded))
-
-
-def get_image_size(path: Path) -> tuple[int, int]:
-    """Read the size of an image, upright, from its header. Raises ValueError or an error of Pillow's."""
-    return read_header(path).size
 
 
 def exif_transpose(image: Tensor, orientation: int) -> Tensor:
