@@ -3,12 +3,9 @@
     python predict.py photo.jpg folder/ --model output/models/model_2026-11-23_16h05m09s/best.pt
 """
 
-import re
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC
-from glob import escape
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
@@ -16,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from data.dataset import preprocess
-from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, image_of, is_cutout, is_image, is_mask, print_ignored, stem_of
+from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, OwnLayout, is_cutout, is_image, is_mask, print_ignored, stem_of
 from data.masks import MaskOptions, Survey
-from data.reader import Reader, read, reading
+from data.reader import Reader, read
 from helpers import Progress, first_few, pluralize
 from img.cutout import cut_out, keep_largest, read_colors
 from img.transformer import decode_image, halve, resize_size, to_pillow, upsample
@@ -62,18 +59,16 @@ class CarFinder:
             self.padding, self.tta, self.threshold = hp["padding"], hp["tta"], hp["threshold"]
             self.reader = Reader.from_state(checkpoint["reader"])
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {error!s:.200}"
-            raise errors.UserError(f"{model} is not a checkpoint of this program ({reason}).") from error
+            sentence = f"{model} is not a checkpoint of this program ({type(error).__name__}: {error!s:.200})."
+            raise errors.UserError(sentence) from error
         self.classifier = CarvanaClassifier(net, 1, machine.choose_machine(device, workers=0))
 
     def __call__(self, image: Tensor) -> Tensor:
-        valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3
+        valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,)
         errors.require(valid, "The image must be a uint8 tensor (3, height, width). Read it with "
                        "img.transformer.decode_image.")
         sizes = self.classifier.net.in_shape[1:], self.classifier.net.output_size, self.padding
-        view = image.cpu()
-        if not self.tta:  # as decode_image does for the data sets
-            view = halve(view, resize_size(*sizes))
+        view = image.cpu() if self.tta else halve(image.cpu(), resize_size(*sizes))  # as decode_image halves it
         probs = self.classifier.predict_probs(preprocess(view, *sizes, self.tta)[None])
         return upsample(probs, image.shape[1:])[0].cpu()
 
@@ -92,7 +87,7 @@ def find_images(paths: tuple[Path, ...]) -> list[Path]:
 
 def scan(folder: Path) -> list[Path]:
     """Return the images in a folder, but not NAME_mask and NAME_cutout of an image NAME. Print what is left out."""
-    shown = sorted(each for each in folder.iterdir() if each.is_file() and not each.name.startswith("."))
+    shown = [each for each in sorted(folder.glob("[!.]*")) if each.is_file()]
     images = [each for each in shown if is_image(each)]
     errors.require(len(images) > 0, f"{folder} contains no image, such as a .jpg or .png file.")
     stems = {stem_of(each) for each in images}
@@ -102,40 +97,25 @@ def scan(folder: Path) -> list[Path]:
     return [each for each in images if each not in derived]
 
 
-def mask_folders(image: Path) -> list[Path]:
-    """Return the folders where the mask of an image may be: its own, and those where main.py looks."""
-    folder = image.resolve().parent
+def mask_folders(folder: Path) -> list[Path]:
+    """Return the folders that may have the masks of the images in `folder`: itself, and those where main.py looks."""
+    folder = folder.resolve()
     root = folder.parent if folder.name in IMAGE_FOLDERS else folder
     return [folder, *(root / name for name in MASK_FOLDERS)]
 
 
-def find_masks(image: Path) -> list[Path]:
-    """Return the masks of NAME.jpg: NAME_mask.png (or .gif, ...) and NAME_mask_1, or NAME.png in a separate folder."""
-    stem, its_folder = stem_of(image), image.resolve().parent
-    start = escape(re.match("[ -~]*", stem)[0])  # ASCII characters have one encoding
-    stems = {stem_of(each) for each in its_folder.glob(f"{start}*") if is_image(each)}
-    for folder in mask_folders(image):
-        found = [each for each in sorted(folder.glob(f"{start}*")) if is_image(each)
-                 and (image_of(stem_of(each), stems) or [None])[0] == stem
-                 and (folder != its_folder or is_mask(each, stems))]
-        if found:
-            return found
-    return []
+def find_masks(folder: Path) -> dict[str, list[Path]]:
+    """Return the masks of the images in a folder, by stem: NAME_mask.png of NAME.jpg or, elsewhere, NAME.png."""
+    layout, masks = OwnLayout(folder), {}
+    layout.image_dir = folder.resolve()
+    for layout.mask_dir in mask_folders(folder):
+        masks = layout.masks() | masks
+    return masks
 
 
-def survey_masks(images: list[Path], reader: Reader, options: Options) -> Survey:
-    """Find out how the masks of images are read: as those that the model was trained on, unless options say it."""
-    masks = {image: found for image in images if (found := find_masks(image))}
-    saved = reader.state() if options.mask_values is None else None
-    return Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=saved), kaggle=not masks)
-
-
-def compare(mask: Tensor, image: Path, survey: Survey, scores: list[float]) -> str:
-    """Add the Dice of a predicted mask (H, W) to `scores`, if the image has a mask -> a text to print."""
-    masks = [each for path, each in survey.pairs if path == image]
-    if not masks:
-        return ""
-    for path in (image, *masks, masks[0].parent):
+def compare(mask: Tensor, image: Path, masks: list[Path], survey: Survey, scores: list[float]) -> str:
+    """Add the Dice of a predicted mask (H, W) to `scores` -> a text to print."""
+    for path in (image, *masks, *[each.parent for each in masks[:1]]):
         if path in survey.problems:
             return f", no Dice: {survey.problems[path]}"
     scores.append(dice_per_image(mask[None], survey.reader.mask(masks[0]) > 127).item())
@@ -164,52 +144,49 @@ def find_model(model: Path | None) -> Path:
     return runs[-1] / "best.pt"
 
 
-def save(image: Image.Image, path: Path, **options: Any) -> None:
-    with files.save_atomically(path) as file:
-        image.save(file, "PNG", **options)
-
-
-def process(path: Path, finder: CarFinder, options: Options, background: Image.Image | None, survey: Survey,
-            scores: list[float]) -> str:
-    """Write the mask and the cut-out of the image at `path`, and add its Dice to `scores` -> a text to print."""
-    image = finder.reader.image(path)
-    with reading(path):
-        colors, profile = read_colors(path, image)
+def process(path: Path, image: Tensor, finder: CarFinder, options: Options, background: Image.Image | None) -> Tensor:
+    """Write the mask and the cut-out of an image (3, H, W) -> the mask (H, W) of bool."""
     probs = finder(image)
     if options.keep_largest:
         probs = keep_largest(probs, finder.threshold)
     mask = probs > finder.threshold
-    save(Image.fromarray(mask.byte().numpy() * 255), options.output_dir / f"{path.stem}_mask.png")
+    colors, profile = read_colors(path, image)
     car = cut_out(colors, probs, finder.threshold, background, options.crop)
-    save(car, options.output_dir / f"{path.stem}_cutout.png", icc_profile=profile)
-    found = f"{path}: car is {mask.float().mean():.1%} of the image"
-    found = found if mask.any() else f"Warning: {path}: no car was found"
-    return found + compare(mask, path, survey, scores)
+    for name, made, icc in (("mask", Image.fromarray(mask.byte().numpy() * 255), None), ("cutout", car, profile)):
+        with files.save_atomically(options.output_dir / f"{path.stem}_{name}.png") as file:
+            made.save(file, "PNG", icc_profile=icc)
+    return mask
 
 
 def main(options: Options) -> None:
     errors.check_ranges(options, threshold="(0, 1)")
     images, background = find_images(options.images), load_background(options.background)
-    inputs = {folder for image in images for folder in mask_folders(image)}
+    inputs = {folder for image in images for folder in mask_folders(image.parent)}
     errors.require(options.output_dir.resolve() not in inputs, f"--output-dir {options.output_dir} must not be a "
                    "folder of the images or of their masks. Pass another one.")
     model = find_model(options.model)
     finder = CarFinder(model, options.device)
-    if options.threshold is not None:
-        finder.threshold = options.threshold
+    finder.threshold = options.threshold or finder.threshold
     if options.tta is not None:
         finder.tta = options.tta
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
-    survey, failed, scores = survey_masks(images, finder.reader, options), 0, []
+    by_folder = {folder: find_masks(folder) for folder in {image.parent for image in images}}
+    masks = {image: found for image in images if (found := by_folder[image.parent].get(stem_of(image)))}
+    saved = None if options.mask_values else finder.reader.state()
+    survey = Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=saved), kaggle=not masks)
+    scores, failed = [], 0
     for path in Progress(images, "cut out", unit="img"):
         try:
-            text = process(path, finder, options, background, survey, scores)
-        except (errors.UserError, OSError) as error:
-            if getattr(error.__cause__, "errno", 0) in (ENOSPC, EDQUOT) or not options.output_dir.is_dir():
-                raise  # no image could be written
-            failed, text = failed + 1, str(error)
-        Progress.write(text)
+            image = finder.reader.image(path)
+        except errors.UserError as error:
+            failed += 1
+            Progress.write(str(error))
+            continue
+        mask = process(path, image, finder, options, background)
+        dice = compare(mask, path, masks[path], survey, scores) if path in masks else ""
+        found = f"{path}: car is {mask.float().mean():.1%} of the image"
+        Progress.write((found if mask.any() else f"Warning: {path}: no car was found") + dice)
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
     print(f"{pluralize(len(images) - failed, 'image')} cut out, in {options.output_dir}{mean}")
     errors.require(failed == 0, f"{failed} of {len(images)} images could not be cut out (see above).")
