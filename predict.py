@@ -144,8 +144,9 @@ def find_model(model: Path | None) -> Path:
     return runs[-1] / "best.pt"
 
 
-def process(path: Path, image: Tensor, finder: CarFinder, options: Options, background: Image.Image | None) -> Tensor:
-    """Write the mask and the cut-out of an image (3, H, W) -> the mask (H, W) of bool."""
+def process(path: Path, finder: CarFinder, options: Options, background: Image.Image | None) -> Tensor:
+    """Write the mask and the cut-out of an image -> the mask (H, W) of bool."""
+    image = finder.reader.image(path)
     probs = finder(image)
     if options.keep_largest:
         probs = keep_largest(probs, finder.threshold)
@@ -178,12 +179,12 @@ def main(options: Options) -> None:
     scores, failed = [], 0
     for path in Progress(images, "cut out", unit="img"):
         try:
-            image = finder.reader.image(path)
-        except errors.UserError as error:
+            mask = process(path, finder, options, background)
+        except (errors.UserError, OSError) as error:
+            files.make_writable(options.output_dir)  # or it would be the same for all images
             failed += 1
             Progress.write(str(error))
             continue
-        mask = process(path, image, finder, options, background)
         dice = compare(mask, path, masks[path], survey, scores) if path in masks else ""
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
         Progress.write((found if mask.any() else f"Warning: {path}: no car was found") + dice)

@@ -15,7 +15,7 @@ from data.reader import Reader, check_pair, get_header, reading
 from helpers import Progress, first_few, pluralize
 from img.headers import SIDEWAYS
 from img.mask import MaskValues, count_values, fraction_of_object, is_class_map, read_values, show, slack_of, top_of
-from img.transformer import load
+from img.transformer import load, load_16_bits
 from runtime.errors import UserError
 from runtime.files import save_atomically
 from runtime.machine import count_cores
@@ -70,9 +70,9 @@ def examine(path: Path, wanted: MaskValues | None) -> Facts:
 
 
 def highest_value(path: Path) -> float:
-    """Of an image. Raises UserError."""
+    """Of a 16-bit image. Raises UserError."""
     with reading(path):
-        return np.asarray(load(path.read_bytes())[0]).max().item()
+        return load_16_bits(path.read_bytes()).max().item()
 
 
 def for_all(function: Callable[[Path], Any], paths: Sequence[Path], notes: Path | None = None, what: str = "") -> list:
@@ -216,9 +216,10 @@ class Survey:
         if wanted and not any(facts.area for facts in self.facts.values()):
             example = next(iter(self.facts.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
-        without = [path for path, facts in self.facts.items() if facts.area == 0 and facts.highest > facts.slack]
-        if wanted and without:
-            print(f"empty       {pluralize(len(without), 'mask')} with other values only: {_first_names(without)}")
+        others = [path for path, facts in self.facts.items() if facts.area == 0 and facts.highest > facts.slack]
+        others = [path for path in others if path not in self.problems]
+        if wanted and others:
+            print(f"empty       {pluralize(len(others), 'mask')} with other values only: {_first_names(others)}")
         inverted = [path for path, facts in self.facts.items() if not facts.has_one_value and facts.border > 0.5]
         if inverted:
             print(f"Warning: {pluralize(len(inverted), 'mask')} with the object on most of the border: "

@@ -66,7 +66,8 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None, values:
     image, orientation = load(encoded)
     slack = slack_of(encoded)
     kind, pixels = read_values(image, slack, values.kind)
-    if problem := values.misfit(kind, pixels.max(), slack):
+    highest = top_of(count_values(pixels), slack) if slack else pixels.max()
+    if problem := values.misfit(kind, highest, slack):
         raise ValueError(f"it {problem}")
     mask = Image.fromarray(fraction_of_object(pixels, values, slack))
     size = mask.size if orientation in SIDEWAYS else mask.size[::-1]
@@ -215,5 +216,6 @@ def top_of(counts: Sequence[tuple[float, int]], slack: int) -> float:
     if not slack:
         return highest
     likely = next(value for value, _ in counts if value >= highest / 2)
-    likely = likely if likely + 2 * slack >= highest else highest
+    above, about = (sum(count for value, count in counts if value > likely + sign * slack) for sign in (1, -1))
+    likely = likely if above < 0.05 * about else highest
     return 255 if likely >= 255 - slack else likely

@@ -2,10 +2,13 @@
 
 import json
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import ExifTags, Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 import predict
@@ -172,6 +175,15 @@ def small_cells(count, side):
     return pixels
 
 
+def vessels():
+    """Lines of three pixels, of two classes, next to a disk."""
+    image = gray(shapes(255, 0, 0, 0))
+    for number, value in enumerate((85, 170, 85, 170)):
+        ImageDraw.Draw(image).line((150, 20 + 50 * number, 310, 30 + 50 * number), value, 3)
+    return image
+
+
+RIGHT = np.arange(SIZE[1]) > 290
 REFUSED = {
     "classes": (shapes(1, 2, 3), r"is a class map, has instance ids, or is no mask: its values are 0 \(.* pixels\), "),
     "spread classes": (shapes(85, 170, 255), "class map"),
@@ -186,6 +198,13 @@ REFUSED = {
     "classes as JPEG": (shapes(85, 170, 255), "class map"),
     "not a number": (np.where(BINARY > 0, np.float32("nan"), 0), "negative, infinite or not a number"),
     "infinite": (np.where(BINARY > 0, np.float32("inf"), 0), "negative, infinite or not a number"),
+    "classes as JPEG of gray": (shapes(60, 120, 180), "class map"),
+    "0 and 1, nodata 255": (np.where(RIGHT, 255, shapes(1, 1)).astype(np.uint8), "class map"),
+    "land cover, ignored 255": (np.where(RIGHT, 255, shapes(1, 2, 3, 4, 5, 6)).astype(np.uint8), "class map"),
+    "ids of 300 cells, nodata": (np.pad(small_cells(300, 10), 4, constant_values=65535), "class map"),
+    "trimap with a thin band": (np.where(voc(255, border=128) == 0, 0, voc(255, border=128)), "class map"),
+    "thin vessels of two classes": (vessels(), "class map"),
+    "a photo": (gray(np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)), "is no mask"),
     "negative": (np.where(BINARY > 0, np.float32(1), -1), "negative, infinite or not a number"),
     "no object anywhere": (np.zeros(SIZE, np.uint8), r"No mask has both object and background, only 0 "),
     "all object everywhere": (np.full(SIZE, 255, np.uint8), r"No mask has both object and background, only 255 "),
@@ -242,6 +261,52 @@ def test_colors_say_what_the_object_is(tmp_path):
     assert (read(tmp_path, "#800000", "#808000")["a.png"] == 255 * np.isin(pixels, [1, 3])).all()
     assert (read(tmp_path, "nonzero")["a.png"] == 255 * (pixels > 0)).all()
     assert "has colors, so --mask-values must be a color" in str(survey(tmp_path, "1").problems)
+
+
+def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys):
+    """Or it is printed that they have other values only."""
+    save(tmp_path, "ones.png", BINARY // 255)
+    save(tmp_path, "white.png", BINARY)
+    save(tmp_path, "red.png", Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]))
+    save(tmp_path, "cutout.png", with_alpha(Image.new("RGB", SIZE[::-1], "white"), BINARY))
+    save(tmp_path, "ones.jpg", BINARY // 255)
+    (tmp_path / "images/ones.jpg").rename(tmp_path / "images/jpeg.jpg")
+    (tmp_path / "masks/ones.jpg").rename(tmp_path / "masks/jpeg.jpg")
+    save(tmp_path, "ones.png", BINARY // 255)
+    problems = {path.name: problem for path, problem in survey(tmp_path, "1").problems.items()}
+    assert "has the color #ff0000, so --mask-values must be a color" in problems["red.png"]
+    assert "has transparency, so --mask-values must be" in problems["cutout.png"] and len(problems) == 2
+    printed = capsys.readouterr().out
+    assert "empty       1 mask with other values only: white.png\n" in printed
+    for name in ("red", "cutout"):
+        (tmp_path / f"masks/{name}.png").unlink()
+        (tmp_path / f"images/{name}.jpg").unlink()
+    for name, mask in read(tmp_path, "nonzero").items():
+        assert (mask == (BINARY if name != "jpeg.jpg" else 0)).all(), name
+
+
+def test_palettes_in_any_order_are_read_by_color(tmp_path):
+    save(tmp_path, "red last.png", BINARY // 255, [0, 0, 0, 255, 0, 0])
+    save(tmp_path, "red first.png", 1 - BINARY // 255, [255, 0, 0, 0, 0, 0])
+    assert "unlike the other masks" in str(survey(tmp_path).problems)
+    for mask in read(tmp_path, "nonzero").values():
+        assert (mask == BINARY).all()
+    for mask in read(tmp_path, "#ff0000").values():
+        assert (mask == BINARY).all()
+
+
+def test_a_palette_without_colors_is_read_by_index(tmp_path):
+    for palette in ([0, 0, 0], [0] * 768):
+        save(tmp_path, "a.png", BINARY // 255, palette)
+        assert (read(tmp_path)["a.png"] == BINARY).all()
+
+
+@pytest.mark.parametrize("quality", [30, 60, 95])
+def test_a_gray_object_in_a_jpeg_is_found_though_its_edge_is_brighter(tmp_path, quality):
+    for value in (64, 128, 200):
+        save(tmp_path, "a.jpg", shapes(value, value), quality=quality)
+        assert np.asarray(Image.open(tmp_path / "masks/a.jpg")).max() > value
+        assert ((read(tmp_path)["a.jpg"] > 127) != (BINARY > 0)).mean() < 0.0005
 
 
 def test_mask_values_that_no_mask_has_are_refused(tmp_path):
@@ -432,17 +497,24 @@ def test_drawn_masks_pass(drawn, capsys):
     assert "Warning" not in capsys.readouterr().out
 
 
-def deep(highest):
-    """A 16-bit image with values from 0 to `highest`."""
-    return gray(np.tile(np.linspace(0, highest, SIZE[1]).astype(np.uint16), (SIZE[0], 1)))
+def save_deep(path, highest, channels=1):
+    """Save a 16-bit image with values from 0 to `highest`. Pillow writes gray only, so this writes the PNG itself."""
+    values = np.tile(np.linspace(0, highest, SIZE[1]).astype(">u2")[:, None], (SIZE[0], 1, channels))
+    header = struct.pack(">IIBBBBB", *SIZE[::-1], 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    chunks = (b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("highest", "bits"), [(255, 8), (1023, 10), (4000, 12), (10_000, 14), (65_535, 16)])
-def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, capsys, highest, bits):
+def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, capsys, highest, bits, channels):
     for name, top in (("dark", 200), ("bright", highest)):
         save(tmp_path, f"{name}.png", BINARY)
         (tmp_path / f"images/{name}.jpg").unlink()
-        deep(top).save(tmp_path / f"images/{name}.png")
+        save_deep(tmp_path / f"images/{name}.png", top, channels)
     found = survey(tmp_path, notes=tmp_path / "masks.json")
     assert found.reader.state()["bits"] == bits
     assert f"images      2 16-bit files, of which {bits} bits are used\n" in capsys.readouterr().out
@@ -450,13 +522,13 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
         image = found.reader.image(tmp_path / f"images/{name}.png")
         assert image[0, 0, 0] == 0 and image.max() == round(top * 255 / (2**bits - 1))
     saved = found.reader.state()
-    deep(65_535).save(tmp_path / "images/dark.png")
+    save_deep(tmp_path / "images/dark.png", 65_535, channels)
     assert survey(tmp_path, saved=saved).reader.bits == bits  # of a resumed run
 
 
 @pytest.mark.seconds
 def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the_object_is(
-    tmp_path, main_here, small_net
+    tmp_path, main_here, small_net, monkeypatch, capsys
 ):
     for number in range(3):
         save(tmp_path / "own", f"{number}.png", shapes(1, 2, 3))
@@ -481,10 +553,8 @@ def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the
     assert f"--mask-values must stay ('1',) in {run}, not ('2',)" in str(code)
     assert main_here("--resume", "last", "--mask-values", "1")[0] == 0
 
-    truth = torch.from_numpy(shapes(255, 0, 0) > 0)  # what predict.py compares with
-    options = predict.Options((), mask_values=None)
-    found = predict.survey_masks([tmp_path / "own/images/0.jpg"], predict.CarFinder(run, "cpu").reader, options)
-    assert predict.compare(truth, tmp_path / "own/images/0.jpg", found, []) == ", Dice 1.0000 with 0.png"
-    options.mask_values = ("2",)
-    found = predict.survey_masks([tmp_path / "own/images/0.jpg"], found.reader, options)
-    assert predict.compare(truth, tmp_path / "own/images/0.jpg", found, []) == ", Dice 0.0000 with 0.png"
+    arguments = [tmp_path / "own/images/0.jpg", "--model", run, "--output-dir", tmp_path / "cutouts"]
+    monkeypatch.setattr(predict, "dice_per_image", lambda mask, truth: truth.float().mean())
+    for more, value in (([], 1), (["--mask-values", "2"], 2)):  # the first one is the model's
+        predict.main(tyro.cli(predict.Options, args=list(map(str, arguments + more))))
+        assert f", Dice {(shapes(1, 2, 3) == value).mean():.4f} with 0.png" in capsys.readouterr().out

@@ -152,6 +152,18 @@ def test_a_damaged_image_is_named_and_the_others_are_cut_out(predict_here, tmp_p
     assert written == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
 
 
+def test_a_name_too_long_for_its_outputs_costs_only_this_image(predict_here, tmp_path):
+    long = "a" * 248
+    draw(tmp_path / f"some/{long}.jpg")
+    draw(tmp_path / "some/b.jpg")
+    code, printed = predict_here("some")
+    assert code == "predict.py: 1 of 2 images could not be cut out (see above)."
+    assert f"Cannot write cutouts/{long}_mask.png (File name too long). Shorten the name.\n" in printed
+    assert "some/b.jpg: car is 25.0% of the image\n1 image cut out, in cutouts\n" in printed
+    assert {path.name for path in (tmp_path / "cutouts").iterdir()} == {"b_mask.png", "b_cutout.png"}
+    assert predict_here("some/b.jpg")[0] == 0  # control
+
+
 def test_an_error_of_the_system_costs_only_this_image_too(predict_here, tmp_path, monkeypatch):
     for name in "abc":
         draw(tmp_path / f"some/{name}.png")
@@ -168,30 +180,38 @@ def test_an_error_of_the_system_costs_only_this_image_too(predict_here, tmp_path
     assert "some/b.png cannot be read (Stale file handle).\n" in printed and "some/c.png: car is" in printed
 
 
-def test_a_full_disk_ends_the_run_at_once(predict_here, tmp_path, small_disk):
-    disk, _ = small_disk
+def test_a_disk_that_is_too_small_for_an_image_holds_others_and_a_full_one_ends_the_run(
+    predict_here, tmp_path, small_disk
+):
+    disk, fill = small_disk
     noise = np.random.default_rng(0).integers(201, 256, size=(400, 400, 3), dtype=np.uint8)
-    (tmp_path / "some").mkdir()
-    for name in "ab":
+    draw(tmp_path / "some/b.png")
+    for name in "ac":
         Image.fromarray(noise).save(tmp_path / f"some/{name}.png")
     code, printed = predict_here("some", "--output-dir", disk)
-    assert code.startswith(f"predict.py: Cannot write {disk}/a_cutout.png (No space left on device). Make room")
-    assert "b.png" not in printed and {path.name for path in disk.iterdir()} == {"a_mask.png"}
+    assert code == "predict.py: 2 of 3 images could not be cut out (see above)."
+    assert printed.count("_cutout.png (No space left on device). Make room, or fix the folder.\n") == 2
+    assert "some/b.png: car is 25.0% of the image\n" in printed and not list(disk.glob("*.part"))
+    fill()
+    assert predict_here("some", "--output-dir", disk)[0].startswith(f"predict.py: Cannot write to {disk} (No space")
 
 
-def test_a_vanished_output_folder_ends_the_run_at_once(predict_here, tmp_path, monkeypatch):
+def test_an_output_folder_that_vanishes_costs_an_image(predict_here, tmp_path, monkeypatch):
     for name in "ab":
         draw(tmp_path / f"some/{name}.png")
-    cut_out = predict.cut_out
+    cut_out, calls = predict.cut_out, []
 
     def vanish(*arguments):
-        shutil.rmtree("cutouts")
+        if not calls:
+            shutil.rmtree("cutouts")
+        calls.append(arguments)
         return cut_out(*arguments)
 
     monkeypatch.setattr(predict, "cut_out", vanish)
     code, printed = predict_here("some")
-    assert code.startswith("predict.py: Cannot write cutouts/a_mask.png (No such file or directory).")
-    assert "b.png" not in printed
+    assert code == "predict.py: 1 of 2 images could not be cut out (see above)."
+    assert "Cannot write cutouts/a_mask.png (No such file or directory)." in printed
+    assert (tmp_path / "cutouts/b_cutout.png").exists()
 
 
 def test_masks_and_cut_outs_of_images_in_the_folder_are_skipped_and_named(predict_here, tmp_path):
