@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import warnings
-import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
