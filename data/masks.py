@@ -153,9 +153,8 @@ class Survey:
         self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
         self.options, self.problems, self.facts = options._replace(notes=None) if check else options, {}, {}
         self.reader = Reader(parts={masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values()})
-        images = [image for image, masks in pairs.items() if len(masks) > 1]
-        if images:
-            print(f"merged      all masks of {pluralize(len(images), 'image')} each: {_first_names(images)}")
+        several = [path for path, masks in pairs.items() if len(masks) > 1]
+        tell("merged      the masks of {} with more than one: {}", several, "image")
         self._read_headers(list(pairs))
         if check or not kaggle:
             self._read_masks(MaskValues() if kaggle else options.known())
@@ -170,7 +169,7 @@ class Survey:
         self.headers = {path: header for path, header in headers.items() if path not in self.problems}
         rotated, ambiguous = [], []
         for image, mask in self.pairs:
-            if image not in self.headers or mask not in self.headers:
+            if not {image, mask} <= self.headers.keys():
                 continue
             (upright, orientation, *_), (size, own, *_) = self.headers[image], self.headers[mask]
             stored = upright[::-1] if orientation in SIDEWAYS else upright
@@ -185,12 +184,10 @@ class Survey:
                 check_pair(image, upright, mask, size)
             except UserError as error:
                 self.problems[mask] = str(error)
-        if rotated:
-            print(f"rotated     {pluralize(len(rotated), 'mask')}, as the EXIF data of the image say: "
-                  f"{_first_names(rotated)}")
-        if ambiguous:  # CVAT, Label Studio and labelme show images upright
-            print(f"Warning: {pluralize(len(ambiguous), 'mask')} would fit with and without the EXIF rotation of the "
-                  f"image, and is not rotated: {_first_names(ambiguous)}. Pass --rotate-masks False if right, or True.")
+        tell("rotated     {}, as the EXIF data of the image say: {}", rotated)
+        # CVAT, Label Studio and labelme show images upright
+        tell("Warning: {} would fit with and without the EXIF rotation of the image, and is not rotated: {}. Pass "
+             "--rotate-masks False if that is right, or else True.", ambiguous)
 
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""
@@ -216,14 +213,11 @@ class Survey:
         if wanted and not any(facts.area for facts in self.facts.values()):
             example = next(iter(self.facts.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
-        others = [path for path, facts in self.facts.items() if facts.area == 0 and facts.highest > facts.slack]
-        others = [path for path in others if path not in self.problems]
-        if wanted and others:
-            print(f"empty       {pluralize(len(others), 'mask')} with other values only: {_first_names(others)}")
-        inverted = [path for path, facts in self.facts.items() if not facts.has_one_value and facts.border > 0.5]
-        if inverted:
-            print(f"Warning: {pluralize(len(inverted), 'mask')} with the object on most of the border: "
-                  f"{_first_names(inverted)}. If it is the background, invert it.")
+        read = {path: facts for path, facts in self.facts.items() if path not in self.problems}
+        tell("empty       {} with other values only: {}",
+             [path for path, facts in read.items() if wanted and facts.area == 0 and facts.highest > facts.slack])
+        tell("Warning: {} with the object on most of the border: {}. If it is the background, invert it.",
+             [path for path, facts in read.items() if not facts.has_one_value and facts.border > 0.5])
 
     def _read_deep_images(self, images: list[Path]) -> None:
         """Find out how many bits 16-bit images use, if their headers do not say it: from the highest value of all."""
@@ -236,9 +230,10 @@ class Survey:
             self.problems |= {path: each for path, each in zip(unknown, results, strict=True) if isinstance(each, str)}
             highest = max([each for each in results if not isinstance(each, str)], default=0)
             self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
-        if unknown:
-            print(f"images      {pluralize(len(unknown), '16-bit file')}, of which {self.reader.bits} bits are used")
+        tell(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")
 
 
-def _first_names(paths: Sequence[Path]) -> str:
-    return first_few(path.name for path in paths)
+def tell(sentence: str, paths: Sequence[Path], noun: str = "mask") -> None:
+    """Print a sentence with the number of these files and the first names, if there are any."""
+    if paths:
+        print(sentence.format(pluralize(len(paths), noun), first_few(path.name for path in paths)))

@@ -15,7 +15,6 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-warnings.filterwarnings("ignore", module="PIL")  # of metadata that is not valid, and of large images
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of which starts another program
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 PNG_START = b"\x89PNG\r\n\x1a\n"

@@ -438,7 +438,7 @@ def test_numbered_masks_of_an_image_are_merged(tmp_path, capsys):
     (tmp_path / "masks/a.png").unlink()
     found = survey(tmp_path)
     assert (found.reader.mask(tmp_path / "masks/a_mask.png")[0].numpy() == left | right | third).all()
-    assert "merged      all masks of 1 image each: a.jpg" in capsys.readouterr().out
+    assert "merged      the masks of 1 image with more than one: a.jpg" in capsys.readouterr().out
     assert not found.problems and not list(OwnLayout(tmp_path)._pair_problems())[2][0]
     gray(left).save(tmp_path / "masks/a_mask.gif")
     assert list(OwnLayout(tmp_path)._pair_problems())[2][0] == ["a_mask.gif and a_mask.png"]
@@ -517,7 +517,8 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
         save_deep(tmp_path / f"images/{name}.png", top, channels)
     found = survey(tmp_path, notes=tmp_path / "masks.json")
     assert found.reader.state()["bits"] == bits
-    assert f"images      2 16-bit files, of which {bits} bits are used\n" in capsys.readouterr().out
+    expected = f"images      2 images of 16 bits, of which {bits} are used: bright.png, dark.png\n"
+    assert expected in capsys.readouterr().out
     for name, top in (("dark", 200), ("bright", highest)):
         image = found.reader.image(tmp_path / f"images/{name}.png")
         assert image[0, 0, 0] == 0 and image.max() == round(top * 255 / (2**bits - 1))
