@@ -70,20 +70,20 @@ def _read_image(job: tuple[Reader, Path, tuple[int, int] | None]) -> str:
 def print_unusual(survey: Survey) -> None:
     """Print which masks are empty or full."""
     for what, full in (("without an object", False), ("with nothing else", True)):
-        one_value = {path: facts for path, facts in survey.facts.items() if facts.has_one_value}
-        names = [path.name for path, facts in one_value.items() if full == (facts.area > 0)]
+        one_value = {path: stats for path, stats in survey.stats.items() if stats.has_one_value}
+        names = [path.name for path, stats in one_value.items() if full == (stats.area > 0)]
         if names:
             print(f"note        {pluralize(len(names), 'mask')} {what}: {first_few(names)}")
 
 
 def draw_masks(survey: Survey, picture: Path) -> None:
     """Save images with the outlines of their masks, the unusual ones first."""
-    drawn = [pair for pair in survey.pairs if pair[1] in survey.facts and not survey.problems.keys() & set(pair)]
-    median = np.median([survey.facts[mask].area for _, mask in drawn]) if drawn else 0
+    drawn = [pair for pair in survey.pairs if pair[1] in survey.stats and not survey.problems.keys() & set(pair)]
+    median = np.median([survey.stats[mask].area for _, mask in drawn]) if drawn else 0
 
     def is_usual(pair: tuple[Path, Path]) -> tuple:
-        facts = survey.facts[pair[1]]
-        return facts.border <= 0.5 or facts.has_one_value, not facts.has_one_value, -abs(facts.area - median)
+        stats = survey.stats[pair[1]]
+        return stats.border <= 0.5 or stats.has_one_value, not stats.has_one_value, -abs(stats.area - median)
 
     sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
     for index, (image, mask) in enumerate(sorted(drawn, key=is_usual)[: TILES**2]):

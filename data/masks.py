@@ -14,25 +14,35 @@ import numpy as np
 from data.reader import Reader, check_pair, get_header, reading
 from helpers import Progress, first_few, pluralize
 from img.headers import SIDEWAYS
-from img.mask import MaskValues, count_values, fraction_of_object, is_class_map, read_values, show, slack_of, top_of
+from img.mask import (
+    MaskValues,
+    count_values,
+    fraction_of_object,
+    is_class_map,
+    read_values,
+    show,
+    tolerance_of,
+    value_of_object,
+)
 from img.transformer import load, load_16_bits
 from runtime.errors import UserError
 from runtime.files import save_atomically
 from runtime.machine import count_cores
 
-VERSION = 1  # of what the notes hold
+VERSION = 1  # of what is cached
 REMEDY = "Pass the values of the object, such as --mask-values 1 3, '#ff0000', or nonzero (all but 0)."
 
-class Facts(NamedTuple):
+
+class MaskStats(NamedTuple):
     """What a mask is like.
 
-    kind: see MaskValues. slack: by how many levels compression may have changed its values. highest: see top_of.
-    has_one_value: in all pixels. is_class_map: see the function. counts: values and their numbers of pixels, the most
-    frequent 20. area, border: the fraction of all pixels, and of those at the border, that is object.
+    kind: see MaskValues. tolerance: by how many levels compression may have changed its values. highest: see
+    value_of_object. has_one_value: in all pixels. is_class_map: see the function. counts: values and their numbers of
+    pixels, the most frequent 20. area, border: the fraction of all pixels, and of those at the border, that is object.
     """
 
     kind: str
-    slack: int
+    tolerance: int
     highest: float
     has_one_value: bool
     is_class_map: bool
@@ -54,18 +64,18 @@ def parse_values(texts: Sequence[str]) -> MaskValues:
     raise UserError(f"--mask-values {' '.join(texts)} must be numbers, colors such as '#ff0000', or nonzero.")
 
 
-def examine(path: Path, wanted: MaskValues | None) -> Facts:
+def examine(path: Path, wanted: MaskValues | None) -> MaskStats:
     """Look at a mask. wanted: what --mask-values says. Raises UserError if it cannot be read."""
     with reading(path):
         encoded = path.read_bytes()
-        slack = slack_of(encoded)
-        kind, pixels = read_values(load(encoded)[0], slack, wanted and wanted.kind)
-    counts, has_one_value = count_values(pixels), pixels.max() - pixels.min() <= slack
-    highest = top_of(counts, slack)
-    is_object = pixels > highest / 2 if wanted is None else fraction_of_object(pixels, wanted, slack) > 127
+        tolerance = tolerance_of(encoded)
+        kind, pixels = read_values(load(encoded)[0], tolerance, wanted and wanted.kind)
+    counts, has_one_value = count_values(pixels), pixels.max() - pixels.min() <= tolerance
+    highest = value_of_object(counts, tolerance)
+    is_object = pixels > highest / 2 if wanted is None else fraction_of_object(pixels, wanted, tolerance) > 127
     border = np.concatenate([is_object[0], is_object[-1], is_object[:, 0], is_object[:, -1]])
-    return Facts(kind, slack, highest, bool(has_one_value),
-                 not has_one_value and is_class_map(pixels, kind, highest, slack), counts[:20],
+    return MaskStats(kind, tolerance, highest, bool(has_one_value),
+                 not has_one_value and is_class_map(pixels, kind, highest, tolerance), counts[:20],
                  is_object.mean().item(), border.mean().item())
 
 
@@ -75,10 +85,11 @@ def highest_value(path: Path) -> float:
         return load_16_bits(path.read_bytes()).max().item()
 
 
-def for_all(function: Callable[[Path], Any], paths: Sequence[Path], notes: Path | None = None, what: str = "") -> list:
+def for_all(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: Path | None = None,
+            what: str = "") -> list[Any]:
     """function(path) for each, in threads; the sentence of its UserError in place of a result.
 
-    notes: keeps results, so that they are only computed again for files that have changed. what: names the function.
+    cache_file: keeps the results for files that do not change. what: the name of the function, with its arguments.
     """
     def attempt(path: Path) -> Any:
         try:
@@ -87,25 +98,25 @@ def for_all(function: Callable[[Path], Any], paths: Sequence[Path], notes: Path 
             return str(error)
 
     known, keys = {}, {path: str(path) for path in paths}
-    if notes is not None:
+    if cache_file is not None:
         for path in paths:
             file = path.stat()
             keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}"
         with suppress(ValueError, TypeError, FileNotFoundError):
-            known = dict(json.loads(notes.read_text()))
+            known = dict(json.loads(cache_file.read_text()))
     new = [path for path in paths if keys[path] not in known]
     with ThreadPoolExecutor(count_cores()) as pool:
         results = list(Progress(pool.map(attempt, new), "reading files", len(new), unit="file"))
     known |= {keys[path]: result for path, result in zip(new, results, strict=True)}
-    if notes is not None and new:
-        with save_atomically(notes) as file:
+    if cache_file is not None and new:
+        with save_atomically(cache_file) as file:
             file.write(json.dumps(known).encode())
     return [known[keys[path]] for path in paths]
 
 
-def decide(facts: Sequence[Facts]) -> MaskValues | None:
+def decide(stats: Sequence[MaskStats]) -> MaskValues | None:
     """What the values mean in most masks; None if none has both object and background."""
-    several = [each for each in facts if not each.has_one_value]
+    several = [each for each in stats if not each.has_one_value]
     if not several:
         return None
     counts = Counter((each.kind, each.highest) for each in several)
@@ -113,24 +124,25 @@ def decide(facts: Sequence[Facts]) -> MaskValues | None:
     return MaskValues(kind, (highest,))
 
 
-def problem_of(path: Path, facts: Facts, values: MaskValues) -> str:
+def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
     """Why a mask does not fit the others, or ""."""
-    problem = values.misfit(facts.kind, facts.highest, facts.slack, exact=not facts.slack and len(facts.counts) <= 2)
-    if values.soft and facts.is_class_map and facts.kind == values.kind:
-        return f"{path} is a class map, has instance ids, or is no mask: its values are {facts}. {REMEDY}"
-    return problem and f"{path} {problem}. Its values are {facts}. Save it as the others."
+    is_binary = not stats.tolerance and len(stats.counts) <= 2
+    problem = values.mismatch(stats.kind, stats.highest, stats.tolerance, exact=is_binary)
+    if values.soft and stats.is_class_map and stats.kind == values.kind:
+        return f"{path} is a class map, has instance ids, or is no mask: its values are {stats}. {REMEDY}"
+    return problem and f"{path} {problem}. Its values are {stats}. Save it as the others."
 
 
 class MaskOptions(NamedTuple):
     """mask_values: the values of the object, such as ("1", "3"), ("#ff0000",) or ("nonzero",). None: decide.
 
     rotate_masks: rotate masks without EXIF data as their images? None: if they fit only so.
-    notes: a file for what was found out about each mask. saved: Reader.state() of the run to resume.
+    cache_file: a file for what was found out about each mask. saved: Reader.state() of the run to resume.
     """
 
     mask_values: Sequence[str] | None = None
     rotate_masks: bool | None = None
-    notes: Path | None = None
+    cache_file: Path | None = None
     saved: dict | None = None
 
     def known(self) -> MaskValues | None:
@@ -145,16 +157,16 @@ class Survey:
 
     pairs: image -> its masks. kaggle: the masks are Kaggle's, so that only headers are read, unless `check`.
 
-    reader: reads the data set. problems: a sentence for each unusable file. facts: of each mask that was read.
+    reader: reads the data set. problems: a sentence for each unusable file. stats: of each mask that was read.
     """
 
     def __init__(self, pairs: Mapping[Path, Sequence[Path]], options: MaskOptions = MaskOptions(),
                  kaggle: bool = False, check: bool = False):
         self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
-        self.options, self.problems, self.facts = options._replace(notes=None) if check else options, {}, {}
+        self.options, self.problems, self.stats = options._replace(cache_file=None) if check else options, {}, {}
         self.reader = Reader(parts={masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values()})
         several = [path for path, masks in pairs.items() if len(masks) > 1]
-        tell("merged      the masks of {} with more than one: {}", several, "image")
+        print_files("merged      the masks of {} with more than one: {}", several, "image")
         self._read_headers(list(pairs))
         if check or not kaggle:
             self._read_masks(MaskValues() if kaggle else options.known())
@@ -184,40 +196,40 @@ class Survey:
                 check_pair(image, upright, mask, size)
             except UserError as error:
                 self.problems[mask] = str(error)
-        tell("rotated     {}, as the EXIF data of the image say: {}", rotated)
+        print_files("rotated     {}, as the EXIF data of the image say: {}", rotated)
         # CVAT, Label Studio and labelme show images upright
-        tell("Warning: {} would fit with and without the EXIF rotation of the image, and is not rotated: {}. Pass "
-             "--rotate-masks False if that is right, or else True.", ambiguous)
+        print_files("Warning: {} would fit with and without the EXIF rotation of the image, and is not rotated: {}. "
+                    "Pass --rotate-masks False if that is right, or else True.", ambiguous)
 
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""
         masks, wanted = [mask for _, mask in self.pairs], None if known is None or known.soft else known
-        results = for_all(lambda path: examine(path, wanted), masks, self.options.notes, f"mask {wanted!r}")
+        results = for_all(lambda path: examine(path, wanted), masks, self.options.cache_file, f"mask {wanted!r}")
         for path, result in zip(masks, results, strict=True):
             if isinstance(result, str):
                 self.problems.setdefault(path, result)
             else:
-                self.facts[path] = Facts(*result)
-        if not self.facts:
+                self.stats[path] = MaskStats(*result)
+        if not self.stats:
             return
-        values = known or decide(list(self.facts.values()))
+        values = known or decide(list(self.stats.values()))
         if values is None:
-            found = first_few({str(facts): None for facts in self.facts.values()})
+            found = first_few({str(stats): None for stats in self.stats.values()})
             self.problems[masks[0].parent] = f"No mask has both object and background, only {found}. {REMEDY}"
             return
         self.reader.values = values
         print(f"masks       {values}")
-        for path, facts in self.facts.items():
-            if problem := problem_of(path, facts, values):
+        for path, stats in self.stats.items():
+            if problem := problem_of(path, stats, values):
                 self.problems.setdefault(path, problem)
-        if wanted and not any(facts.area for facts in self.facts.values()):
-            example = next(iter(self.facts.values()))
+        if wanted and not any(stats.area for stats in self.stats.values()):
+            example = self.stats[next(iter(self.stats))]
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
-        read = {path: facts for path, facts in self.facts.items() if path not in self.problems}
-        tell("empty       {} with other values only: {}",
-             [path for path, facts in read.items() if wanted and facts.area == 0 and facts.highest > facts.slack])
-        tell("Warning: {} with the object on most of the border: {}. If it is the background, invert it.",
-             [path for path, facts in read.items() if not facts.has_one_value and facts.border > 0.5])
+        fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
+        print_files("empty       {} with other values only: {}",
+                    [path for path, each in fit.items() if wanted and each.area == 0 and each.highest > each.tolerance])
+        print_files("Warning: {} with the object on most of the border: {}. If it is the background, invert it.",
+                    [path for path, each in fit.items() if not each.has_one_value and each.border > 0.5])
 
     def _read_deep_images(self, images: list[Path]) -> None:
         """Find out how many bits 16-bit images use, if their headers do not say it: from the highest value of all."""
@@ -226,14 +238,14 @@ class Survey:
         if self.options.saved:
             self.reader.bits = self.options.saved["bits"]
         elif unknown:
-            results = for_all(highest_value, unknown, self.options.notes, "highest")
+            results = for_all(highest_value, unknown, self.options.cache_file, "highest")
             self.problems |= {path: each for path, each in zip(unknown, results, strict=True) if isinstance(each, str)}
             highest = max([each for each in results if not isinstance(each, str)], default=0)
             self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
-        tell(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")
+        print_files(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")
 
 
-def tell(sentence: str, paths: Sequence[Path], noun: str = "mask") -> None:
+def print_files(sentence: str, paths: Sequence[Path], noun: str = "mask") -> None:
     """Print a sentence with the number of these files and the first names, if there are any."""
     if paths:
         print(sentence.format(pluralize(len(paths), noun), first_few(path.name for path in paths)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from img.headers import SIDEWAYS
 from img.transformer import draft_scale, exif_transpose, load
 
-LOSSY = 20  # levels by which JPEG may change background and object
+TOLERANCE = 20  # levels by which JPEG may change background and object
 KINDS = {"gray": "gray levels", "index": "palette indices", "alpha": "transparency", "color": "colors", "": "values",
          "nonzero": "values"}
 
@@ -34,17 +34,17 @@ class MaskValues(NamedTuple):
         between = "; values between 0 and it are soft labels" if self.soft and self.kind != "index" else ""
         return f"{name_of(self.kind)}: {objects} is the object{between}"
 
-    def misfit(self, kind: str, highest: float, slack: int, exact: bool = False) -> str:
+    def mismatch(self, kind: str, highest: float, tolerance: int, exact: bool = False) -> str:
         """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
-        if highest <= slack or self.kind == "nonzero":
+        if highest <= tolerance or self.kind == "nonzero":
             return ""
         if self.kind == "" and kind not in ("gray", "index"):
             return f"has {name_of(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
         if self.kind not in ("", kind):
             return f"has {name_of(kind)}, unlike the other masks: {name_of(self.kind)}"
-        if slack and not self.soft and min(self.objects) <= 2 * slack:
+        if tolerance and not self.soft and min(self.objects) <= 2 * tolerance:
             return f"is a JPEG, which has changed values as low as {min(self.objects):g}: save it as PNG"
-        if self.soft and not is_near(highest, self.objects[0], slack, exact or kind == "index"):
+        if self.soft and not is_near(highest, self.objects[0], tolerance, exact or kind == "index"):
             return f"has {highest:g} as its highest value, unlike {self.objects[0]:g}, the object in the other masks"
         return ""
 
@@ -64,18 +64,18 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None, values:
     `min_size` and errors are those of `decode_image`. Raises ValueError too if it does not have such values.
     """
     image, orientation = load(encoded)
-    slack = slack_of(encoded)
-    kind, pixels = read_values(image, slack, values.kind)
-    highest = top_of(count_values(pixels), slack) if slack else pixels.max()
-    if problem := values.misfit(kind, highest, slack):
+    tolerance = tolerance_of(encoded)
+    kind, pixels = read_values(image, tolerance, values.kind)
+    highest = value_of_object(count_values(pixels), tolerance) if tolerance else pixels.max()
+    if problem := values.mismatch(kind, highest, tolerance):
         raise ValueError(f"it {problem}")
-    mask = Image.fromarray(fraction_of_object(pixels, values, slack))
+    mask = Image.fromarray(fraction_of_object(pixels, values, tolerance))
     size = mask.size if orientation in SIDEWAYS else mask.size[::-1]
     mask = mask.reduce(draft_scale(size, min_size))
     return exif_transpose(torch.from_numpy(np.array(mask))[None], orientation)
 
 
-def read_values(image: Image.Image, slack: int, kind: str | None = None) -> tuple[str, np.ndarray]:
+def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> tuple[str, np.ndarray]:
     """Return the kind of a mask's values, and the values (H, W).
 
     kind: that of its data set; None: not known yet. Raises ValueError if it could be read in two ways.
@@ -96,25 +96,25 @@ def read_values(image: Image.Image, slack: int, kind: str | None = None) -> tupl
         if (values.dtype.kind == "f" and not np.isfinite(values).all()) or values.min() < 0:
             raise ValueError("it has values that are negative, infinite or not a number")
         return "gray", values * np.uint8(255) if image.mode == "1" else values
-    return _read_colors(np.asarray(image.convert("RGB")), slack, kind)
+    return _read_colors(np.asarray(image.convert("RGB")), tolerance, kind)
 
 
-def _read_colors(colors: np.ndarray, slack: int, kind: str | None) -> tuple[str, np.ndarray]:
+def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[str, np.ndarray]:
     """Colors (H, W, 3) uint8 -> as gray levels, as levels of one color, or 0xRRGGBB if there are others."""
     levels, lowest = (each.reduce([*np.moveaxis(colors, -1, 0)]) for each in (np.maximum, np.minimum))
-    if kind != "color" and (levels - lowest).max() <= slack:
+    if kind != "color" and (levels - lowest).max() <= tolerance:
         return "gray", levels
     packed = pack(colors)
-    if kind == "color" and slack:
+    if kind == "color" and tolerance:
         raise ValueError("JPEG has changed its colors; save it as PNG")
     found, counts = (np.array(each) for each in zip(*count_values(packed), strict=True))
     found = found[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
     color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
-    if slack:
+    if tolerance:
         color = (np.rint(color / 32) * 32).clip(max=255).astype(int)
     between = found.max(axis=1, keepdims=True) * (color / max(1, color.max()))
-    others = counts[(abs(found - between) > 3 * slack + 1.5).any(axis=1)].sum()
-    if kind == "color" or others > (0.01 * packed.size if slack else 0):
+    others = counts[(abs(found - between) > 3 * tolerance + 1.5).any(axis=1)].sum()
+    if kind == "color" or others > (0.01 * packed.size if tolerance else 0):
         return "color", packed
     return f"#{pack(color):06x}", levels
 
@@ -146,29 +146,29 @@ def pack(colors: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def fraction_of_object(pixels: np.ndarray, values: MaskValues, slack: int) -> np.ndarray:
+def fraction_of_object(pixels: np.ndarray, values: MaskValues, tolerance: int) -> np.ndarray:
     """Values (H, W) -> how much of each pixel is object, in 255ths, uint8."""
     if not values.objects:
-        return (pixels > slack) * np.uint8(255)
+        return (pixels > tolerance) * np.uint8(255)
     if not values.soft:
         distances = [abs(pixels.astype(np.float64) - value) for value in values.objects]
-        return (np.min(distances, axis=0) <= slack) * np.uint8(255)
-    if pixels.dtype == np.uint8 and values.objects[0] == 255 and not slack:
+        return (np.min(distances, axis=0) <= tolerance) * np.uint8(255)
+    if pixels.dtype == np.uint8 and values.objects[0] == 255 and not tolerance:
         return pixels
-    fraction = (pixels.astype(np.float32) - slack) / (values.objects[0] - 2 * slack)
+    fraction = (pixels.astype(np.float32) - tolerance) / (values.objects[0] - 2 * tolerance)
     return np.rint(fraction.clip(0, 1) * 255).astype(np.uint8)
 
 
-def is_near(highest: float, object_value: float, slack: int, exact: bool) -> bool:
+def is_near(highest: float, object_value: float, tolerance: int, exact: bool) -> bool:
     """Whether the highest value of a file can be that of the object. Small numbers are often classes."""
     exact = exact or 1 < object_value < 64
-    return abs(float(highest) - object_value) <= (slack or (0 if exact else 0.05 * object_value))
+    return abs(float(highest) - object_value) <= (tolerance or (0 if exact else 0.05 * object_value))
 
 
-def slack_of(encoded: bytes) -> int:
-    """By how many levels compression may have changed a value: 0, or LOSSY for JPEG, JPEG 2000 and most of WebP."""
+def tolerance_of(encoded: bytes) -> int:
+    """By how many levels compression may have changed a value: 0, or TOLERANCE for JPEG, JPEG 2000 and most of WebP."""
     lossy_webp = encoded[8:12] == b"WEBP" and b"VP8L" not in encoded[:64]
-    return LOSSY if lossy_webp or encoded.startswith((b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")) else 0
+    return TOLERANCE if lossy_webp or encoded.startswith((b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")) else 0
 
 
 def count_values(values: np.ndarray) -> list[tuple[float, int]]:
@@ -179,7 +179,7 @@ def count_values(values: np.ndarray) -> list[tuple[float, int]]:
     return list(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
 
 
-def is_class_map(values: np.ndarray, kind: str, top: float, slack: int) -> bool:
+def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> bool:
     """Whether the values (H, W) between 0 and `top` are classes, ids or an image, and not soft edges.
 
     Classes: most of their pixels have neighbors (3x3) of the same value, and either the median jump to another value,
@@ -187,7 +187,7 @@ def is_class_map(values: np.ndarray, kind: str, top: float, slack: int) -> bool:
     Thin classes: almost all pixels are in a block (2x2) of one value, and there are at most two values, or fewer pixels
     of the highest one. An image: most of the mask is in between, and the median jump is above 1%.
     """
-    between = (values > slack) & (values < top - slack)
+    between = (values > tolerance) & (values < top - tolerance)
     count = between.sum()
     if kind in ("color", "index") or count == 0 or (top < 64 and values.dtype.kind != "f"):  # no soft edges
         return bool(count)
@@ -195,27 +195,27 @@ def is_class_map(values: np.ndarray, kind: str, top: float, slack: int) -> bool:
     box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(columns[0] - 2, 0) : columns[-1] + 3]
     padded, inside = np.pad(values[box].astype(np.float32), 1, mode="edge"), between[box]
     right, down = abs(np.diff(padded, axis=1)), abs(np.diff(padded, axis=0))  # the jumps to these neighbors
-    same_right, same_down = right <= slack / 10, down <= slack / 10
+    same_right, same_down = right <= tolerance / 10, down <= tolerance / 10
     blocks = same_right[:-1] & same_right[1:] & same_down[:, :-1] & same_down[:, 1:]
     around = [blocks[:-1, :-1], blocks[:-1, 1:], blocks[1:, :-1], blocks[1:, 1:]]  # those that contain a pixel
     flat, in_block = (inside & each.reduce(around) for each in (np.logical_and, np.logical_or))
     levels = np.unique(values[between])
-    thin = in_block.sum() > 0.9 * count and (len(levels) <= 2 or count > (values >= top - slack).sum())
+    thin = in_block.sum() > 0.9 * count and (len(levels) <= 2 or count > (values >= top - tolerance).sum())
     if thin or flat.sum() > 0.5 * count:
         area = np.pad(in_block, 1)
         jumps = np.concatenate([right[area[:, 1:] | area[:, :-1]], down[area[1:] | area[:-1]]])
-        jumps = jumps[jumps > slack / 10]
+        jumps = jumps[jumps > tolerance / 10]
         gap = np.diff(levels, prepend=0, append=top).max()
         return bool(gap > 0.2 * top or (len(jumps) > 0 and np.median(jumps) > 0.02 * top))
     return bool(count > 0.5 * values.size >= 512 and np.median(right[1:-1, 1:][inside]) > 0.01 * top)
 
 
-def top_of(counts: Sequence[tuple[float, int]], slack: int) -> float:
+def value_of_object(counts: Sequence[tuple[float, int]], tolerance: int) -> float:
     """The value that the object seems to have: the highest or, as JPEG overshoots, the most frequent high one."""
     highest = max(value for value, _ in counts)
-    if not slack:
+    if not tolerance:
         return highest
     likely = next(value for value, _ in counts if value >= highest / 2)
-    above, about = (sum(count for value, count in counts if value > likely + sign * slack) for sign in (1, -1))
+    above, about = (sum(count for value, count in counts if value > likely + sign * tolerance) for sign in (1, -1))
     likely = likely if above < 0.05 * about else highest
-    return 255 if likely >= 255 - slack else likely
+    return 255 if likely >= 255 - tolerance else likely

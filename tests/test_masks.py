@@ -461,23 +461,23 @@ def test_a_damaged_jpeg_mask_is_refused(tmp_path):
 
 
 def test_what_is_known_of_a_mask_is_not_looked_at_again(tmp_path, monkeypatch):
-    notes, looks, examine = tmp_path / "masks.json", [], masks.examine
+    cache_file, looks, examine = tmp_path / "masks.json", [], masks.examine
     monkeypatch.setattr(masks, "examine", lambda path, values: looks.append(path.name) or examine(path, values))
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path, name, BINARY)
     for expected in (["a.png", "b.png", "c.png"], []):
         looks.clear()
-        assert survey(tmp_path, notes=notes).reader.values == MaskValues()
+        assert survey(tmp_path, cache_file=cache_file).reader.values == MaskValues()
         assert sorted(looks) == expected
     looks.clear()
     save(tmp_path, "b.png", shapes(1, 2))  # changes size and time
-    assert "b.png is a class map" in str(survey(tmp_path, notes=notes).problems) and looks == ["b.png"]
+    assert "b.png is a class map" in str(survey(tmp_path, cache_file=cache_file).problems) and looks == ["b.png"]
     looks.clear()
-    assert survey(tmp_path, "1", notes=notes) and len(looks) == 3  # its facts depend on the values
+    assert survey(tmp_path, "1", cache_file=cache_file) and len(looks) == 3  # its stats depend on the values
     looks.clear()
-    assert survey(tmp_path, notes=notes, check=True) and len(looks) == 3  # --check-data reads everything
-    notes.write_text(notes.read_text()[:50])
-    assert survey(tmp_path, notes=notes).problems and json.loads(notes.read_text())
+    assert survey(tmp_path, cache_file=cache_file, check=True) and len(looks) == 3  # --check-data reads everything
+    cache_file.write_text(cache_file.read_text()[:50])
+    assert survey(tmp_path, cache_file=cache_file).problems and json.loads(cache_file.read_text())
 
 
 def test_a_resumed_run_reads_masks_as_it_began(tmp_path):
@@ -515,7 +515,7 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
         save(tmp_path, f"{name}.png", BINARY)
         (tmp_path / f"images/{name}.jpg").unlink()
         save_deep(tmp_path / f"images/{name}.png", top, channels)
-    found = survey(tmp_path, notes=tmp_path / "masks.json")
+    found = survey(tmp_path, cache_file=tmp_path / "masks.json")
     assert found.reader.state()["bits"] == bits
     expected = f"images      2 images of 16 bits, of which {bits} are used: bright.png, dark.png\n"
     assert expected in capsys.readouterr().out
