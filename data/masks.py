@@ -223,7 +223,7 @@ class Survey:
             if problem := problem_of(path, stats, values):
                 self.problems.setdefault(path, problem)
         if wanted and not any(stats.area for stats in self.stats.values()):
-            example = self.stats[next(iter(self.stats))]
+            example = next(iter(self.stats.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
         fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
         print_files("empty       {} with other values only: {}",

@@ -85,12 +85,15 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
     if kind == "alpha" or (kind in (None, "", "nonzero") and image.has_transparency_data and alpha_decides(image)):
         return "alpha", np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "P" and kind != "color":
-        indices, palette = np.asarray(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        used, levels = np.flatnonzero(image.histogram()), np.pad(palette[:, 0], (0, 256 - len(palette)))
-        if (palette == palette[:, :1]).all() and len({*levels[used]}) == len(used):  # otherwise it was left out
-            return "gray", levels[indices]
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        levels, is_gray = np.pad(palette[:, 0], (0, 256 - len(palette))), (palette == palette[:, :1]).all()
+        if is_gray and kind != "gray":  # is it complete, with a level for each index in use?
+            used = np.flatnonzero(image.histogram())
+            is_gray = len({*levels[used]}) == len(used)
+        if is_gray:
+            return "gray", np.asarray(image.point(levels.tolist(), "L"))
         if kind == "" or not palette[0].any():  # otherwise, 0 may not be the background
-            return "index", indices
+            return "index", np.asarray(image)
     elif kind != "color" and (image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")):
         values = np.asarray(image.getchannel(0) if image.mode == "LA" else image)
         if (values.dtype.kind == "f" and not np.isfinite(values).all()) or values.min() < 0:
