@@ -180,12 +180,12 @@ def main(options: Options) -> None:
     for path in Progress(images, "cut out", unit="img"):
         try:
             mask = process(path, finder, options, background)
+            dice = compare(mask, path, masks[path], survey, scores) if path in masks else ""
         except (errors.UserError, OSError) as error:
             files.make_writable(options.output_dir)  # or it would be the same for all images
             failed += 1
             Progress.write(str(error))
             continue
-        dice = compare(mask, path, masks[path], survey, scores) if path in masks else ""
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
         Progress.write((found if mask.any() else f"Warning: {path}: no car was found") + dice)
     mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""

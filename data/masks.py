@@ -110,7 +110,8 @@ def for_all(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: 
     known |= {keys[path]: result for path, result in zip(new, results, strict=True)}
     if cache_file is not None and new:
         with save_atomically(cache_file) as file:
-            file.write(json.dumps(known).encode())
+            kept = {key: result for key, result in known.items() if not isinstance(result, str)}
+            file.write(json.dumps(kept).encode())
     return [known[keys[path]] for path in paths]
 
 
@@ -130,7 +131,7 @@ def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
     problem = values.mismatch(stats.kind, stats.highest, stats.tolerance, exact=is_binary)
     if values.soft and stats.is_class_map and stats.kind == values.kind:
         return f"{path} is a class map, has instance ids, or is no mask: its values are {stats}. {REMEDY}"
-    return problem and f"{path} {problem}. Its values are {stats}. Save it as the others."
+    return problem and f"{path} {problem}. Its values are {stats}. Save it like the others, or pass --mask-values."
 
 
 class MaskOptions(NamedTuple):

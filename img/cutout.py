@@ -20,15 +20,18 @@ def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Im
     crop: to the bounding box of the car, if there is one, with a margin of 5% of its larger side.
     """
     pixels, alpha = image.permute(1, 2, 0).numpy(), opacity(probs, threshold)
-    if (alpha == 255).any():  # give the soft edge the colors of the nearest opaque pixels
-        nearest = ndimage.distance_transform_edt(alpha < 255, return_distances=False, return_indices=True)
+    mask = (probs > threshold).numpy()
+    inside = (alpha == 255) | ndimage.binary_erosion(mask, iterations=2)
+    if mask.any():  # give the soft edge the colors of the nearest pixels inside
+        edge = ~inside if inside.any() else ~mask
+        nearest = ndimage.distance_transform_edt(edge, return_distances=False, return_indices=True)
         pixels = pixels[tuple(nearest)]
     car, alpha = Image.fromarray(pixels * (alpha > 0)[..., None]), Image.fromarray(alpha)
     if background is None:
         car.putalpha(alpha)
     else:
         car = Image.composite(car, ImageOps.fit(background, car.size), alpha)
-    boxes = ndimage.find_objects((probs > threshold).int().numpy())  # one, or none
+    boxes = ndimage.find_objects(mask.astype(int))  # one, or none
     if crop and boxes:
         margin = round(0.05 * max(side.stop - side.start for side in boxes[0]))
         rows, columns = (slice(max(0, side.start - margin), side.stop + margin) for side in boxes[0])
@@ -45,7 +48,7 @@ def opacity(probs: Tensor, threshold: float) -> np.ndarray:
 def keep_largest(probs: Tensor, threshold: float) -> Tensor:
     """Set probabilities (H, W) to 0 outside of the largest connected object, which has its soft edge."""
     objects, _ = ndimage.label(opacity(probs, threshold) > 0, np.ones((3, 3)))  # 8-connected
-    sizes = np.bincount(objects[probs > threshold], minlength=1)
+    sizes = np.bincount(objects[(probs > threshold).numpy()], minlength=1)
     return probs * torch.from_numpy(objects == sizes.argmax())
 
 

@@ -36,16 +36,16 @@ class MaskValues(NamedTuple):
 
     def mismatch(self, kind: str, highest: float, tolerance: int, exact: bool = False) -> str:
         """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
+        if 0 < highest <= tolerance or (tolerance and self.objects and min(self.objects) <= 2 * tolerance):
+            return "is a JPEG, which has changed values as low as these: make a PNG of what it was saved from"
         if highest <= tolerance or self.kind == "nonzero":
             return ""
         if self.kind == "" and kind not in ("gray", "index"):
             return f"has {name_of(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
         if self.kind not in ("", kind):
-            return f"has {name_of(kind)}, unlike the other masks: {name_of(self.kind)}"
-        if tolerance and not self.soft and min(self.objects) <= 2 * tolerance:
-            return f"is a JPEG, which has changed values as low as {min(self.objects):g}: save it as PNG"
+            return f"has {name_of(kind)}, unlike this data set: {name_of(self.kind)}"
         if self.soft and not is_near(highest, self.objects[0], tolerance, exact or kind == "index"):
-            return f"has {highest:g} as its highest value, unlike {self.objects[0]:g}, the object in the other masks"
+            return f"has {highest:g} as its highest value, unlike {self.objects[0]:g}, the object of this data set"
         return ""
 
 
@@ -80,9 +80,7 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
 
     kind: that of its data set; None: not known yet. Raises ValueError if it could be read in two ways.
     """
-    if kind == "alpha" and not image.has_transparency_data:
-        raise ValueError("it has no transparency, unlike the other masks")
-    if kind == "alpha" or (kind in (None, "", "nonzero") and image.has_transparency_data and alpha_decides(image)):
+    if kind in (None, "", "nonzero", "alpha") and image.has_transparency_data and alpha_decides(image):
         return "alpha", np.asarray(image.convert("RGBA").getchannel("A"))
     if image.mode == "P" and kind != "color":
         palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -108,16 +106,16 @@ def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[
     if kind != "color" and (levels - lowest).max() <= tolerance:
         return "gray", levels
     packed = pack(colors)
-    if kind == "color" and tolerance:
-        raise ValueError("JPEG has changed its colors; save it as PNG")
     found, counts = (np.array(each) for each in zip(*count_values(packed), strict=True))
     found = found[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
     color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
     if tolerance:
-        color = (np.rint(color / 32) * 32).clip(max=255).astype(int)
+        color = (np.rint(color / 64) * 64).clip(max=255).astype(int)
     between = found.max(axis=1, keepdims=True) * (color / max(1, color.max()))
     others = counts[(abs(found - between) > 3 * tolerance + 1.5).any(axis=1)].sum()
     if kind == "color" or others > (0.01 * packed.size if tolerance else 0):
+        if tolerance:
+            raise ValueError("JPEG has changed its colors; save it as PNG")
         return "color", packed
     return f"#{pack(color):06x}", levels
 
@@ -134,8 +132,10 @@ def alpha_decides(image: Image.Image) -> bool:
     if alpha.min() == alpha.max():
         return False
     counts = [count for _, count in count_values(pack(pixels[..., :3])[alpha > 0])]
-    if len(counts) == 1 or sum(counts[:2]) < 0.9 * sum(counts):  # one color, or a photo
+    if len(counts) == 1:
         return True
+    if len(counts) > 64 and sum(counts[:2]) < 0.9 * sum(counts):  # a photo, unless one of its colors is transparent
+        return image.mode not in ("L", "RGB")
     opaque, drawn = alpha > 127, levels > levels.max() / 2
     is_binary = ((alpha == alpha.min()) | (alpha == alpha.max())).mean() > 0.99
     if is_binary and 0.01 < opaque.mean() < 0.99 and (drawn != opaque).any():
@@ -188,7 +188,8 @@ def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> b
     Classes: most of their pixels have neighbors (3x3) of the same value, and either the median jump to another value,
     in and around such areas, is above 2% of `top`, or a fifth of the range has no value: in a slow ramp, neither is so.
     Thin classes: almost all pixels are in a block (2x2) of one value, and there are at most two values, or fewer pixels
-    of the highest one. An image: most of the mask is in between, and the median jump is above 1%.
+    of the highest one. An image: almost all pixels that are not 0 are in between, the median jump is above 1%, and it
+    changes from pixel to pixel as it does not at smooth edges.
     """
     between = (values > tolerance) & (values < top - tolerance)
     count = between.sum()
@@ -210,7 +211,9 @@ def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> b
         jumps = jumps[jumps > tolerance / 10]
         gap = np.diff(levels, prepend=0, append=top).max()
         return bool(gap > 0.2 * top or (len(jumps) > 0 and np.median(jumps) > 0.02 * top))
-    return bool(count > 0.5 * values.size >= 512 and np.median(right[1:-1, 1:][inside]) > 0.01 * top)
+    jump, change = (np.median(each[inside]) for each in (right[1:-1, 1:], abs(np.diff(padded, n=2, axis=1))[1:-1]))
+    is_most = count >= 512 and count > 0.9 * (values > tolerance).sum()
+    return bool(is_most and jump > 0.01 * top and change > 0.75 * jump)
 
 
 def value_of_object(counts: Sequence[tuple[float, int]], tolerance: int) -> float:

@@ -1,6 +1,7 @@
 """Decode images and masks, and bring them to a net's size and back. Sizes are (height, width)."""
 
 import io
+import re
 from functools import partial
 
 import numpy as np
@@ -55,6 +56,8 @@ def _to_8_bits(values: np.ndarray, header_bits: int | None, bits: int) -> Image.
 def load(encoded: bytes) -> tuple[Image.Image, int]:
     """Decode a file in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation. Raises as above."""
     image, header = open_image(io.BytesIO(encoded))
+    if re.search(r"(LA|RGB)\w*;16", str(image.tile)):  # of which Pillow decodes one byte
+        raise ValueError("a mask of 16 bits must be gray; save it with 8 bits")
     if image.format not in JPEG:
         return load_pixels(image), header.orientation
     pixels = _decode_jpeg(encoded, image)

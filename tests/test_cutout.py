@@ -272,3 +272,19 @@ def test_xmp_does_not_rotate_cmyk(tmp_path):
     Image.new("CMYK", (60, 40)).save(path, icc_profile=cmyk_profile(), xmp=xmp)
     assert Image.open(path).getexif()[0x0112] == ROTATED  # control
     assert read_colors(path, decode_image(path.read_bytes()))[0].shape == (3, 40, 60)
+
+
+def test_pixels_inside_the_car_keep_their_colors_though_they_are_half_transparent():
+    image, probs = torch.full((3, 40, 60), 90, dtype=torch.uint8), torch.zeros(40, 60)
+    image[0, 10:30, 10:30], image[2, 10:30, 30:50] = 255, 255  # magenta-like and blue-like halves of one car
+    probs[10:30, 10:30], probs[10:30, 30:50] = 1, 0.7
+    cut = np.asarray(cut_out(image, probs, 0.5))
+    assert (cut[20, 40, :3] == image[:, 20, 40].numpy()).all() and 127 < cut[20, 40, 3] < 255
+    assert (cut[12:28, 32:48, 2] == 255).all()
+    probs[10:30, 10:30] = 0.7  # no pixel is opaque
+    inside = np.s_[12:28, 12:48, :3]
+    assert (np.asarray(cut_out(image, probs, 0.5))[inside] == image.permute(1, 2, 0).numpy()[inside]).all()
+
+
+def test_a_single_pixel_is_the_largest_object():
+    assert keep_largest(torch.ones(1, 1), 0.5) == 1 and keep_largest(torch.zeros(1, 1), 0.5) == 0

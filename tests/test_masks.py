@@ -81,6 +81,8 @@ SOFT = {
     "upsampled": gray(BINARY).resize((700, 500), Image.Resampling.BILINEAR),
     "upsampled a lot": gray(BINARY).reduce(16).resize((512, 384), Image.Resampling.BILINEAR),
     "feathered": gray(BINARY).filter(ImageFilter.GaussianBlur(8)),
+    "a small disk": gray(shapes(255, size=(32, 32))).filter(ImageFilter.GaussianBlur(2)),
+    "a small cone": gray((255 - 11 * np.hypot(*np.mgrid[-24:24, -24:24])).clip(0, 255).astype(np.uint8)),
     "a slow ramp": gray(np.tile(np.linspace(-300, 300, 2000).clip(0, 255).astype(np.uint8), (100, 1))),
     "hair": hair(),
     "cracks": gray(CRACKED),
@@ -183,6 +185,12 @@ def vessels():
     return image
 
 
+def scan():
+    """Tissue, with noise, on black."""
+    noise = np.random.default_rng(0).normal(0, 12, SIZE)
+    return np.where(BINARY > 0, (120 + noise).clip(1, 255), 0).astype(np.uint8)
+
+
 RIGHT = np.arange(SIZE[1]) > 290
 REFUSED = {
     "classes": (shapes(1, 2, 3), r"is a class map, has instance ids, or is no mask: its values are 0 \(.* pixels\), "),
@@ -204,6 +212,7 @@ REFUSED = {
     "ids of 300 cells, nodata": (np.pad(small_cells(300, 10), 4, constant_values=65535), "class map"),
     "trimap with a thin band": (np.where(voc(255, border=128) == 0, 0, voc(255, border=128)), "class map"),
     "thin vessels of two classes": (vessels(), "class map"),
+    "a scan on black": (scan(), "is no mask"),
     "a photo": (gray(np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)), "is no mask"),
     "negative": (np.where(BINARY > 0, np.float32(1), -1), "negative, infinite or not a number"),
     "no object anywhere": (np.zeros(SIZE, np.uint8), r"No mask has both object and background, only 0 "),
@@ -236,9 +245,9 @@ def test_a_mask_that_does_not_fit_the_others_is_refused_by_name(tmp_path):
     save(tmp_path, "red.png", Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]))
     problems = {path.name: problem for path, problem in survey(tmp_path).problems.items()}
     assert problems.keys() == {"almost black.png", "gray.png", "ones.png", "dim.png", "red.png"}
-    expected = "almost black.png has 1 as its highest value, unlike 255, the object in the other masks. Its values are "
+    expected = "almost black.png has 1 as its highest value, unlike 255, the object of this data set. Its values are "
     assert expected in problems["almost black.png"]
-    assert "has the color #ff0000, unlike the other masks: gray levels. Its values are 0 (" in problems["red.png"]
+    assert "has the color #ff0000, unlike this data set: gray levels. Its values are 0 (" in problems["red.png"]
 
 
 @pytest.mark.parametrize(("values", "objects"), [
@@ -275,20 +284,21 @@ def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys)
     save(tmp_path, "ones.png", BINARY // 255)
     problems = {path.name: problem for path, problem in survey(tmp_path, "1").problems.items()}
     assert "has the color #ff0000, so --mask-values must be a color" in problems["red.png"]
-    assert "has transparency, so --mask-values must be" in problems["cutout.png"] and len(problems) == 2
+    assert "has transparency, so --mask-values must be" in problems["cutout.png"]
+    assert "is a JPEG, which has changed values as low as these" in problems["jpeg.jpg"] and len(problems) == 3
     printed = capsys.readouterr().out
     assert "empty       1 mask with other values only: white.png\n" in printed
-    for name in ("red", "cutout"):
-        (tmp_path / f"masks/{name}.png").unlink()
-        (tmp_path / f"images/{name}.jpg").unlink()
+    assert [path.name for path in survey(tmp_path, "nonzero").problems] == ["jpeg.jpg"]
+    (tmp_path / "masks/jpeg.jpg").unlink()
+    (tmp_path / "images/jpeg.jpg").unlink()
     for name, mask in read(tmp_path, "nonzero").items():
-        assert (mask == (BINARY if name != "jpeg.jpg" else 0)).all(), name
+        assert (mask == BINARY).all(), name
 
 
 def test_palettes_in_any_order_are_read_by_color(tmp_path):
     save(tmp_path, "red last.png", BINARY // 255, [0, 0, 0, 255, 0, 0])
     save(tmp_path, "red first.png", 1 - BINARY // 255, [255, 0, 0, 0, 0, 0])
-    assert "unlike the other masks" in str(survey(tmp_path).problems)
+    assert "unlike this data set" in str(survey(tmp_path).problems)
     for mask in read(tmp_path, "nonzero").values():
         assert (mask == BINARY).all()
     for mask in read(tmp_path, "#ff0000").values():
@@ -384,12 +394,57 @@ def test_colors_or_transparency_decide(tmp_path, name):
         assert (read(tmp_path)[file] == expected).all()
 
 
+def test_an_empty_mask_among_cut_outs_is_empty(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
+    save(tmp_path, "opaque.png", with_alpha(Image.new("RGB", SIZE[::-1]), 255))
+    save(tmp_path, "gray.png", Image.new("L", SIZE[::-1]))
+    save(tmp_path, "jpeg.jpg", Image.new("L", SIZE[::-1]))
+    masks = read(tmp_path)
+    assert not any(masks[name].any() for name in ("opaque.png", "gray.png", "jpeg.jpg")) and masks["a.png"].any()
+
+
+def test_classes_on_transparency_are_classes_and_soft_edges_on_a_transparent_gray_are_soft(tmp_path):
+    classes = gray(voc_colors()[shapes(1, 2, 3)])
+    save(tmp_path / "colors", "a.png", with_alpha(classes, 255 * (shapes(1, 2, 3) > 0).astype(np.uint8)))
+    assert "class map" in str(survey(tmp_path / "colors").problems)
+    soft = gray(BINARY).filter(ImageFilter.GaussianBlur(8))
+    soft.info["transparency"] = 0
+    save(tmp_path / "soft", "a.png", soft)
+    assert (read(tmp_path / "soft")["a.png"] == np.asarray(soft)).all()
+
+
+@pytest.mark.parametrize("object_color", [(255, 0, 0), (128, 0, 0), (0, 128, 0)])
+def test_jpeg_masks_of_one_color_are_read_and_of_two_refused(tmp_path, object_color):
+    for quality in (30, 60, 95):
+        colors = BINARY[..., None] // 255 * np.array(object_color, np.uint8)
+        save(tmp_path, f"{quality}.jpg", gray(colors), quality=quality)
+    for mask in read(tmp_path).values():
+        assert ((mask > 127) != (BINARY > 0)).mean() < 0.005
+    save(tmp_path, "two.jpg", gray(voc_colors()[shapes(1, 2)]), quality=95)
+    assert "JPEG has changed its colors" in str(survey(tmp_path).problems)
+
+
+def test_a_failed_look_is_not_kept(tmp_path, monkeypatch):
+    save(tmp_path, "a.png", BINARY)
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "load", lambda encoded: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert "Input/output error" in str(survey(tmp_path, cache_file=tmp_path / "masks.json").problems)
+    assert not survey(tmp_path, cache_file=tmp_path / "masks.json").problems
+
+
+def test_16_bit_colors_are_no_mask(tmp_path):
+    save(tmp_path, "a.png", BINARY)
+    save_deep(tmp_path / "masks/a.png", 1, channels=3)
+    assert "a mask of 16 bits must be gray" in str(survey(tmp_path).problems)
+
+
 def test_an_opaque_photo_is_no_cutout(tmp_path):
     for name in ("a.png", "b.png"):
         save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
     save(tmp_path, "photo.png", photo())
     ((path, problem),) = survey(tmp_path).problems.items()
-    assert path.name == "photo.png" and "has colors, unlike the other masks: transparency." in problem
+    assert path.name == "photo.png" and "has colors, unlike this data set: transparency." in problem
 
 
 def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None):
