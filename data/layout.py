@@ -20,7 +20,7 @@ MASK_NAME = re.compile(r".+_(0[1-9]|1[0-6])_mask\.(gif|png|bmp|tiff?|jpe?g)", re
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
-MASK_ENDING = re.compile(r"(.+?)(_masks?)?(_\d+)?", re.IGNORECASE)  # NAME, a mask of it, a number if there are several
+MASK_STEM = re.compile(r"(.+?)(?:(_masks?)(_\d+)?)?", re.IGNORECASE)  # NAME, of a mask, its number if there are several
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
 OWN_HINT = "For images of your own, pass --dataset own."
@@ -46,7 +46,7 @@ class Layout:
 
     folder(name) -> its path
     kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
-    group_of(stem) -> the group of an image, from its name without extension, or None
+    group_of(stem) -> the group of an image, from its name without extension, or ""
     group_problem() -> what is wrong with the groups
     """
 
@@ -69,32 +69,28 @@ class Layout:
         return {stem_of(path): path for path in self.files(name)["used"]}
 
     def masks(self) -> dict[str, list[Path]]:
-        """The masks by the stem of their image."""
+        """The masks by the stem of their image or, without one, by their own."""
         images, masks = self.images(), defaultdict(list)
         for path in self.files("train_masks")["used"]:
-            masks[self._image_of(path, images)[0]].append(path)
+            stem = stem_of(path)
+            masks[stem if stem in images else image_of(stem, images) or stem].append(path)
         return masks
-
-    def _image_of(self, mask: Path, images: Container[str]) -> tuple[str, str]:
-        """The stem of the image of a mask or, without one, of the mask; and the number of the mask, if it has one."""
-        stem = stem_of(mask)
-        return (stem, "") if stem in images else image_of(stem, images) or (stem, "")
 
     def groups(self, name: str = "train") -> dict[str, list[Path]]:
         groups = defaultdict(list)
         for stem, path in self.images(name).items():
             groups[self.group_of(stem)].append(path)
-        groups.pop(None, None)
+        groups.pop("", None)
         return groups
 
     def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
         """Print the files that are ignored, and yield a sentence for every problem, with `shown` names (None: all)."""
-        folders = ["train", "train_masks"] if part == "train" else ["test"]
-        for name in folders:
+        problems = []
+        for name in ("train", "train_masks") if part == "train" else ("test",):
             files = self.files(name)
             print_ignored(self.folder(name), files["ignored"], "not images")
             print_ignored(self.folder(name), files["cut-out"], "cut-outs")
-        problems = [problem for name in folders for problem in self._problems(name)]
+            problems += self._problems(name)
         if part == "train":
             problems += self._pair_problems()
         for names, noun, problem, remedy in problems:
@@ -122,7 +118,7 @@ class Layout:
         missing = [path.name for stem, path in images.items() if stem not in masks]
         orphans = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
         doubles = [f"{paths[0].name} and {paths[1].name}" for paths in masks.values()
-                   if len({self._image_of(path, images)[1] for path in paths}) < len(paths)]
+                   if len({MASK_STEM.fullmatch(stem_of(path))[3] for path in paths}) < len(paths)]
         yield missing, "image", f"without a mask in {mask_dir}", f"Add the masks, or remove the images.{hint}"
         yield orphans, "mask", f"without an image in {image_dir}", f"Add the images, or remove the masks.{hint}"
         yield doubles, "image", f"with two masks in {mask_dir}", "Keep one of the two."
@@ -220,7 +216,7 @@ class OwnLayout(Layout):
 
     def _first_with_images(self, names: tuple[str, ...], default: Path) -> Path:
         folders = [self.input_dir / name for name in names]
-        return next((each for each in folders if each.is_dir() and any(map(is_image, each.iterdir()))), default)
+        return next((folder for folder in folders if any(map(is_image, folder.glob("*")))), default)
 
     def folder(self, name: str) -> Path:
         return self.image_dir if name == "train" else self.mask_dir
@@ -237,12 +233,12 @@ class OwnLayout(Layout):
             return "ignored"
         return "cut-out" if is_cutout(path, self.stems) else "used"
 
-    def group_of(self, stem: str) -> str | None:
+    def group_of(self, stem: str) -> str:
         found = self.pattern.search(stem)
-        return (found[1 if self.pattern.groups else 0] or None) if found else None
+        return (found[min(self.pattern.groups, 1)] or "") if found else ""
 
     def group_problem(self) -> Problem:
-        unfit = [path.name for stem, path in self.images().items() if self.group_of(stem) is None]
+        unfit = [path.name for stem, path in self.images().items() if not self.group_of(stem)]
         problem = f"in {self.image_dir} not matched by --group-regex {self.pattern.pattern!r}"
         return unfit, "image", problem, "Pass one that matches all names (without extension)."
 
@@ -258,23 +254,21 @@ def stem_of(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def image_of(stem: str, images: Container[str]) -> tuple[str, str] | None:
-    """The stems of a mask that has another name than its image, and of all images -> that of its image, its number.
+def image_of(stem: str, images: Container[str]) -> str | None:
+    """The stems of a mask that has another name than its image, and of all images -> that of its image.
 
     NAME_mask_1 is the second mask of NAME, unless there is an image NAME_1. IMG.jpg is a mask of IMG.
     """
-    name, is_mask, number = MASK_ENDING.fullmatch(stem).groups("")
-    if number and not is_mask:
-        name, number = stem, ""
+    name, _, number = MASK_STEM.fullmatch(stem).groups("")
     without = name.rpartition(".")[0] if Path(name).suffix.lower() in Image.registered_extensions() else ""
-    return next(((each, number) for each in (name, without)
-                 if each in images and not (number and each + number in images)), None)
+    found = [each for each in (name, without) if each in images and not (number and each + number in images)]
+    return found[0] if found else None
 
 
 def is_mask(path: Path, stems: Container[str]) -> bool:
     """Whether it is named NAME_mask, and NAME is in `stems`."""
     stem = stem_of(path)
-    return MASK_ENDING.fullmatch(stem)[2] is not None and image_of(stem, stems) is not None
+    return MASK_STEM.fullmatch(stem)[2] is not None and image_of(stem, stems) is not None
 
 
 def is_cutout(path: Path, stems: Container[str]) -> bool:
