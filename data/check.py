@@ -7,41 +7,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch.utils.data import DataLoader
 
 from data.fetcher import DatasetFetcher, check_test_size
-from data.masks import Survey
-from data.reader import Reader, get_header
-from helpers import Progress, first_few, pluralize
+from data.masks import Survey, for_all
+from data.reader import Reader
+from helpers import first_few, pluralize
 from img.transformer import resize, to_pillow
 from runtime.errors import UserError
 from runtime.files import save_atomically
-from runtime.machine import count_cores
 
 TILES, SIDE = 4, 320  # images per row and column of the picture; pixels of a tile's longer side
 
 
-def check_data(ds_fetcher: DatasetFetcher, workers: int | None, picture: Path) -> None:
-    """Print what is unusual, and save a picture. Raises UserError that lists every problem with the data set.
-
-    workers: number of processes that read images; None: one per core, at most 32.
-    """
+def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
+    """Print what is unusual, and save a picture. Raises UserError that lists every problem with the data set."""
     layout = ds_fetcher.layout
     problems = list(layout.faults(shown=None))
-    images, masks, tests = layout.images(), layout.masks(), []
+    images, masks, tests = layout.images(), layout.masks(), set()
     if layout.has_test_images and layout.files("test"):
         problems += layout.faults("test", shown=None)
-        tests = list(layout.images("test").values())
+        tests = set(layout.images("test").values())
 
     survey = ds_fetcher.survey({path: masks[stem] for stem, path in images.items() if stem in masks}, check=True)
-    paths = [*images.values(), *tests]
-    workers = min(count_cores(), 32) if workers is None else workers
-    mask_size = next((header.size for path, header in survey.headers.items() if path in paths), None)
-    jobs = [(survey.reader, path, None if index < len(images) else mask_size) for index, path in enumerate(paths)]
-    loader = DataLoader(jobs, batch_size=None, collate_fn=_read_image, num_workers=workers)
-    for path, problem in zip(paths, Progress(loader, "checking", unit="image"), strict=True):
-        if problem:
-            survey.problems[path] = problem
+    mask_size = next((header.size for path, header in survey.headers.items() if path in images.values()), None)
+
+    def read_image(path: Path) -> None:
+        survey.reader.image(path)
+        if path in tests and mask_size is not None:
+            check_test_size(path, mask_size)
+
+    paths = [*images.values(), *sorted(tests)]
+    faults = dict(zip(paths, for_all(read_image, paths), strict=True))
+    survey.problems |= {path: fault for path, fault in faults.items() if fault}
 
     problems += survey.problems.values()
     print_unusual(survey)
@@ -53,18 +50,6 @@ def check_data(ds_fetcher: DatasetFetcher, workers: int | None, picture: Path) -
         title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all} read):"
         raise UserError("\n  ".join([title, *problems]))
     print(f"{read_all} read: no problems.")
-
-
-def _read_image(job: tuple[Reader, Path, tuple[int, int] | None]) -> str:
-    """A reader, an image, and the size that it must have or None -> what is wrong with it, or ""."""
-    reader, path, size = job
-    try:
-        reader.image(path)
-        if size is not None:
-            check_test_size(path, get_header(path).size, size)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def print_unusual(survey: Survey) -> None:

@@ -103,7 +103,7 @@ class DatasetFetcher:
             print(f"Warning: {self._refusal}")
         if self.image_size:
             for path in Progress(paths, "checking sizes", unit="image"):
-                check_test_size(path, get_header(path).size, self.image_size)
+                check_test_size(path, self.image_size)
         _require_same(paths)
         return paths
 
@@ -177,8 +177,9 @@ def _raise_first(faults: Iterable[str]) -> None:
         raise UserError(fault)
 
 
-def check_test_size(path: Path, size: tuple[int, int], mask_size: tuple[int, int]) -> None:
+def check_test_size(path: Path, mask_size: tuple[int, int]) -> None:
     """Raises UserError if the size of a test image is not that of the masks in a submission."""
+    size = get_header(path).size
     require(size == mask_size, f"{path} is {format_size(size)} pixels, but the masks of a submission are "
             f"{format_size(mask_size)}, as the training images. Resize or remove it.")
 

@@ -113,7 +113,7 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
         ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
         ds_fetcher.download_dataset(test_images=False)
         if distributed.is_main_process():
-            check_data(ds_fetcher, run.options.workers, run.options.output_dir / "check.png")
+            check_data(ds_fetcher, run.options.output_dir / "check.png")
 
 
 def from_command_line(hyperparameters: type) -> Run:

@@ -33,8 +33,7 @@ def save(image, path):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("workers", [0, 2])
-def test_all_problems_are_listed_at_once(folder, main_here, workers):
+def test_all_problems_are_listed_at_once(folder, main_here):
     (half, _), (text, _), (empty, _), (_, half_mask), (_, wide), (bomb, _), (gone, _), (_, lost), *_ = pairs(folder)
     os.truncate(half, half.stat().st_size // 2)
     text.write_text("not an image")
@@ -47,7 +46,7 @@ def test_all_problems_are_listed_at_once(folder, main_here, workers):
     test = sorted((folder / "test").iterdir())[0]
     save(Image.new("RGB", (60, 40)), test)
     shutil.copy(half, folder / "train" / "holiday.jpg")
-    code, _ = main_here("--input-dir", str(folder), "--check-data", "--workers", str(workers))
+    code, _ = main_here("--input-dir", str(folder), "--check-data")
     first, *problems = str(code).split("\n  ")
     assert first == f"main.py: 11 problems in {folder} (63 images, 62 masks, 16 test images read):"
     expected = [
@@ -69,7 +68,7 @@ def test_a_valid_data_set_has_no_problems_and_all_of_it_is_read(folder, main_her
     monkeypatch.setattr("data.reader.read", lambda path, *arguments: (seen.append(path), read(path, *arguments))[1])
     examine = masks.examine
     monkeypatch.setattr("data.masks.examine", lambda path, values: (seen.append(path), examine(path, values))[1])
-    code, printed = main_here("--input-dir", str(folder), "--check-data", "--workers", "0")
+    code, printed = main_here("--input-dir", str(folder), "--check-data")
     assert code == 0
     assert printed.splitlines()[-1] == "64 images, 64 masks, 16 test images read: no problems."
     files = [path for name in ("train", "train_masks", "test") for path in (folder / name).iterdir()]
@@ -84,7 +83,7 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
     levels[20:60, 30:90] = 0
     save(Image.fromarray(levels), inverted)
     Image.new("RGB", (120, 80), (0, 0, 99)).save(image, "JPEG")
-    check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
+    check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
     assert capsys.readouterr().out.splitlines() == [
         "masks       gray levels: 255 is the object; values between 0 and it are soft labels",
         f"Warning: 1 mask with the object on most of the border: {inverted.name}. If it is the background, invert it.",
@@ -106,11 +105,11 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
 
 def test_a_folder_without_test_images_can_be_checked(folder, capsys, tmp_path):
     shutil.rmtree(folder / "test")
-    check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
+    check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
     assert capsys.readouterr().out.endswith("\n64 images, 64 masks, 0 test images read: no problems.\n")
     (folder / "test").mkdir()
     shutil.copy(pairs(folder)[0][0], folder / "test")
-    check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
+    check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
     assert capsys.readouterr().out.endswith("\n64 images, 64 masks, 1 test image read: no problems.\n")
 
 
@@ -121,20 +120,19 @@ def test_one_car_is_a_problem(folder, tmp_path):
             image.unlink()
             mask.unlink()
     with pytest.raises(UserError, match=r"1 problem in .*\n  1 car in .*train \(at least 2 are needed"):
-        check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
+        check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
 
 
 def test_every_name_is_listed_not_the_first_three(folder, tmp_path):
     for _, mask in pairs(folder)[:5]:
         mask.unlink()
     with pytest.raises(UserError) as error:
-        check_data(DatasetFetcher(CarvanaLayout(folder)), 0, tmp_path / "check.png")
+        check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
     assert all(image.name in str(error.value) for image, _ in pairs(folder)[:5])
 
 
 def test_own_images_are_checked_too_and_need_no_test_images(own, main_here):
     arguments = ["--input-dir", str(own), "--dataset", "own", "--group-regex", "cat [01]", "--check-data"]
-    arguments += ["--workers", "0"]
     for path in [*own.glob("*/cat 2*"), *own.glob("*/cat 3*")]:
         path.unlink()
     code, printed = main_here(*arguments)
@@ -162,7 +160,7 @@ def test_own_images_are_checked_too_and_need_no_test_images(own, main_here):
 
 def test_a_pattern_that_matches_no_name_is_listed_with_what_follows_from_it(own, tmp_path):
     with pytest.raises(UserError) as error:
-        check_data(DatasetFetcher(OwnLayout(own, "dog")), 0, tmp_path / "check.png")
+        check_data(DatasetFetcher(OwnLayout(own, "dog")), tmp_path / "check.png")
     title, *problems = str(error.value).split("\n  ")
     assert title.startswith("2 problems in ")
     assert problems[0].startswith(f"8 images in {own}/images not matched by --group-regex 'dog': cat 0-jpg.jpg, ")

@@ -585,9 +585,9 @@ def test_a_read_only_folder_is_read_and_its_zips_are_linked(folder, main_here, t
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(OSError):  # control
             (disk / "file").touch()
-        code, printed = main_here("--input-dir", str(disk / "sample"), "--check-data", "--workers", "0")
+        code, printed = main_here("--input-dir", str(disk / "sample"), "--check-data")
         assert code == 0 and "no problems" in printed
-        code, printed = main_here("--input-dir", str(disk), "--dataset", "sample", "--check-data", "--workers", "0")
+        code, printed = main_here("--input-dir", str(disk), "--dataset", "sample", "--check-data")
         assert code == 0 and "no problems" in printed
         code, _ = main_here("--input-dir", str(disk), "--check-data")
         assert f"Cannot write to {disk} (Read-only file system)." in str(code)
