@@ -155,7 +155,7 @@ def discard_partial(part: Path) -> None:
 
 def is_there(path: Path) -> bool:
     """Whether the folder exists and has something in it."""
-    return path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())
+    return any(path.glob("[!.]*"))
 
 
 def is_complete(folder: Path) -> bool:

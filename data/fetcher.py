@@ -50,8 +50,7 @@ class DatasetFetcher:
         seed: of both draws, without replacement. split: the columns of a saved split, to use instead.
         """
         _raise_first(self.layout.faults())
-        images = self.layout.images()
-        masks = self.layout.masks()
+        images, masks = self.layout.images(), self.layout.masks()
         self.split = self._draw_split(sample_size, validation_size, seed) if split is None else pd.DataFrame(split)
         stems = self.split["image"].map(lambda name: stem_of(Path(name)))
         missing = [stem for stem in stems if stem not in images]
@@ -64,16 +63,16 @@ class DatasetFetcher:
 
         self.split["image"] = [images[stem].name for stem in stems]
         train, valid = (stems[self.split["part"] == part].tolist() for part in ("train", "valid"))
-        self.image_size = get_header(images[train[0]]).size
+        self.image_size = survey.headers[images[train[0]]].size
         _require_same(images[stem] for stem in train + valid)
         processes = distributed.WORLD_SIZE
         require(len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for {processes} "
                 f"processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
-        first_masks = {stem: paths[0] for stem, paths in masks.items()}
-        return tuple([files[stem] for stem in part] for part in (train, valid) for files in (images, first_masks))
+        X_train, X_valid = ([images[stem] for stem in part] for part in (train, valid))
+        y_train, y_valid = ([masks[stem][0] for stem in part] for part in (train, valid))
+        return X_train, y_train, X_valid, y_valid
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
-        """Look at images and their masks; see data.masks.Survey."""
         return Survey(pairs, self.mask_options, kaggle=self.layout.unit == "car", check=check)
 
     def _draw_split(self, sample_size: float | None, validation_size: float, seed: int) -> pd.DataFrame:
@@ -98,8 +97,8 @@ class DatasetFetcher:
         groups = self.layout.groups("test")
         paths = sorted(path for car in _sample(groups, sample_size, seed) for path in groups[car])
         if not self.layout.drawn and len(paths) != COUNTS["test"]:
-            masks = pluralize(len(paths), "mask")
-            self._refusal = f"Kaggle will refuse this submission: it has {masks}, not {COUNTS['test']:,}."
+            self._refusal = (f"Kaggle will refuse this submission: it has {pluralize(len(paths), 'mask')}, not "
+                             f"{COUNTS['test']:,}.")
             print(f"Warning: {self._refusal}")
         if self.image_size:
             for path in Progress(paths, "checking sizes", unit="image"):
@@ -115,12 +114,13 @@ class DatasetFetcher:
     def describe(self, test_count: int) -> str:
         """How many images are used, and where they are."""
         train, valid = (self.split["car"][self.split["part"] == part] for part in ("train", "valid"))
-        of_cars = of_valid_cars = ""
+        trained, validated = pluralize(len(train), "image"), f"{len(valid):,}"
         if self.layout.unit != "image":
-            of_cars, of_valid_cars = f" of {pluralize(train.nunique(), self.layout.unit)}", f" of {valid.nunique():,}"
+            trained += f" of {pluralize(train.nunique(), self.layout.unit)}"
+            validated += f" of {valid.nunique():,}"
         test = f"; {test_count:,} to predict" if test_count else ""
-        return (f"{pluralize(len(train), 'image')}{of_cars} to train on, {len(valid):,}{of_valid_cars} to validate on"
-                f"{test}\n            in {self.layout.folder('train')}, masks in {self.layout.folder('train_masks')}")
+        return (f"{trained} to train on, {validated} to validate on{test}\n"
+                f"            in {self.layout.folder('train')}, masks in {self.layout.folder('train_masks')}")
 
     def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out the worst of your own images."""
