@@ -139,7 +139,7 @@ class CarvanaClassifier:
         dice = [torch.empty(0, device=self.device)]
         meter = Meter(f"valid {self.epoch}/{self.epochs}", loader)
         with meter.bar:
-            for images, masks in distributed.batches(loader):
+            for images, masks in loader:
                 targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
                 logits = self.forward(images, self.eval_net)  # (N, h, w)
                 dice.append(meter.update(self._criterion(logits, targets), logits, targets, self.threshold))

@@ -182,15 +182,7 @@ def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[T
     image_shape: (C, H, W).
     """
     images, others = torch.empty(0, *image_shape, dtype=torch.uint8), []
-    for images, others in batches(loader):
+    for images, others in loader:
         yield images, others
     for _ in range(count_batches(loader) - len(loader)):
         yield images[:0], others[:0]
-
-
-def batches(loader: DataLoader) -> Iterator[tuple[Tensor, Sequence]]:
-    """The loader's batches. Raises RuntimeError, as PyTorch does, if a worker dies while it sends one."""
-    try:
-        yield from loader
-    except (EOFError, ConnectionError) as error:
-        raise RuntimeError("DataLoader worker exited unexpectedly") from error

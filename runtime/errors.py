@@ -15,12 +15,12 @@ import torch
 from helpers import format_size, pluralize
 
 OUT_OF_MEMORY = r"(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap|create a memory)|ALLOC\w*_FAILED"
-WORKER_KILLED = r"DataLoader worker (\(pid|exited)"
-WORKER_FAILURES = {  # pattern in the error -> sentence, which ends with the advice to use fewer workers
+WORKER_FAILURES = {  # pattern of type and text -> sentence, which ends with the advice to use fewer workers
     rf"Too many open files|ancdata|Errno {EAGAIN}\b":
         "The limit of processes or open files is reached. Raise it (ulimit -a lists it), or",
     "shared memory": "Shared memory (/dev/shm) is full. Enlarge it, or",
-    WORKER_KILLED: "A DataLoader worker was killed, most likely because memory ran out. To use less,",
+    r"DataLoader worker \(pid|^(EOFError|ConnectionRe)":  # from PyTorch, or from a batch that it was sending
+        "A DataLoader worker was killed, most likely because memory ran out. To use less,",
 }
 
 _exit_hints: list[tuple[str, Path]] = []  # at most one
@@ -129,7 +129,7 @@ def _explain(error: BaseException) -> str:
     """One sentence for an error that is not a bug; else ""."""
     if isinstance(error, UserError):
         return str(error)
-    if ran_out_of_memory(error) or re.search(WORKER_KILLED, str(error)):
+    if ran_out_of_memory(error):
         reason = (str(error).strip() or "in this process").splitlines()[-1]
         return f"Out of memory ({reason:.200}). Free some memory."
     if isinstance(error, OSError) and error.filename:
@@ -171,7 +171,7 @@ def _advice(error: Exception, hp: Any, machine: Any) -> str:
         return f"torch.compile failed on this machine ({reason:.200}). Pass --no-compile."
     fewer = f"pass --workers {machine.workers // 2} (now {machine.workers})."
     for pattern, sentence in WORKER_FAILURES.items():
-        if re.search(pattern, str(error)):
+        if re.search(pattern, f"{type(error).__name__}: {error}"):
             return f"{sentence} {fewer}"
     if not ran_out_of_memory(error):
         return ""

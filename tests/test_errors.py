@@ -37,8 +37,6 @@ def test_errors_of_the_user_end_in_one_sentence(monkeypatch, capsys, tmp_path):
         raise UserError("a.jpg is broken.")
     with pytest.raises(SystemExit, match=r"^main\.py: Out of memory \(can't all"), errors.friendly_errors():
         raise RuntimeError("can't allocate memory")
-    with pytest.raises(SystemExit, match=r"DataLoader worker.*\)\. Free some memory\.$"), errors.friendly_errors():
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
 
 def test_the_sentence_of_a_worker_comes_without_its_traceback():
@@ -166,7 +164,9 @@ def advice(error, batch_size=8, accumulate_steps=1, workers=0, **machine):
         (OSError(12, "Cannot allocate memory"), 8, 5, "worker ran out of memory: pass --workers 2 (now 5)."),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 8, 1, "was killed, most likely"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), 8, 1, "pass --workers 0 (now 1)."),
-        (RuntimeError("DataLoader worker exited unexpectedly"), 8, 3, "pass --workers 1 (now 3)."),
+        (EOFError(), 8, 3, "pass --workers 1 (now 3)."),
+        (ConnectionResetError(104, "Connection reset by peer"), 8, 3, "was killed, most likely"),
+        (BrokenPipeError(32, "Broken pipe"), 8, 3, None),  # of stdout
         (RuntimeError("Bus error. ... out of shared memory."), 8, 2, "(/dev/shm) is full. Enlarge it, or"),
         (RuntimeError("unable to allocate shared memory(shm) for file"), 8, 2, "or pass --workers 1 (now 2)."),
         (OSError(24, "Too many open files"), 8, 2, "Raise it (ulimit -a lists it), or pass --workers 1 (now 2)."),
