@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.check import check_data
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
-from data.masks import MaskOptions, parse_values
+from data.masks import MaskOptions
 from data.sampler import shard
 from helpers import format_size, get_model_timestamp
 from nn.callback import Callback
@@ -51,11 +51,7 @@ USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
 class Run:
-    """Where and how main() runs: its folders, machine and data, and the run that it resumes.
-
-    folder: of the run, output_dir/models/model_<time>.
-    split, reader: of a resumed run; None: draw a new split, decide how masks are read.
-    """
+    """Where and how main() runs. folder: output_dir/models/model_<time>. split, reader: None if the run is new."""
 
     def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None,
                  reader: dict[str, Any] | None):
@@ -74,15 +70,13 @@ class Run:
             worker_init_fn=quiet_worker, pin_memory=self.machine.device.type == "cuda")
 
     def eval_loader(self, dataset: Dataset) -> DataLoader:
-        """A loader of this process's batches, in the order of the data set."""
+        """A loader of the batches of this process, in the order of the data set."""
         return DataLoader(dataset, sampler=shard(len(dataset), self.hp.batch_size), **self.loading)
 
     def training_callbacks(self, *callbacks: Callback) -> Sequence[Callback]:
-        """These callbacks; none with --score-only."""
         return () if self.score_only else callbacks
 
     def announce(self, ds_fetcher: DatasetFetcher, net: nn.Module, X_test: Sequence[Path]) -> None:
-        """Print what is trained, on what, and where the results go."""
         parameters = sum(weights.numel() for weights in net.parameters())
         size, output_size = format_size(net.in_shape[1:]), format_size(net.output_size)
         print(f"data        {ds_fetcher.describe(len(X_test))}")
@@ -143,7 +137,7 @@ def from_command_line(hyperparameters: type) -> Run:
 
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
           default: tuple | None = None) -> tuple[Any, RunOptions]:
-    """The command line as hyperparameters and RunOptions. What it leaves out is as in `default`, a pair of them."""
+    """The command line as hyperparameters and RunOptions. default: a pair of them, for what it leaves out."""
     groups = make_dataclass("Groups", [
         ("hyperparameters", Annotated[hyperparameters, tyro.conf.arg(prefix_name=False)]),
         ("options", Annotated[RunOptions, tyro.conf.arg(prefix_name=False, name="run")]),
@@ -175,13 +169,10 @@ def check(hp: Any, options: RunOptions) -> None:
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
     require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
     require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
-    require(options.dataset == "own" or options.group_regex is None, f"--group-regex {options.group_regex!r} is for "
-            "images of your own: pass --dataset own too, or omit it.")
-    for name, value in (("--mask-values", options.mask_values), ("--rotate-masks", options.rotate_masks)):
-        require(options.dataset == "own" or value is None,
-                f"{name} is for masks of your own: pass --dataset own too, or omit it.")
-    if options.mask_values is not None:
-        parse_values(options.mask_values)
+    for name in ("group_regex", "mask_values", "rotate_masks"):
+        value = getattr(options, name)
+        require(options.dataset == "own" or value is None, f"--{name.replace('_', '-')} {value!r} is for images of "
+                "your own: pass --dataset own too, or omit it.")
     require(hp.output_img_resize == output_size, f"--output-img-resize must be {output_size[0]} {output_size[1]}: "
             f"{hp.net} makes masks of that size from images of {size}.")
     has_half_size = net.margin == 0 and all(side / 2 in net.valid_sizes for side in hp.input_img_resize)
@@ -190,12 +181,11 @@ def check(hp: Any, options: RunOptions) -> None:
 
 
 def images_per_step(hp: Any, processes: int) -> int:
-    """The effective batch size, over all processes."""
     return hp.batch_size * hp.accumulate_steps * processes
 
 
 def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
-    """The folders of the runs in output_dir that hold that file, by time."""
+    """The folders of the runs, by time."""
     return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
 
 
