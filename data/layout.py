@@ -15,8 +15,7 @@ from helpers import first_few, pluralize
 from img.headers import FORMATS
 from runtime.errors import UserError
 
-IMAGE_NAME = re.compile(r".+_(0[1-9]|1[0-6])\.(jpe?g|png)", re.IGNORECASE)  # Kaggle's: car and angle
-MASK_NAME = re.compile(r".+_(0[1-9]|1[0-6])_mask\.(gif|png|bmp|tiff?|jpe?g)", re.IGNORECASE)
+CAR_STEM = re.compile(r".+_(0[1-9]|1[0-6])(_mask)?", re.IGNORECASE)  # Kaggle's: car and angle
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
@@ -159,9 +158,10 @@ class CarvanaLayout(Layout):
         return self.input_dir / (self.find(name) or self.names(name)[-1])
 
     def kind(self, path: Path, name: str) -> str:
-        if (MASK_NAME if name == "train_masks" else IMAGE_NAME).fullmatch(path.name):
-            return "used"
-        return "misnamed" if path.suffix.lower() in Image.registered_extensions() else "ignored"
+        if not is_image(path):
+            return "ignored"
+        found = CAR_STEM.fullmatch(path.stem)
+        return "used" if found and bool(found[2]) == (name == "train_masks") else "misnamed"
 
     def group_of(self, stem: str) -> str:
         return stem.rpartition("_")[0]
