@@ -75,7 +75,6 @@ class ScorerCallback(Callback):
             callback.on_score(classifier, self.score, self.table())
 
     def summary(self) -> str:
-        """The score, the worst images, and the mean at each angle and threshold."""
         table = self.table()
         cars = table.groupby("car")["dice"].mean()
         images = pluralize(len(table), "validation image")

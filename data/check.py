@@ -53,7 +53,6 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
 
 
 def print_unusual(survey: Survey) -> None:
-    """Print which masks are empty or full."""
     for what, full in (("without an object", False), ("with nothing else", True)):
         one_value = {path: stats for path, stats in survey.stats.items() if stats.has_one_value}
         names = [path.name for path, stats in one_value.items() if full == (stats.area > 0)]

@@ -34,13 +34,12 @@ class DatasetFetcher:
         self.image_size: tuple[int, int] | None = None
         self._refusal = ""  # why Kaggle would refuse the submission
 
-    def download_dataset(self, test_images: bool = True) -> None:
-        """Unpack, download or draw what is missing. All processes must call it."""
+    def download_dataset(self, test_images: bool = True) -> None:  # all processes must call it
         with distributed.local_main_process_first():
             if self.layout.drawn:
                 _draw(self.layout.input_dir)
-            elif names := self.layout.missing_files(test_images):
-                _download(self.layout, names, test_images)
+            elif self.layout.has_test_images:
+                _download(self.layout, test_images)
 
     def get_train_files(self, sample_size: float | None = None, validation_size: float = 0.2, seed: int = 0,
                         split: dict[str, list[str]] | None = None) -> tuple[list[Path], ...]:
@@ -112,7 +111,6 @@ class DatasetFetcher:
         return None if self.layout.unit == "car" else self.split.set_index("image")["car"].to_dict()
 
     def describe(self, test_count: int) -> str:
-        """How many images are used, and where they are."""
         train, valid = (self.split["car"][self.split["part"] == part] for part in ("train", "valid"))
         trained, validated = pluralize(len(train), "image"), f"{len(valid):,}"
         if self.layout.unit != "image":
@@ -145,8 +143,10 @@ def _draw(folder: Path) -> None:
         raise UserError(f"Cannot draw {folder} ({str(error).strip().splitlines()[-1]}).") from error
 
 
-def _download(layout: CarvanaLayout, names: Sequence[str], test_images: bool) -> None:
-    folder = layout.input_dir
+def _download(layout: CarvanaLayout, test_images: bool) -> None:
+    folder, names = layout.input_dir, layout.missing_files(test_images)
+    if not names:
+        return
     if not all((folder / f"{name}.zip").is_file() or is_there(folder / name) for name in names):
         require(find_credentials() is not None, layout.help_text(test_images))
         train, count = layout.folder("train"), len(layout.images())

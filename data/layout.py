@@ -64,7 +64,6 @@ class Layout:
         return files
 
     def images(self, name: str = "train") -> dict[str, Path]:
-        """The images by stem."""
         return {stem_of(path): path for path in self.files(name)["used"]}
 
     def masks(self) -> dict[str, list[Path]]:
@@ -125,10 +124,6 @@ class Layout:
         if len(groups) < 2:
             yield groups or None, self.unit, f"in {image_dir} (at least 2 are needed)", f"Add {self.unit}s."
 
-    def missing_files(self, test_images: bool) -> list[str]:
-        """The folders that must be unpacked or downloaded."""
-        return []
-
 
 class CarvanaLayout(Layout):
     """Kaggle's folders: train/ or train_hq/, train_masks/, and test/ or test_hq/.
@@ -173,14 +168,13 @@ class CarvanaLayout(Layout):
                 f"Add the images and masks. {OWN_HINT}")
 
     def missing_files(self, test_images: bool) -> list[str]:
-        """Small files first, so that a refusal comes early."""
+        """The folders that must be unpacked or downloaded, small files first, so that a refusal comes early."""
         train = self.folder("train").name
         test = self.find("test") or train.replace("train", "test")  # of the same quality
         names = ["train_masks", train, test][: 2 + test_images]
         return [name for name in names if not is_complete(self.input_dir / name)]
 
     def help_text(self, test_images: bool) -> str:
-        """What is missing, and three ways to get it."""
         missing = [name for name in ("train", "train_masks", "test")[: 2 + test_images] if not self.find(name)]
         folders = [" or ".join(f"{each}/" for each in reversed(self.names(name))) for name in missing]
         without = "; pass --no-predict to train only" if missing == ["test"] else ""
@@ -278,7 +272,6 @@ def is_cutout(path: Path, stems: Container[str]) -> bool:
 
 
 def print_ignored(folder: Path, paths: list[Path], what: str) -> None:
-    """Print how many files were left out, and the first names."""
     unsupported = {path.suffix[1:].upper() for path in paths} & {"HEIC", "HEIF", "AVIF"}
     remedy = f" ({min(unsupported)} is not supported: convert it to JPEG)" if unsupported else ""
     if paths:

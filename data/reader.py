@@ -65,7 +65,6 @@ class Reader:
     rotations: dict[str, int] = field(default_factory=dict)
 
     def image(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
-        """The result of decode_image. Raises UserError."""
         return read(path, partial(decode_image, bits=self.bits), min_size)
 
     def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
@@ -80,7 +79,6 @@ class Reader:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Reader":
-        """A reader of the same state()."""
         kind, objects, soft = state["values"]
         return cls(MaskValues(kind, tuple(objects), soft), state["bits"])
 

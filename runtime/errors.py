@@ -35,7 +35,6 @@ class UserError(Exception):
 
 
 def require(holds: bool, sentence: str) -> None:
-    """Raise UserError(sentence) unless `holds`."""
     if not holds:
         raise UserError(sentence)
 

@@ -42,10 +42,7 @@ def choose_machine(device: str | None = None, precision: str | None = None, work
 
 
 def choose_device(name: str | None) -> tuple[torch.device, str]:
-    """The device called `name`, or the accelerator of this machine, and the reason.
-
-    Each process gets its own accelerator. Raises UserError if there are too few.
-    """
+    """The device, and the reason. Each process gets its own accelerator. Raises UserError if there are too few."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU
     device, reason = found, "no accelerator found" if found.type == "cpu" else "found by PyTorch"
     if name is not None:
@@ -66,7 +63,6 @@ def choose_device(name: str | None) -> tuple[torch.device, str]:
 
 
 def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype called `name`, or the fastest safe one for autocast, and the reason."""
     if name is not None:
         return getattr(torch, name), REQUESTED
     if device.type == "cuda":
@@ -82,7 +78,6 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
 
 
 def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
-    """`count`, or how many workers this machine can spare, and the reason."""
     if count is not None:
         return count, REQUESTED
     cores = count_cores()
@@ -92,8 +87,7 @@ def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
     return min(max(cores // LOCAL_WORLD_SIZE, 1), 8), f"this machine has {cores} cores{shared}"
 
 
-def count_cores() -> int:
-    """The number of CPU cores that this process may use."""
+def count_cores() -> int:  # that this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

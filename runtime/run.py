@@ -89,7 +89,6 @@ class Run:
         print(f"watch       tensorboard --logdir={shlex.quote(str(self.logs_dir))}\n")
 
     def print_next_step(self, ds_fetcher: DatasetFetcher, scorer: Any) -> None:
-        """Print the command that uploads the submission, or cuts out the worst of own images."""
         if distributed.is_main_process() and (self.predict or not self.layout.has_test_images):
             as_scored = ["--threshold", str(self.hp.threshold), "--tta", str(self.hp.tta)] if self.resumed else []
             worst = scorer.table()["image"].iloc[0]
@@ -111,7 +110,6 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
 
 
 def from_command_line(hyperparameters: type) -> Run:
-    """The run that the command line describes, new or resumed."""
     hp, options = parse(hyperparameters)
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
