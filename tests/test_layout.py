@@ -13,7 +13,7 @@ from conftest import ROOT
 LINES = {"main.py": 125, "nn/classifier.py": 250, "helpers.py": 100}
 FUNCTION_LINES = 40  # of any function but main()
 MAIN_LINES = 55
-CHARACTERS = 200_000
+CHARACTERS = 240_000
 HYPERPARAMETERS = 25
 FORBIDDEN = {  # package: what it must not import
     "img": ("callbacks", "data", "runtime.run"),
