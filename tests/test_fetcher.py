@@ -570,6 +570,7 @@ def test_names_in_different_unicode_forms_are_the_same_name(own):
         fetcher.get_train_files()
 
 
+@pytest.mark.seconds
 def test_a_read_only_folder_is_read_and_its_zips_are_linked(folder, main_here, tmp_path):
     """A tmpfs that is mounted read-only, as root may write anywhere else."""
     if os.geteuid() != 0:
