@@ -81,12 +81,12 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     run.announce(ds_fetcher, net, full_x_test)
 
     # 3. Read batches of images and masks (run.loading: batch size). Only training images are augmented and shuffled
-    how = hp.input_img_resize, hp.output_img_resize, hp.padding, ds_fetcher.reader  # which knows what mask values mean
+    dataset_args = hp.input_img_resize, hp.output_img_resize, hp.padding, ds_fetcher.reader
     train_ds = TrainImageDataset(
-        X_train, y_train, *how, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
+        X_train, y_train, *dataset_args, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
         half_size_epochs=hp.half_size_epochs, seed=hp.seed)
     train_loader = DataLoader(train_ds, sampler=ShardedRandomSampler(train_ds, hp.seed), **run.loading)
-    valid_loader = run.eval_loader(TrainImageDataset(X_valid, y_valid, *how))
+    valid_loader = run.eval_loader(TrainImageDataset(X_valid, y_valid, *dataset_args))
 
     # 4. Train on cross entropy plus soft Dice loss. After each epoch the callbacks save it, log it, and print a line
     model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split, ds_fetcher.reader)
@@ -104,12 +104,12 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     # 5. Score the epoch with the highest validation Dice as Kaggle would, at the original size of the masks
     classifier.restore_model(model_saver_cb.best)
     scorer_cb = ScorerCallback(X_valid, y_valid, hp.threshold, ds_fetcher.groups, ds_fetcher.reader)
-    classifier.predict(run.eval_loader(TestImageDataset(X_valid, *how, hp.tta)), [scorer_cb], title="score")
+    classifier.predict(run.eval_loader(TestImageDataset(X_valid, *dataset_args, hp.tta)), [scorer_cb], title="score")
     scorer_cb.report(classifier, to=[model_saver_cb, tb_logs_cb])  # prints the score, and has it saved and logged
 
     # 6. Predict the test images with the same weights, and save their masks in Kaggle's format
     pred_saver_cb = PredictionsSaverCallback(run.submission, ds_fetcher.image_size, hp.threshold)
-    classifier.predict(run.eval_loader(TestImageDataset(full_x_test, *how, hp.tta)), [pred_saver_cb])
+    classifier.predict(run.eval_loader(TestImageDataset(full_x_test, *dataset_args, hp.tta)), [pred_saver_cb])
     pred_saver_cb.close_saver()
     run.print_next_step(ds_fetcher, scorer_cb)
 

@@ -38,8 +38,8 @@ class Options:
     tta: bool | None = None  # test-time augmentation, as main.py's --tta; None: as the model was trained
     keep_largest: bool = False  # keep only the largest connected object of each image
     crop: bool = False  # crop NAME_cutout.png to the car, with a margin of 5%
-    mask_values: tuple[str, ...] | None = None  # of masks to compare with, as main.py's --mask-values
-    rotate_masks: bool | None = None  # these masks, as main.py's --rotate-masks
+    mask_values: tuple[str, ...] | None = None  # of the masks to compare with; None: as the model's
+    rotate_masks: bool | None = None  # rotate the masks to compare with, as main.py's --rotate-masks
     device: str | None = None  # cpu, cuda, mps, ...; None: an accelerator if there is one
 
 
@@ -115,7 +115,7 @@ def find_masks(folder: Path) -> dict[str, list[Path]]:
 
 def compare(mask: Tensor, image: Path, masks: list[Path], survey: Survey, scores: list[float]) -> str:
     """Add the Dice of a predicted mask (H, W) to `scores` -> a text to print."""
-    for path in (image, *masks, *[each.parent for each in masks[:1]]):
+    for path in (image, *masks, masks[0].parent):
         if path in survey.problems:
             return f", no Dice: {survey.problems[path]}"
     scores.append(dice_per_image(mask[None], survey.reader.mask(masks[0]) > 127).item())
@@ -173,16 +173,16 @@ def main(options: Options) -> None:
     files.make_writable(options.output_dir)
     print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
     by_folder = {folder: find_masks(folder) for folder in {image.parent for image in images}}
-    masks = {image: found for image in images if (found := by_folder[image.parent].get(stem_of(image)))}
-    saved = None if options.mask_values else finder.reader.state()
-    survey = Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=saved), kaggle=not masks)
+    masks = {image: by_folder[image.parent].get(stem_of(image), []) for image in images}
+    survey = Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=finder.reader.state()))
+    finder.reader.bits = survey.reader.bits  # those of the photos, if the model was trained on 8-bit images
     scores, failed = [], 0
     for path in Progress(images, "cut out", unit="img"):
         try:
             mask = process(path, finder, options, background)
-            dice = compare(mask, path, masks[path], survey, scores) if path in masks else ""
-        except (errors.UserError, OSError) as error:
-            files.make_writable(options.output_dir)  # or it would be the same for all images
+            dice = compare(mask, path, masks[path], survey, scores) if masks[path] else ""
+        except errors.UserError as error:
+            files.make_writable(options.output_dir)  # ends the program if nothing can be written at all
             failed += 1
             Progress.write(str(error))
             continue

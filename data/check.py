@@ -1,4 +1,4 @@
-"""Reads every image and mask once, lists all problems together, and draws the outlines of some masks."""
+"""Reads every image and mask, lists all problems together, and draws the outlines of some masks."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from data.fetcher import DatasetFetcher, check_test_size
-from data.masks import Survey, for_all
+from data.masks import Survey, map_files, print_files
 from data.reader import Reader
-from helpers import first_few, pluralize
+from helpers import pluralize
 from img.transformer import resize, to_pillow
 from runtime.errors import UserError
 from runtime.files import save_atomically
@@ -20,7 +20,7 @@ TILES, SIDE = 4, 320  # images per row and column of the picture; pixels of a ti
 
 
 def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
-    """Print what is unusual, and save a picture. Raises UserError that lists every problem with the data set."""
+    """Print what is unusual, and save a picture. Raises UserError that lists every problem."""
     layout = ds_fetcher.layout
     problems = list(layout.faults(shown=None))
     images, masks, tests = layout.images(), layout.masks(), set()
@@ -37,9 +37,7 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
             check_test_size(path, mask_size)
 
     paths = [*images.values(), *sorted(tests)]
-    faults = dict(zip(paths, for_all(read_image, paths), strict=True))
-    survey.problems |= {path: fault for path, fault in faults.items() if fault}
-
+    survey.problems |= map_files(read_image, paths)[1]
     problems += survey.problems.values()
     print_unusual(survey)
     draw_masks(survey, picture)
@@ -53,24 +51,25 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
 
 
 def print_unusual(survey: Survey) -> None:
-    for what, full in (("without an object", False), ("with nothing else", True)):
-        one_value = {path: stats for path, stats in survey.stats.items() if stats.has_one_value}
-        names = [path.name for path, stats in one_value.items() if full == (stats.area > 0)]
-        if names:
-            print(f"note        {pluralize(len(names), 'mask')} {what}: {first_few(names)}")
+    """Print which masks are empty or full."""
+    has_object = {path: stats.area > 0 for path, stats in survey.stats.items() if stats.has_one_value}
+    print_files("note        {} without an object: {}", [path for path, has in has_object.items() if not has])
+    print_files("note        {} without background: {}", [path for path, has in has_object.items() if has])
 
 
 def draw_masks(survey: Survey, picture: Path) -> None:
-    """Save images with the outlines of their masks, the unusual ones first."""
-    drawn = [pair for pair in survey.pairs if pair[1] in survey.stats and not survey.problems.keys() & set(pair)]
+    """Save images with the outlines of their masks and a dark background, the unusual ones first."""
+    picture.unlink(missing_ok=True)
+    drawn = [(image, mask) for image, mask in survey.pairs if mask.name in survey.reader.parts  # the first of several
+             and mask in survey.stats and not survey.problems.keys() & {image, mask}]
     median = np.median([survey.stats[mask].area for _, mask in drawn]) if drawn else 0
 
-    def is_usual(pair: tuple[Path, Path]) -> tuple:
+    def sort_key(pair: tuple[Path, Path]) -> tuple:
         stats = survey.stats[pair[1]]
         return stats.border <= 0.5 or stats.has_one_value, not stats.has_one_value, -abs(stats.area - median)
 
     sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
-    for index, (image, mask) in enumerate(sorted(drawn, key=is_usual)[: TILES**2]):
+    for index, (image, mask) in enumerate(sorted(drawn, key=sort_key)[: TILES**2]):
         row, column = divmod(index, TILES)
         with suppress(UserError):  # of a file that is among the problems
             sheet.paste(_tile(survey.reader, image, mask), (column * SIDE, row * SIDE))
@@ -85,6 +84,7 @@ def _tile(reader: Reader, image_path: Path, mask_path: Path) -> Image.Image:
     image, mask = reader.image(image_path), reader.mask(mask_path)
     size = [max(1, round(side * SIDE / max(image.shape))) for side in image.shape[1:]]
     image, outside = resize(image, size), (resize(mask, size) <= 127).float()  # (3, h, w), (1, h, w)
+    image = torch.where(outside > 0, image // 2, image)
     outline = (F.max_pool2d(outside, 3, stride=1, padding=1) > outside)[0]
     image[:, outline] = torch.tensor([[255], [0], [255]], dtype=torch.uint8)  # magenta
     tile = to_pillow(image)

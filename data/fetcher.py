@@ -57,7 +57,8 @@ class DatasetFetcher:
                 f"{self.layout.folder('train')}: {first_few(missing)}. Put them back.")
         with distributed.local_main_process_first():
             survey = self.survey({images[stem]: masks[stem] for stem in stems})
-        _raise_first(survey.problems.values())
+        if problems := [*survey.problems.values()]:
+            raise UserError(problems[0] + " --check-data lists all problems." * (len(problems) > 1))
         self.reader = survey.reader
 
         self.split["image"] = [images[stem].name for stem in stems]

@@ -44,7 +44,7 @@ class Layout:
     A subclass defines, for the name "train", "train_masks" or "test",
 
     folder(name) -> its path
-    kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (not an image), or "elsewhere"
+    kind(path, name) -> what a file in it is: "used", "misnamed", "cut-out", "ignored" (no image), or "elsewhere"
     group_of(stem) -> the group of an image, from its name without extension, or ""
     group_problem() -> what is wrong with the groups
     """

@@ -1,4 +1,4 @@
-"""What the values of a data set's masks mean: decided once for all of them, after a look at each."""
+"""Decide once per data set what the values of its masks mean, after a look at each of them."""
 
 import json
 import re
@@ -17,10 +17,10 @@ from img.headers import SIDEWAYS
 from img.mask import (
     MaskValues,
     count_values,
+    format_value,
     fraction_of_object,
     is_class_map,
     read_values,
-    show,
     tolerance_of,
     value_of_object,
 )
@@ -51,7 +51,8 @@ class MaskStats(NamedTuple):
     border: float
 
     def __str__(self) -> str:
-        return first_few((f"{show(value, self.kind)} ({pluralize(count, 'pixel')})" for value, count in self.counts), 6)
+        shown = (f"{format_value(value, self.kind)} ({pluralize(count, 'pixel')})" for value, count in self.counts)
+        return first_few(shown, 6)
 
 
 def parse_values(texts: Sequence[str]) -> MaskValues:
@@ -80,14 +81,14 @@ def examine(path: Path, wanted: MaskValues | None) -> MaskStats:
 
 
 def highest_value(path: Path) -> float:
-    """Of a 16-bit image. Raises UserError."""
+    """Return the highest value of a 16-bit image. Raises UserError."""
     with reading(path):
         return load_16_bits(path.read_bytes()).max().item()
 
 
-def for_all(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: Path | None = None,
-            what: str = "") -> list[Any]:
-    """function(path) for each, in threads; the sentence of its UserError in place of a result.
+def map_files(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: Path | None = None,
+            what: str = "") -> tuple[dict[Path, Any], dict[Path, str]]:
+    """Call function(path) for each, in threads -> the results, and the sentences of UserErrors, both by path.
 
     cache_file: keeps the results for files that do not change. what: the name of the function, with its arguments.
     """
@@ -95,7 +96,7 @@ def for_all(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: 
         try:
             return function(path)
         except UserError as error:
-            return str(error)
+            return error
 
     known, keys = {}, {path: str(path) for path in paths}
     if cache_file is not None:
@@ -106,13 +107,13 @@ def for_all(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: 
             known = dict(json.loads(cache_file.read_text()))
     new = [path for path in paths if keys[path] not in known]
     with ThreadPoolExecutor(count_cores()) as pool:
-        results = list(Progress(pool.map(attempt, new), "reading files", len(new), unit="file"))
-    known |= {keys[path]: result for path, result in zip(new, results, strict=True)}
+        results = dict(zip(new, Progress(pool.map(attempt, new), "reading files", len(new), unit="file"), strict=True))
+    problems = {path: str(result) for path, result in results.items() if isinstance(result, UserError)}
+    known |= {keys[path]: result for path, result in results.items() if path not in problems}
     if cache_file is not None and new:
         with save_atomically(cache_file) as file:
-            kept = {key: result for key, result in known.items() if not isinstance(result, str)}
-            file.write(json.dumps(kept).encode())
-    return [known[keys[path]] for path in paths]
+            file.write(json.dumps(known).encode())
+    return {path: known[keys[path]] for path in paths if path not in problems}, problems
 
 
 def decide(stats: Sequence[MaskStats]) -> MaskValues | None:
@@ -131,7 +132,8 @@ def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
     problem = values.mismatch(stats.kind, stats.highest, stats.tolerance, exact=is_binary)
     if values.soft and stats.is_class_map and stats.kind == values.kind:
         return f"{path} is a class map, has instance ids, or is no mask: its values are {stats}. {REMEDY}"
-    return problem and f"{path} {problem}. Its values are {stats}. Save it like the others, or pass --mask-values."
+    remedy = " Save it like the others, or pass --mask-values." if values.soft else ""
+    return problem and f"{path} {problem}. Its values are {stats}.{remedy}"
 
 
 class MaskOptions(NamedTuple):
@@ -147,102 +149,99 @@ class MaskOptions(NamedTuple):
     saved: dict | None = None
 
     def known(self) -> MaskValues | None:
-        """What the masks mean, as far as that was said or decided before."""
-        if self.saved:
-            return Reader.from_state(self.saved).values
-        return parse_values(self.mask_values) if self.mask_values else None
+        """What the values mean, if that was passed or saved."""
+        if self.mask_values is not None:
+            return parse_values(self.mask_values)
+        return Reader.from_state(self.saved).values if self.saved else None
 
 
 class Survey:
-    """A look at the images and masks of a data set, to find out how they are read. It prints what it decides.
+    """Decides how the images and masks of a data set are read, and prints it.
 
     pairs: image -> its masks. kaggle: the masks are Kaggle's, so that only headers are read, unless `check`.
 
-    reader: reads the data set. problems: a sentence for each unusable file. stats: of each mask that was read.
+    reader: reads the data set. problems, headers, stats: of each unusable file, readable file, readable mask.
     """
 
     def __init__(self, pairs: Mapping[Path, Sequence[Path]], options: MaskOptions = MaskOptions(),
                  kaggle: bool = False, check: bool = False):
         self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
-        self.options, self.problems, self.stats = options._replace(cache_file=None) if check else options, {}, {}
-        self.reader = Reader(parts={masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values()})
+        self.options, self.stats = options._replace(cache_file=None) if check else options, {}
+        parts = {masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values() if masks}
+        self.reader = Reader(parts=parts)
         several = [path for path, masks in pairs.items() if len(masks) > 1]
         print_files("merged      the masks of {} with more than one: {}", several, "image")
         self._read_headers(list(pairs))
         if check or not kaggle:
             self._read_masks(MaskValues() if kaggle else options.known())
         if not kaggle:
-            self._read_deep_images(list(pairs))
+            self._read_16_bit_images(list(pairs))
 
     def _read_headers(self, images: list[Path]) -> None:
         """Compare sizes, and find the masks that need the EXIF rotation of their images."""
-        paths = images + [mask for _, mask in self.pairs]
-        headers = dict(zip(paths, for_all(get_header, paths), strict=True))
-        self.problems |= {path: header for path, header in headers.items() if isinstance(header, str)}
-        self.headers = {path: header for path, header in headers.items() if path not in self.problems}
-        rotated, ambiguous = [], []
+        self.headers, self.problems = map_files(get_header, images + [mask for _, mask in self.pairs])
+        rotated, ambiguous, rotate = [], [], self.options.rotate_masks
         for image, mask in self.pairs:
             if not {image, mask} <= self.headers.keys():
                 continue
             (upright, orientation, *_), (size, own, *_) = self.headers[image], self.headers[mask]
             stored = upright[::-1] if orientation in SIDEWAYS else upright
-            if orientation > 1 and own == 1 and size == stored:
-                if self.options.rotate_masks or (self.options.rotate_masks is None and size != upright):
+            if orientation > 1 and own == 1 and size == stored and rotate is not False:
+                if rotate is None and size == upright:
+                    ambiguous.append(mask)
+                else:
                     self.reader.rotations[mask.name] = orientation
                     size = upright
                     rotated.append(mask)
-                elif self.options.rotate_masks is None:
-                    ambiguous.append(mask)
             try:
                 check_pair(image, upright, mask, size)
             except UserError as error:
                 self.problems[mask] = str(error)
         print_files("rotated     {}, as the EXIF data of the image say: {}", rotated)
         # CVAT, Label Studio and labelme show images upright
-        print_files("Warning: {} would fit with and without the EXIF rotation of the image, and is not rotated: {}. "
-                    "Pass --rotate-masks False if that is right, or else True.", ambiguous)
+        print_files("Warning: {} would fit with and without the EXIF rotation of the image; not rotated: {}. "
+                    "If that is right, pass --rotate-masks False, or else True.", ambiguous)
 
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""
         masks, wanted = [mask for _, mask in self.pairs], None if known is None or known.soft else known
-        results = for_all(lambda path: examine(path, wanted), masks, self.options.cache_file, f"mask {wanted!r}")
-        for path, result in zip(masks, results, strict=True):
-            if isinstance(result, str):
-                self.problems.setdefault(path, result)
-            else:
-                self.stats[path] = MaskStats(*result)
+        cache_file, what = self.options.cache_file, f"mask {wanted!r}"
+        results, problems = map_files(lambda path: examine(path, wanted), masks, cache_file, what)
+        self.problems = problems | self.problems
+        self.stats = {path: MaskStats(*result) for path, result in results.items()}
         if not self.stats:
             return
         values = known or decide(list(self.stats.values()))
         if values is None:
             found = first_few({str(stats): None for stats in self.stats.values()})
-            self.problems[masks[0].parent] = f"No mask has both object and background, only {found}. {REMEDY}"
+            self.problems[masks[0].parent] = (f"No mask has both object and background, only {found}. "
+                                              "Add one that has, or pass the value of the object: --mask-values.")
             return
         self.reader.values = values
-        print(f"masks       {values}")
         for path, stats in self.stats.items():
             if problem := problem_of(path, stats, values):
                 self.problems.setdefault(path, problem)
+        if self.stats.keys() - self.problems.keys():
+            print(f"masks       {values}")
         if wanted and not any(stats.area for stats in self.stats.values()):
             example = next(iter(self.stats.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
         fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
         print_files("empty       {} with other values only: {}",
                     [path for path, each in fit.items() if wanted and each.area == 0 and each.highest > each.tolerance])
-        print_files("Warning: {} with the object on most of the border: {}. If it is the background, invert it.",
-                    [path for path, each in fit.items() if not each.has_one_value and each.border > 0.5])
+        inverted = [path for path, each in fit.items() if not each.has_one_value and each.border > 0.5]
+        print_files("Warning: {} with the object on most of the border: {}. If that is the background, invert these "
+                    "masks or, if it is so in all of them, pass --mask-values 0.", inverted)
 
-    def _read_deep_images(self, images: list[Path]) -> None:
+    def _read_16_bit_images(self, images: list[Path]) -> None:
         """Find out how many bits 16-bit images use, if their headers do not say it: from the highest value of all."""
-        deep = [image for image in images if image in self.headers and self.headers[image].deep]
-        unknown = [image for image in deep if self.headers[image].bits is None]
-        if self.options.saved:
-            self.reader.bits = self.options.saved["bits"]
-        elif unknown:
-            results = for_all(highest_value, unknown, self.options.cache_file, "highest")
-            self.problems |= {path: each for path, each in zip(unknown, results, strict=True) if isinstance(each, str)}
-            highest = max([each for each in results if not isinstance(each, str)], default=0)
-            self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
+        headers = {image: self.headers[image] for image in images if image in self.headers}
+        unknown = [image for image, header in headers.items() if header.is_16_bit and header.bits is None]
+        self.reader.bits = self.options.saved["bits"] if self.options.saved else None
+        if unknown and self.reader.bits is None:
+            highest, problems = map_files(highest_value, unknown, self.options.cache_file, "highest")
+            self.problems |= problems
+            self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if max(highest.values(), default=0) < 2**bits)
         print_files(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")
 
 

@@ -1,4 +1,4 @@
-"""Reads the images and masks of a data set, whose values mean the same in all files."""
+"""Read all images and masks of a data set in the same way."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,12 +60,12 @@ class Reader:
     """
 
     values: MaskValues = MaskValues()
-    bits: int = 16
+    bits: int | None = None
     parts: dict[str, list[str]] = field(default_factory=dict)
     rotations: dict[str, int] = field(default_factory=dict)
 
     def image(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
-        return read(path, partial(decode_image, bits=self.bits), min_size)
+        return read(path, partial(decode_image, bits=self.bits or 16), min_size)
 
     def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
         """The result of decode_mask, after merging and rotation. Raises UserError."""

@@ -32,7 +32,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the upright image
     orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
-    deep: bool  # 16 bits per value: gray, or RGB of a PNG
+    is_16_bit: bool  # 16 bits per value: gray, or RGB of a PNG
     bits: int | None  # how many of the 16 are used, if PNG's sBIT or TIFF's MaxSampleValue says it
 
 

@@ -1,4 +1,4 @@
-"""From a mask file to the fraction of each pixel that is the object, given what the values of its data set mean."""
+"""Decode a mask file to the fraction of each pixel that is the object."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,38 +30,42 @@ class MaskValues(NamedTuple):
     soft: bool = True
 
     def __str__(self) -> str:
-        objects = ", ".join(show(value, self.kind) for value in self.objects) or "all but 0"
-        between = "; values between 0 and it are soft labels" if self.soft and self.kind != "index" else ""
-        return f"{name_of(self.kind)}: {objects} is the object{between}"
+        objects = ", ".join(format_value(value, self.kind) for value in self.objects) or "all but 0"
+        has_edges = self.soft and self.kind not in ("index", "color")
+        between = "; values between 0 and it are soft labels" if has_edges else ""
+        return f"{kind_name(self.kind)}: the object is {objects}{between}"
 
     def mismatch(self, kind: str, highest: float, tolerance: int, exact: bool = False) -> str:
         """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
         if 0 < highest <= tolerance or (tolerance and self.objects and min(self.objects) <= 2 * tolerance):
-            return "is a JPEG, which has changed values as low as these: make a PNG of what it was saved from"
+            low = highest if 0 < highest <= tolerance else min(self.objects)
+            return f"was compressed as JPEG, which changes values as low as {low:g}: save the original mask as PNG"
         if highest <= tolerance or self.kind == "nonzero":
             return ""
         if self.kind == "" and kind not in ("gray", "index"):
-            return f"has {name_of(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
+            return f"has {kind_name(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
         if self.kind not in ("", kind):
-            return f"has {name_of(kind)}, unlike this data set: {name_of(self.kind)}"
-        if self.soft and not is_near(highest, self.objects[0], tolerance, exact or kind == "index"):
-            return f"has {highest:g} as its highest value, unlike {self.objects[0]:g}, the object of this data set"
+            return f"has {kind_name(kind)}, unlike this data set: {kind_name(self.kind)}"
+        if self.soft:
+            wanted, exact = self.objects[0], exact or kind == "index" or 1 < self.objects[0] < 64  # often classes
+            if abs(float(highest) - wanted) > (tolerance or (0 if exact else 0.05 * wanted)):
+                return f"has {highest:.15g} as its highest value, unlike {wanted:.15g}, the object of this data set"
         return ""
 
 
-def name_of(kind: str) -> str:
+def kind_name(kind: str) -> str:
     return KINDS.get(kind, f"the color {kind}")
 
 
-def show(value: float, kind: str) -> str:
+def format_value(value: float, kind: str) -> str:
     """Return a value as --mask-values takes it."""
-    return f"#{int(value):06x}" if kind == "color" else f"{value:g}"
+    return f"#{int(value):06x}" if kind == "color" else f"{value:.15g}"
 
 
 def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None, values: MaskValues = MaskValues()) -> Tensor:
     """Decode a file's bytes to a mask (1, H, W) uint8: the fraction of each pixel that is object, from 0 to 255 (all).
 
-    `min_size` and errors are those of `decode_image`. Raises ValueError too if it does not have such values.
+    `min_size` and errors are those of `decode_image`. Also raises ValueError if its values do not fit `values`.
     """
     image, orientation = load(encoded)
     tolerance = tolerance_of(encoded)
@@ -78,7 +82,7 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None, values:
 def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> tuple[str, np.ndarray]:
     """Return the kind of a mask's values, and the values (H, W).
 
-    kind: that of its data set; None: not known yet. Raises ValueError if it could be read in two ways.
+    kind: that of its data set; None: not known yet. Raises ValueError if its values are invalid or ambiguous.
     """
     if kind in (None, "", "nonzero", "alpha") and image.has_transparency_data and alpha_decides(image):
         return "alpha", np.asarray(image.convert("RGBA").getchannel("A"))
@@ -101,7 +105,7 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
 
 
 def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[str, np.ndarray]:
-    """Colors (H, W, 3) uint8 -> as gray levels, as levels of one color, or 0xRRGGBB if there are others."""
+    """Colors (H, W, 3) uint8 -> kind, values (H, W): gray levels, levels of one color, or 0xRRGGBB of several."""
     levels, lowest = (each.reduce([*np.moveaxis(colors, -1, 0)]) for each in (np.maximum, np.minimum))
     if kind != "color" and (levels - lowest).max() <= tolerance:
         return "gray", levels
@@ -115,7 +119,7 @@ def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[
     others = counts[(abs(found - between) > 3 * tolerance + 1.5).any(axis=1)].sum()
     if kind == "color" or others > (0.01 * packed.size if tolerance else 0):
         if tolerance:
-            raise ValueError("JPEG has changed its colors; save it as PNG")
+            raise ValueError("its colors were changed by lossy compression, as of JPEG; save the original as PNG")
         return "color", packed
     return f"#{pack(color):06x}", levels
 
@@ -162,12 +166,6 @@ def fraction_of_object(pixels: np.ndarray, values: MaskValues, tolerance: int) -
     return np.rint(fraction.clip(0, 1) * 255).astype(np.uint8)
 
 
-def is_near(highest: float, object_value: float, tolerance: int, exact: bool) -> bool:
-    """Whether the highest value of a file can be that of the object. Small numbers are often classes."""
-    exact = exact or 1 < object_value < 64
-    return abs(float(highest) - object_value) <= (tolerance or (0 if exact else 0.05 * object_value))
-
-
 def tolerance_of(encoded: bytes) -> int:
     """By how many levels compression may have changed a value: 0, or TOLERANCE for JPEG, JPEG 2000 and most of WebP."""
     lossy_webp = encoded[8:12] == b"WEBP" and b"VP8L" not in encoded[:64]
@@ -185,11 +183,9 @@ def count_values(values: np.ndarray) -> list[tuple[float, int]]:
 def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> bool:
     """Whether the values (H, W) between 0 and `top` are classes, ids or an image, and not soft edges.
 
-    Classes: most of their pixels have neighbors (3x3) of the same value, and either the median jump to another value,
-    in and around such areas, is above 2% of `top`, or a fifth of the range has no value: in a slow ramp, neither is so.
-    Thin classes: almost all pixels are in a block (2x2) of one value, and there are at most two values, or fewer pixels
-    of the highest one. An image: almost all pixels that are not 0 are in between, the median jump is above 1%, and it
-    changes from pixel to pixel as it does not at smooth edges.
+    Classes: most of these pixels equal their neighbors (3x3), and the median jump around such areas is above 2% of
+    `top`, or a fifth of the range has no value. Thin classes: almost all are in a block (2x2) of one value, of one or
+    two values, or more of them than of `top`. An image: almost all pixels but 0 are between, and differ irregularly.
     """
     between = (values > tolerance) & (values < top - tolerance)
     count = between.sum()

@@ -30,13 +30,13 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.deep else load_pixels(image)
+        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.is_16_bit else load_pixels(image)
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
 
 def load_16_bits(encoded: bytes) -> np.ndarray:
-    """Decode a file whose header is `deep` -> (H, W) or (H, W, 3) uint16, as stored. Raises as `decode_image`."""
+    """Decode a file whose header says 16 bits -> (H, W) or (H, W, 3) uint16, as stored. Raises as `decode_image`."""
     image, low = (open_image(io.BytesIO(encoded))[0] for _ in range(2))
     values = np.asarray(load_pixels(image))
     if values.dtype == np.uint8:  # of RGB, Pillow decodes the high bytes or, in the other byte order, the low ones
@@ -57,7 +57,7 @@ def load(encoded: bytes) -> tuple[Image.Image, int]:
     """Decode a file in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation. Raises as above."""
     image, header = open_image(io.BytesIO(encoded))
     if re.search(r"(LA|RGB)\w*;16", str(image.tile)):  # of which Pillow decodes one byte
-        raise ValueError("a mask of 16 bits must be gray; save it with 8 bits")
+        raise ValueError("a mask of 16 bits must be gray, without transparency; save it with 8 bits")
     if image.format not in JPEG:
         return load_pixels(image), header.orientation
     pixels = _decode_jpeg(encoded, image)

@@ -31,11 +31,11 @@ class RunOptions:
 
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's images, drawn cars, or images of your own
     group_regex: str | None = None  # own images: what the file names of one object share; None: an object per image
-    mask_values: tuple[str, ...] | None = None  # own masks: the object's, such as 1 3, "#ff0000", nonzero; None: decide
-    rotate_masks: bool | None = None  # own masks: by the EXIF data of their images; None: those that fit only so
+    mask_values: tuple[str, ...] | None = None  # own: mask values of the object (1 3, "#ff0000", nonzero); None: decide
+    rotate_masks: bool | None = None  # rotate own masks as their images' EXIF data say; None: only if nothing else fits
     hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
-    output_dir: Path = Path("output")  # for models/ and submit.csv.gz
+    output_dir: Path = Path("output")  # for models/, submit.csv.gz, masks.json and check.png
     logs_dir: Path = Path("logs")  # for TensorBoard
     predict: bool = True  # predict the test images after training (not for --dataset own, which has predict.py)
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None: the accelerator of this machine
@@ -44,7 +44,7 @@ class RunOptions:
     workers: int | None = None  # processes that read images; None: as many as the machine can spare
     resume: str | None = None  # "last", or the folder of a run in output_dir/models: continue it
     score_only: bool = False  # with --resume: only score the run's best epoch again
-    check_data: bool = False  # only read every image and mask once, and list all problems
+    check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}

@@ -85,10 +85,11 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
     Image.new("RGB", (120, 80), (0, 0, 99)).save(image, "JPEG")
     check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")
     assert capsys.readouterr().out.splitlines() == [
-        "masks       gray levels: 255 is the object; values between 0 and it are soft labels",
-        f"Warning: 1 mask with the object on most of the border: {inverted.name}. If it is the background, invert it.",
+        "masks       gray levels: the object is 255; values between 0 and it are soft labels",
+        f"Warning: 1 mask with the object on most of the border: {inverted.name}. If that is the background, invert "
+        "these masks or, if it is so in all of them, pass --mask-values 0.",
         f"note        1 mask without an object: {empty.name}",
-        f"note        1 mask with nothing else: {full.name}",
+        f"note        1 mask without background: {full.name}",
         f"look at     {tmp_path / 'check.png'}: masks on their images, the unusual ones first",
         "64 images, 64 masks, 16 test images read: no problems.",
     ]
@@ -100,7 +101,8 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
     assert abs(rows.min() - 52) <= 3 and abs(rows.max() - 160) <= 3  # of an image that is 213 pixels high
     assert abs(columns.min() - 79) <= 3 and abs(columns.max() - 240) <= 3
     assert 2 * (160 - 52 + 240 - 79) * 0.8 < outline.sum() < 2 * (160 - 52 + 240 - 79) * 2.5
-    assert (first[100, 160] - (0, 0, 99)).max() < 20  # of the image, inside
+    assert abs(first[100, 160] - (0, 0, 49)).max() < 20  # of the image, outside of the object: half as bright
+    assert abs(first[200, 300] - (0, 0, 99)).max() < 20
 
 
 def test_a_folder_without_test_images_can_be_checked(folder, capsys, tmp_path):

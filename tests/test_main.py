@@ -98,7 +98,7 @@ def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     images = ["--dataset", "own", "--input-dir", own, "--group-regex", "(.+)-"]
     code, printed = run_main(*images, *SMALL, "--epochs", "1", "--workers", "1")
     assert code == 0, printed
-    assert printed.startswith("masks       gray levels: 255 is the object; values between 0 and it are soft labels\n")
+    assert printed.startswith("masks       gray levels: the object is 255; values between 0 and it are soft labels\n")
     assert "\ndata        6 images of 3 groups to train on, 2 of 1 to validate on\n" in printed
     assert f"            in {own}/images, masks in {own}/masks\n" in printed
     assert "2 validation images of 1 group" in printed and "by angle" not in printed
@@ -136,6 +136,8 @@ FAULTS = [
     ("--sample-size 0", "--sample-size must be above 0 and at most 1, not 0.0."),
     ("--sample-size nan", "--sample-size must be above 0 and at most 1, not nan."),
     ("--validation-size 1.5", "--validation-size must be above 0 and below 1, not 1.5."),
+    ("--mask-values 1", "--mask-values ('1',) is for images of your own: pass --dataset own too, or omit it."),
+    ("--rotate-masks True", "--rotate-masks True is for images of your own: pass --dataset own too, or omit it."),
     ("--batch-size 0", "--batch-size must be at least 1, not 0."),
     ("--workers -1", "--workers must be at least 0, not -1."),
     ("--rotation 181", "--rotation must be at least 0 and at most 180, not 181.0."),

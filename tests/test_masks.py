@@ -1,8 +1,10 @@
 """Masks whose values mean something else than black and white. Read correctly, or refused: never wrong in silence."""
 
 import json
+import os
 import re
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -191,9 +193,18 @@ def scan():
     return np.where(BINARY > 0, (120 + noise).clip(1, 255), 0).astype(np.uint8)
 
 
+def thin_lines(*values):
+    """Lines of one pixel."""
+    image = gray(shapes())
+    for number, value in enumerate(values):
+        ImageDraw.Draw(image).line((10, 20 + 90 * number, 310, 60 + 90 * number), value)
+    return image
+
+
 RIGHT = np.arange(SIZE[1]) > 290
 REFUSED = {
     "classes": (shapes(1, 2, 3), r"is a class map, has instance ids, or is no mask: its values are 0 \(.* pixels\), "),
+    "thin classes of small numbers": (thin_lines(1, 2), "class map"),
     "spread classes": (shapes(85, 170, 255), "class map"),
     "trimap of 1, 2 and 3": (np.where(voc(1, border=3) == 0, 2, voc(1, border=3)), "class map"),
     "ids of 300 cells": (small_cells(300, 10), "class map"),
@@ -285,7 +296,8 @@ def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys)
     problems = {path.name: problem for path, problem in survey(tmp_path, "1").problems.items()}
     assert "has the color #ff0000, so --mask-values must be a color" in problems["red.png"]
     assert "has transparency, so --mask-values must be" in problems["cutout.png"]
-    assert "is a JPEG, which has changed values as low as these" in problems["jpeg.jpg"] and len(problems) == 3
+    assert "was compressed as JPEG, which changes values as low as 1" in problems["jpeg.jpg"]
+    assert len(problems) == 3
     printed = capsys.readouterr().out
     assert "empty       1 mask with other values only: white.png\n" in printed
     assert [path.name for path in survey(tmp_path, "nonzero").problems] == ["jpeg.jpg"]
@@ -322,8 +334,14 @@ def test_a_gray_object_in_a_jpeg_is_found_though_its_edge_is_brighter(tmp_path, 
 def test_mask_values_that_no_mask_has_are_refused(tmp_path):
     save(tmp_path, "a.png", BINARY)
     (problem,) = survey(tmp_path, "7").problems.values()
-    expected = r"No mask has an object \(values: 7 is the object\)\. The first one has 0 \(.*, 255 \(.*"
+    expected = r"No mask has an object \(values: the object is 7\)\. The first one has 0 \(.*, 255 \(.*"
     assert re.fullmatch(expected, problem)
+
+
+def test_large_values_are_printed_as_they_are_passed(tmp_path):
+    save(tmp_path, "a.tiff", shapes(1_234_567, 2_345_678, dtype=np.int32))
+    assert "1234567 (" in str(survey(tmp_path).problems)
+    assert (read(tmp_path, "1234567")["a.tiff"] == 255 * (shapes(1, 2) == 1)).all()
 
 
 @pytest.mark.parametrize("values", ["", "red", "#12345", "1 #ff0000", "1 nonzero", "nan"])
@@ -422,7 +440,7 @@ def test_jpeg_masks_of_one_color_are_read_and_of_two_refused(tmp_path, object_co
     for mask in read(tmp_path).values():
         assert ((mask > 127) != (BINARY > 0)).mean() < 0.005
     save(tmp_path, "two.jpg", gray(voc_colors()[shapes(1, 2)]), quality=95)
-    assert "JPEG has changed its colors" in str(survey(tmp_path).problems)
+    assert "its colors were changed by lossy compression" in str(survey(tmp_path).problems)
 
 
 def test_a_failed_look_is_not_kept(tmp_path, monkeypatch):
@@ -515,6 +533,28 @@ def test_a_damaged_jpeg_mask_is_refused(tmp_path):
     assert where == path and problem.startswith(f"{path} cannot be read as an image (")
 
 
+def test_binary_masks_of_nearly_the_same_value_are_of_different_objects(tmp_path):
+    for name, value in (("a.png", 255), ("b.png", 255), ("c.png", 245)):
+        save(tmp_path, name, shapes(value))
+    assert [path.name for path in survey(tmp_path).problems] == ["c.png"]
+    soft = gray(shapes(255)).filter(ImageFilter.GaussianBlur(2)).point(lambda value: min(value, 245))
+    save(tmp_path, "c.png", soft)  # an object may be so small or blurred that no pixel is all object
+    assert not survey(tmp_path).problems
+
+
+def test_a_file_that_is_replaced_is_looked_at_again_though_size_and_time_are_the_same(tmp_path):
+    save(tmp_path, "a.tiff", BINARY)
+    path, cache_file = tmp_path / "masks/a.tiff", tmp_path / "masks.json"
+    before = path.stat()
+    assert not survey(tmp_path, cache_file=cache_file).problems
+    time.sleep(0.02)
+    save(tmp_path, "a.tiff", shapes(85, 255))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "class map" in str(survey(tmp_path, cache_file=cache_file).problems)
+
+
 def test_what_is_known_of_a_mask_is_not_looked_at_again(tmp_path, monkeypatch):
     cache_file, looks, examine = tmp_path / "masks.json", [], masks.examine
     monkeypatch.setattr(masks, "examine", lambda path, values: looks.append(path.name) or examine(path, values))
@@ -538,7 +578,7 @@ def test_what_is_known_of_a_mask_is_not_looked_at_again(tmp_path, monkeypatch):
 def test_a_resumed_run_reads_masks_as_it_began(tmp_path):
     save(tmp_path, "a.png", shapes(1, 1))
     began = survey(tmp_path).reader.state()
-    assert began == {"values": ["gray", (1,), True], "bits": 16}
+    assert began == {"values": ["gray", (1,), True], "bits": None}
     save(tmp_path, "a.png", BINARY)
     assert "has 255 as its highest value, unlike 1, the object" in str(survey(tmp_path, saved=began).problems)
     assert not survey(tmp_path).problems
@@ -580,6 +620,7 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
     saved = found.reader.state()
     save_deep(tmp_path / "images/dark.png", 65_535, channels)
     assert survey(tmp_path, saved=saved).reader.bits == bits  # of a resumed run
+    assert survey(tmp_path, saved={**saved, "bits": None}).reader.bits == 16  # of a model of 8-bit images
 
 
 @pytest.mark.seconds
@@ -597,14 +638,14 @@ def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the
     code, _ = main_here(*own, *SMALL, "--check-data")
     assert str(code).startswith(f"main.py: 3 problems in {tmp_path}/own (3 images, 3 masks read):\n  {sentence}")
     code, printed = main_here(*own, *SMALL, "--check-data", "--mask-values", "1")
-    assert code == 0 and "masks       values: 1 is the object\n" in printed
+    assert code == 0 and "masks       values: the object is 1\n" in printed
     assert (tmp_path / "output/check.png").exists()
 
     code, printed = main_here(*own, *SMALL, "--epochs", "1", "--mask-values", "1")
     assert code == 0, printed
     (run,) = (tmp_path / "output/models").iterdir()
     saved = torch.load(run / "best.pt", weights_only=True)
-    assert saved["reader"] == {"values": ["", (1.0,), False], "bits": 16}
+    assert saved["reader"] == {"values": ["", (1.0,), False], "bits": None}
     code, _ = main_here("--resume", "last", "--mask-values", "2")
     assert f"--mask-values must stay ('1',) in {run}, not ('2',)" in str(code)
     assert main_here("--resume", "last", "--mask-values", "1")[0] == 0
