@@ -327,6 +327,7 @@ def test_another_process_resumes_the_download(server, kaggles, tmp_path):
 
 
 @pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.seconds
 def test_a_changed_file_is_downloaded_from_the_start(server, kaggles, tmp_path, honest):
     """Both if the server obeys If-Range and if it sends the rest of the new version."""
     server.cut["train.zip"], server.honest = 0.4, honest
