@@ -150,6 +150,7 @@ def test_a_fraction_of_the_images_becomes_gray(fraction, expected):
     assert count == pytest.approx(expected, abs=25 if 0 < fraction < 1 else 0)
 
 
+@pytest.mark.seconds
 def test_half_of_the_images_are_blurred_up_to_the_largest_sigma():
     """A point becomes a Gaussian, whose second moment is the square of sigma."""
     point = torch.zeros(3, 41, 41, dtype=torch.uint8)

@@ -46,6 +46,7 @@ class Options:
     seed: int = 3
 
 
+@pytest.mark.seconds
 def test_a_runs_folder_has_everything_to_resume(drawn, tmp_path):
     split = pd.DataFrame({"car": ["a"], "image": ["a_01.jpg"], "part": ["train"]})
     saver = make_saver(tmp_path / "run", Settings(), Options(tmp_path), split)
