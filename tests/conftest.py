@@ -5,6 +5,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -14,6 +15,8 @@ from nn.unet import NETS
 from processes import ROOT, SMALL_MAIN, Program, in_folder
 from tiny import SMALL_NETS
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is not a failure
+hypothesis.settings.load_profile("any machine")
 torch.set_num_threads(1)  # two processes run the tests
 os.environ["OMP_NUM_THREADS"] = "1"  # and the programs that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
