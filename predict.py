@@ -94,7 +94,7 @@ def scan(folder: Path) -> list[Path]:
     derived = [each for each in images if is_mask(each, stems) or is_cutout(each, stems)]
     print_ignored(folder, [each for each in shown if not is_image(each)], "not images")
     print_ignored(folder, derived, "masks and cut-outs")
-    return [each for each in images if each not in derived]
+    return sorted(set(images) - set(derived))
 
 
 def mask_folders(folder: Path) -> list[Path]:
@@ -108,7 +108,8 @@ def find_masks(folder: Path) -> dict[str, list[Path]]:
     """Return the masks of the images in a folder, by stem: NAME_mask.png of NAME.jpg or, elsewhere, NAME.png."""
     layout, masks = OwnLayout(folder), {}
     layout.image_dir = folder.resolve()
-    for layout.mask_dir in mask_folders(folder):
+    for mask_dir in mask_folders(folder):
+        layout.mask_dir = mask_dir
         masks = layout.masks() | masks
     return masks
 

@@ -39,7 +39,9 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
     paths = [*images.values(), *sorted(tests)]
     survey.problems |= map_files(read_image, paths)[1]
     problems += survey.problems.values()
-    print_unusual(survey)
+    has_object = {path: stats.area > 0 for path, stats in survey.stats.items() if stats.has_one_value}
+    print_files("note        {} without an object: {}", [path for path, has in has_object.items() if not has])
+    print_files("note        {} without background: {}", [path for path, has in has_object.items() if has])
     draw_masks(survey, picture)
     read_all = f"{pluralize(len(images), 'image')}, {pluralize(len(survey.pairs), 'mask')}"
     if layout.has_test_images:
@@ -48,13 +50,6 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
         title = f"{pluralize(len(problems), 'problem')} in {layout.input_dir} ({read_all} read):"
         raise UserError("\n  ".join([title, *problems]))
     print(f"{read_all} read: no problems.")
-
-
-def print_unusual(survey: Survey) -> None:
-    """Print which masks are empty or full."""
-    has_object = {path: stats.area > 0 for path, stats in survey.stats.items() if stats.has_one_value}
-    print_files("note        {} without an object: {}", [path for path, has in has_object.items() if not has])
-    print_files("note        {} without background: {}", [path for path, has in has_object.items() if has])
 
 
 def draw_masks(survey: Survey, picture: Path) -> None:
@@ -68,15 +63,18 @@ def draw_masks(survey: Survey, picture: Path) -> None:
         stats = survey.stats[pair[1]]
         return stats.border <= 0.5 or stats.has_one_value, not stats.has_one_value, -abs(stats.area - median)
 
+    tiles = []
+    for image, mask in sorted(drawn, key=sort_key)[: TILES**2]:
+        with suppress(UserError):  # which is among the problems
+            tiles.append(_tile(survey.reader, image, mask))
+    if not tiles:
+        return
     sheet = Image.new("RGB", (TILES * SIDE, TILES * SIDE))
-    for index, (image, mask) in enumerate(sorted(drawn, key=sort_key)[: TILES**2]):
-        row, column = divmod(index, TILES)
-        with suppress(UserError):  # of a file that is among the problems
-            sheet.paste(_tile(survey.reader, image, mask), (column * SIDE, row * SIDE))
-    if drawn:
-        with save_atomically(picture) as file:
-            sheet.save(file, "PNG")
-        print(f"look at     {picture}: masks on their images, the unusual ones first")
+    for index, tile in enumerate(tiles):
+        sheet.paste(tile, (index % TILES * SIDE, index // TILES * SIDE))
+    with save_atomically(picture) as file:
+        sheet.save(file, "PNG")
+    print(f"look at     {picture}: masks on their images, the unusual ones first")
 
 
 def _tile(reader: Reader, image_path: Path, mask_path: Path) -> Image.Image:

@@ -40,7 +40,7 @@ class TrainImageDataset(Dataset):
     input_img_resize: tuple[int, int]  # (height, width) of the images to return
     output_img_resize: tuple[int, int]  # (height, width) of the masks
     padding: str = "reflect"  # or "stretch", see img.transformer.resize_size
-    reader: Reader = Reader()
+    reader: Reader = Reader()  # decodes both
     X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     soft_labels: bool = True  # keep the fraction of each mask pixel that is car (0 to 255); False: 0 or 255
     half_size_epochs: int = 0  # in this many epochs, from the first, images and masks have half the height and width

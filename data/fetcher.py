@@ -34,7 +34,8 @@ class DatasetFetcher:
         self.image_size: tuple[int, int] | None = None
         self._refusal = ""  # why Kaggle would refuse the submission
 
-    def download_dataset(self, test_images: bool = True) -> None:  # all processes must call it
+    def download_dataset(self, test_images: bool = True) -> None:
+        """Unpack, download or draw what is missing. All processes must call it."""
         with distributed.local_main_process_first():
             if self.layout.drawn:
                 _draw(self.layout.input_dir)

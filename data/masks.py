@@ -75,9 +75,10 @@ def examine(path: Path, wanted: MaskValues | None) -> MaskStats:
     highest = value_of_object(counts, tolerance)
     is_object = pixels > highest / 2 if wanted is None else fraction_of_object(pixels, wanted, tolerance) > 127
     border = np.concatenate([is_object[0], is_object[-1], is_object[:, 0], is_object[:, -1]])
-    return MaskStats(kind, tolerance, highest, bool(has_one_value),
-                 not has_one_value and is_class_map(pixels, kind, highest, tolerance), counts[:20],
-                 is_object.mean().item(), border.mean().item())
+    return MaskStats(
+        kind, tolerance, highest, bool(has_one_value),
+        not has_one_value and is_class_map(pixels, kind, highest, tolerance), counts[:20],
+        is_object.mean().item(), border.mean().item())
 
 
 def highest_value(path: Path) -> float:
@@ -87,7 +88,7 @@ def highest_value(path: Path) -> float:
 
 
 def map_files(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: Path | None = None,
-            what: str = "") -> tuple[dict[Path, Any], dict[Path, str]]:
+              what: str = "") -> tuple[dict[Path, Any], dict[Path, str]]:
     """Call function(path) for each, in threads -> the results, and the sentences of UserErrors, both by path.
 
     cache_file: keeps the results for files that do not change. what: the name of the function, with its arguments.
@@ -139,8 +140,8 @@ def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
 class MaskOptions(NamedTuple):
     """mask_values: the values of the object, such as ("1", "3"), ("#ff0000",) or ("nonzero",). None: decide.
 
-    rotate_masks: rotate masks without EXIF data as their images? None: if they fit only so.
-    cache_file: a file for what was found out about each mask. saved: Reader.state() of the run to resume.
+    rotate_masks: rotate masks without EXIF data like their images? None: only if they fit no other way.
+    cache_file: keeps the statistics of masks. saved: Reader.state() of the run to resume.
     """
 
     mask_values: Sequence[str] | None = None

@@ -54,7 +54,7 @@ def check_pair(image_path: Path, image_size: tuple[int, int], mask_path: Path, m
 class Reader:
     """Reads image files and mask files. The defaults are for Kaggle's.
 
-    values: what the values of masks mean. bits: of the pixels of 16-bit images that are used.
+    values: what the values of masks mean. bits: how many of them 16-bit images use; None: all.
     parts: the name of a mask -> those of others of the same image, which are merged with it.
     rotations: the name of a mask -> the EXIF orientation of its image, which it needs too.
     """
@@ -79,8 +79,7 @@ class Reader:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Reader":
-        kind, objects, soft = state["values"]
-        return cls(MaskValues(kind, tuple(objects), soft), state["bits"])
+        return cls(MaskValues(*state["values"]), state["bits"])
 
     def state(self) -> dict[str, Any]:
         """What decides how pixels are read, to be saved with a run."""

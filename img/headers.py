@@ -56,8 +56,8 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
         bits = BITS.get(max(image.tag_v2.get(281, ()), default=0))  # MaxSampleValue
     orientation = _orientation(image.info.get("exif", b""))
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
-    deep = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
-    return image, Header(size, orientation, deep, bits if deep else None)
+    is_16_bit = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
+    return image, Header(size, orientation, is_16_bit, bits if is_16_bit else None)
 
 
 def load_pixels(image: Image.Image) -> Image.Image:

@@ -124,7 +124,9 @@ def from_command_line(hyperparameters: type) -> Run:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
         hp, options, split, reader = continued(folder, checkpoint, hyperparameters)
     if distributed.is_main_process():
-        make_writable(options.output_dir, *[] if options.check_data else [folder.parent, options.logs_dir])
+        make_writable(options.output_dir)
+        if not options.check_data:
+            make_writable(folder.parent, options.logs_dir)
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
