@@ -21,10 +21,12 @@ from callbacks.model_saver import ModelSaverCallback
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.scorer import ScorerCallback
 from callbacks.tensorboard import TensorboardLoggerCallback, TensorboardVisualizerCallback
+from data.cache import open_cache
 from data.dataset import TestImageDataset, TrainImageDataset
 from data.fetcher import DatasetFetcher
 from data.sampler import ShardedRandomSampler
 from img.augmentation import Augmentation
+from img.transformer import resize_size
 from nn.classifier import CarvanaClassifier
 from nn.optimizer import make_optimizer, make_scheduler
 from nn.unet import make_net
@@ -80,16 +82,18 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     run.announce(ds_fetcher, net, full_x_test)
 
-    # 3. Read batches of images and masks (run.loading: batch size). Only training images are augmented and shuffled
-    dataset_args = hp.input_img_resize, hp.output_img_resize, hp.padding, ds_fetcher.reader
+    # 3. Decode images and masks once, and read batches of them (run.loading: batch size). Only training images are
+    #    shuffled and augmented: by train_ds.prepare(), on the device
+    sizes, reader = (hp.input_img_resize, hp.output_img_resize, hp.padding), ds_fetcher.reader
+    cache = open_cache(reader, X_train + X_valid, y_train + y_valid, resize_size(*sizes), run.cache_dir)
     train_ds = TrainImageDataset(
-        X_train, y_train, *dataset_args, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
+        X_train, y_train, *sizes, cache, X_transform=hp.augment_img, soft_labels=hp.soft_labels,
         half_size_epochs=hp.half_size_epochs, seed=hp.seed)
     train_loader = DataLoader(train_ds, sampler=ShardedRandomSampler(train_ds, hp.seed), **run.loading)
-    valid_loader = run.eval_loader(TrainImageDataset(X_valid, y_valid, *dataset_args))
+    valid_loader = run.eval_loader(TrainImageDataset(X_valid, y_valid, *sizes, cache))
 
     # 4. Train on cross entropy plus soft Dice loss. After each epoch the callbacks save it, log it, and print a line
-    model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split, ds_fetcher.reader)
+    model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split, reader)
     tb_viz_cb = TensorboardVisualizerCallback(run.logs_dir / "tb_viz" / run.name)
     tb_logs_cb = TensorboardLoggerCallback(run.logs_dir / "tb_logs" / run.name, hp)
     console_cb = ConsoleCallback()
@@ -103,13 +107,13 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
 
     # 5. Score the epoch with the highest validation Dice as Kaggle would, at the original size of the masks
     classifier.restore_model(model_saver_cb.best)
-    scorer_cb = ScorerCallback(X_valid, y_valid, hp.threshold, ds_fetcher.groups, ds_fetcher.reader)
-    classifier.predict(run.eval_loader(TestImageDataset(X_valid, *dataset_args, hp.tta)), [scorer_cb], title="score")
+    scorer_cb = ScorerCallback(X_valid, y_valid, hp.threshold, ds_fetcher.groups, reader)
+    classifier.predict(run.eval_loader(TestImageDataset(X_valid, *sizes, reader, hp.tta)), [scorer_cb], title="score")
     scorer_cb.report(classifier, to=[model_saver_cb, tb_logs_cb])  # prints the score, and has it saved and logged
 
     # 6. Predict the test images with the same weights, and save their masks in Kaggle's format
     pred_saver_cb = PredictionsSaverCallback(run.submission, ds_fetcher.image_size, hp.threshold)
-    classifier.predict(run.eval_loader(TestImageDataset(full_x_test, *dataset_args, hp.tta)), [pred_saver_cb])
+    classifier.predict(run.eval_loader(TestImageDataset(full_x_test, *sizes, reader, hp.tta)), [pred_saver_cb])
     pred_saver_cb.close_saver()
     run.print_next_step(ds_fetcher, scorer_cb)
 

@@ -13,7 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from img.headers import read_header
 from img.transformer import from_pillow, resize
@@ -115,12 +115,13 @@ class TensorboardVisualizerCallback(Callback):
 
     def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
         path = self.dataset.X[index]
-        image, mask = self.dataset[index]  # (3, H, W), (h, w) uint8
+        images, masks = self.dataset.prepare(default_collate([self.dataset[index]]), torch.device("cpu"))
+        image, mask = (images[0] * 255).round().byte(), masks[0]  # (3, H, W) uint8, (h, w) in [0, 1]
         prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
         image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
         height, width = read_header(path).size
         size = round(self.width * height / width), self.width
-        return panel(image, prediction, mask > 127, size, path.name)
+        return panel(image, prediction, mask > 0.5, size, path.name)
 
 
 def panel(image: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.reader import Reader, check_pair, get_header
-from helpers import seed_everything
+from data.cache import PairCache
+from data.reader import Reader
+from img.augmentation import NUMBERS
 from img.transformer import halve, reflect_pad, resize, resize_size
 from img.tta import tta_view
 
@@ -29,25 +32,26 @@ def preprocess(image: Tensor, input_size: tuple[int, int], mask_size: tuple[int,
 
 @dataclass(eq=False, repr=False)
 class TrainImageDataset(Dataset):
-    """Pairs of an image and its mask, to train or to validate on.
+    """Pairs of an image and its mask, to train or to validate on: loaded one by one, prepared in batches on a device.
 
-    X_transform: called with an image (3, H, W) and its mask (1, H, W), both uint8 and in the proportions of the file;
-        returns both. Its random numbers, from PyTorch's generator, depend on (seed, epoch, index) only.
+    X_transform: called with pairs, their aspect and random numbers, as img.augmentation.Augmentation.
+    reader: decodes a pair; or a data.cache.PairCache, which has decoded it.
     """
 
     X: Sequence[Path]  # of the images
     y: Sequence[Path]  # of their masks, in the same order
-    input_img_resize: tuple[int, int]  # (height, width) of the images to return
+    input_img_resize: tuple[int, int]  # (height, width) of the images that prepare() returns
     output_img_resize: tuple[int, int]  # (height, width) of the masks
     padding: str = "reflect"  # or "stretch", see img.transformer.resize_size
-    reader: Reader = Reader()  # decodes both
-    X_transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    soft_labels: bool = True  # keep the fraction of each mask pixel that is car (0 to 255); False: 0 or 255
+    reader: Reader | PairCache = Reader()
+    X_transform: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    soft_labels: bool = True  # keep the fraction of each mask pixel that is car (0 to 1); False: 0 or 1
     half_size_epochs: int = 0  # in this many epochs, from the first, images and masks have half the height and width
     seed: int = 0
 
     def __post_init__(self):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+        self.window = resize_size(self.input_img_resize, self.output_img_resize, self.padding)
 
     def set_epoch(self, epoch: int) -> None:
         """Call this before each epoch, counted from 1."""
@@ -56,29 +60,34 @@ class TrainImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.X)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return an image (3, *input_img_resize) and its mask (*output_img_resize), both uint8; 255 is car."""
+    def __getitem__(self, index: int) -> tuple[Tensor, float, Tensor]:
+        """-> pair (4, *window) uint8, its aspect, and random numbers that are a function of (seed, epoch, index)."""
+        pair, aspect = self.reader.pair(self.X[index], self.y[index], self.window)
+        numbers = np.random.default_rng([self.seed, int(self.epoch), index]).random(NUMBERS, np.float32)
+        return pair, aspect, torch.from_numpy(numbers)
+
+    def prepare(self, batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Augment and pad a batch -> images (N, 3, *input_img_resize), masks (N, *output_img_resize), both in [0, 1].
+
+        A pixel of 255 becomes 1. In a half-size epoch, both sizes are half as large.
+        """
+        pairs, aspect, numbers = batch
+        pairs = pairs.to(device, non_blocking=device.type == "cuda")  # (N, 4, h, w), from pinned memory
         divisor = 2 if 0 < self.epoch <= self.half_size_epochs else 1
         sizes = self.input_img_resize, self.output_img_resize
         input_size, mask_size = (tuple(side // divisor for side in size) for size in sizes)
-        window = resize_size(input_size, mask_size, self.padding)
-        image_path, mask_path = self.X[index], self.y[index]
-        image = self.reader.image(image_path, window)  # (3, H, W)
-        mask = self.reader.mask(mask_path, window)  # (1, H, W)
-        if image.shape[1:] != mask.shape[1:]:
-            check_pair(image_path, get_header(image_path).size, mask_path, get_header(mask_path).size)
-        if self.X_transform is not None:
-            height, width = image.shape[1:]
-            scale = min(1.0, max(window[0] / height, window[1] / width))  # covers the window
-            size = round(height * scale), round(width * scale)
-            with torch.random.fork_rng(devices=[]):
-                seed_everything(self.seed, int(self.epoch), index)
-                image, mask = self.X_transform(resize(image, size), resize(mask, size))
-        image = preprocess(image, input_size, mask_size, self.padding)
-        mask = resize(mask, mask_size)[0]
+        if divisor > 1:
+            pairs = F.avg_pool2d(pairs.float(), divisor)
+        if self.X_transform is None:
+            images, masks = pairs[:, :3], pairs[:, 3:]
+        else:
+            images, masks = self.X_transform(pairs, aspect.float(), numbers)
+        images, masks = images.float().div_(255), masks.float().div_(255)
+        if masks.shape[2:] != mask_size:  # padding is "stretch"
+            masks = F.interpolate(masks, mask_size, mode="bilinear", antialias=True)
         if not self.soft_labels:
-            mask = (mask > 127).to(torch.uint8) * 255
-        return image, mask
+            masks = (masks > 0.5).float()
+        return reflect_pad(images, input_size), masks[:, 0]
 
 
 @dataclass(eq=False, repr=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers import format_size
 from img.headers import SIDEWAYS, Header, read_header
 from img.mask import MaskValues, decode_mask
-from img.transformer import decode_image, exif_transpose
+from img.transformer import decode_image, exif_transpose, resize
 from runtime.errors import UserError, ran_out_of_memory, require
 
 
@@ -70,12 +70,23 @@ class Reader:
     def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
         """The result of decode_mask, after merging and rotation. Raises UserError."""
         masks = []
-        for name in (path.name, *self.parts.get(path.name, ())):
-            orientation = self.rotations.get(name, 1)
+        for file in self.files(path):
+            orientation = self.rotations.get(file.name, 1)
             size = min_size[::-1] if orientation in SIDEWAYS and min_size is not None else min_size
-            mask = read(path.with_name(name), partial(decode_mask, values=self.values), size)
+            mask = read(file, partial(decode_mask, values=self.values), size)
             masks.append(exif_transpose(mask, orientation))
         return torch.stack(masks).amax(dim=0)
+
+    def files(self, mask_path: Path) -> list[Path]:
+        """A mask and those that are merged with it."""
+        return [mask_path.with_name(name) for name in (mask_path.name, *self.parts.get(mask_path.name, ()))]
+
+    def pair(self, image_path: Path, mask_path: Path, size: tuple[int, int]) -> tuple[Tensor, float]:
+        """An image and its mask, resized -> (4, *size) uint8, and their width / height before. Raises UserError."""
+        image, mask = self.image(image_path, size), self.mask(mask_path, size)
+        if image.shape[1:] != mask.shape[1:]:
+            check_pair(image_path, get_header(image_path).size, mask_path, get_header(mask_path).size)
+        return torch.cat([resize(image, size), resize(mask, size)]), image.shape[2] / image.shape[1]
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Reader":

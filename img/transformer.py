@@ -125,16 +125,17 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
 
 
-def reflect_pad(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad (C, H, W) by reflection, equally on opposite sides, to (C, *size): the U-Net paper's overlap-tile strategy.
+def reflect_pad(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad (..., H, W) by reflection, equally on opposite sides, to (..., *size), as the U-Net paper's overlap tiles.
 
     The edge pixel is not repeated. Unlike with F.pad, the padding may be wider than the image.
     """
-    rows, columns = size[0] - image.shape[1], size[1] - image.shape[2]
-    if not rows and not columns:
-        return image
-    width = (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
-    return torch.from_numpy(np.pad(image.numpy(), width, mode="reflect"))
+    for dim, side in zip((-2, -1), size, strict=True):
+        missing = side - images.shape[dim]
+        if missing:
+            kept = np.pad(np.arange(images.shape[dim]), (missing // 2, missing - missing // 2), mode="reflect")
+            images = images.index_select(dim, torch.from_numpy(kept).to(images.device))
+    return images
 
 
 def to_mask(probs: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

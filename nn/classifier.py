@@ -24,14 +24,14 @@ from nn.optimizer import ModelEma
 from runtime import distributed
 from runtime.errors import UserError, ran_out_of_memory, require
 from runtime.files import load_checkpoint
-from runtime.machine import Machine
+from runtime.machine import Machine, accelerate
 
 
 class CarvanaClassifier:
     """Trains `net`, validates it and predicts with it. With torchrun, each process does its share.
 
     net: maps images (N, 3, H, W) in [0, 1] to logits (N, h, w); such as nn/unet.py's.
-    epochs: of the whole training. machine: device, precision (the dtype of autocast), whether to compile the net.
+    epochs: of the whole training. machine: device, precision (the dtype of autocast), mode.
     threshold: a pixel is car where its probability is above this. seed: seeds torch, together with the epoch.
     accumulate_steps: batches per optimizer step (gradient accumulation).
     grad_clip: maximum norm of the gradient; 0: no limit.
@@ -44,15 +44,13 @@ class CarvanaClassifier:
     def __init__(self, net: nn.Module, epochs: int, machine: Machine = Machine(), threshold: float = 0.5,
                  seed: int = 0, accumulate_steps: int = 1, grad_clip: float = 0.0, ema_decay: float = 0.0):
         self.device, self.precision, self.threshold, self.seed = machine.device, machine.precision, threshold, seed
-        self.to_device = dict(device=self.device, non_blocking=self.device.type == "cuda")  # from pinned memory
         self.accumulate_steps, self.grad_clip = accumulate_steps, grad_clip
         self.net = net.to(self.device, memory_format=torch.channels_last)  # its weights are saved
-        self.model = distributed.wrap_ddp(self.net, self.device)  # trains; with one process it is the net
+        ddp = distributed.wrap_ddp(self.net, self.device)  # with one process it is the net
+        self.no_sync = getattr(ddp, "no_sync", nullcontext)
+        self.model = accelerate(ddp, machine.mode)  # trains
         self.ema = ModelEma(self.net, ema_decay)
         self.eval_net = self.ema.net  # validates and predicts; without EMA it is the net
-        for each in {self.net, self.eval_net} if machine.compile else ():
-            each.compile()  # in place: parameters keep their names
-        self.no_sync = getattr(self.model, "no_sync", nullcontext)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         if self.scaler.is_enabled():  # it may skip the first optimizer steps, but not the scheduler's
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -66,7 +64,7 @@ class CarvanaClassifier:
               scheduler: LRScheduler | None = None, callbacks: Sequence[Callback] = ()) -> None:
         """Train until `self.epochs` epochs are done, and validate after each. The scheduler steps with the optimizer.
 
-        The loaders yield uint8 images (N, 3, H, W) and masks (N, h, w); 255 is a pixel that is all car.
+        loader.dataset.prepare(batch, device) -> images (N, 3, H, W), masks (N, h, w) in [0, 1]; 1 is a pixel of car.
         """
         self.optimizer, self.scheduler = optimizer, scheduler
         callbacks = callbacks if distributed.is_main_process() else ()
@@ -94,8 +92,8 @@ class CarvanaClassifier:
         self.model.train()
         meter = Meter(f"train {self.epoch}/{self.epochs}", loader)
         with meter.bar:
-            for batch, (images, masks) in enumerate(distributed.lockstep(loader, self.net.in_shape), start=1):
-                targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
+            for batch, loaded in enumerate(distributed.lockstep(loader, []), start=1):
+                images, targets = loader.dataset.prepare(loaded, self.device)  # (N, 3, H, W), (N, h, w) in [0, 1]
                 ends_step = batch % self.accumulate_steps == 0 or batch == meter.batches
                 with nullcontext() if ends_step else self.no_sync():  # the processes average gradients once per step
                     logits = self.forward(images, self.model)  # (N, h, w)
@@ -130,7 +128,7 @@ class CarvanaClassifier:
         self.optimizer.zero_grad()
         if self.scheduler is not None:
             self.scheduler.step()
-        self.ema.update(self.net)
+        self.ema.update()
 
     @torch.no_grad()
     def validate(self, loader: DataLoader) -> dict[str, float]:
@@ -139,8 +137,8 @@ class CarvanaClassifier:
         dice = [torch.empty(0, device=self.device)]
         meter = Meter(f"valid {self.epoch}/{self.epochs}", loader)
         with meter.bar:
-            for images, masks in loader:
-                targets = masks.to(**self.to_device).float() / 255  # (N, h, w) in [0, 1]
+            for batch in loader:
+                images, targets = loader.dataset.prepare(batch, self.device)  # (N, 3, H, W), (N, h, w) in [0, 1]
                 logits = self.forward(images, self.eval_net)  # (N, h, w)
                 dice.append(meter.update(self._criterion(logits, targets), logits, targets, self.threshold))
         self.valid_dice = torch.zeros(len(loader.dataset))
@@ -149,10 +147,10 @@ class CarvanaClassifier:
         return meter.result("valid_")
 
     def forward(self, images: Tensor, net: nn.Module) -> Tensor:
-        """uint8 images (N, 3, H, W) on any device -> logits (N, h, w) in the precision of autocast."""
-        images = images.to(**self.to_device, memory_format=torch.channels_last).float() / 255
+        """Images (N, 3, H, W) in [0, 1] -> logits (N, h, w) in the precision of autocast."""
+        images = images.contiguous(memory_format=torch.channels_last)
         enabled = self.precision != torch.float32 and len(images) > 0  # SyncBatchNorm wants an empty batch in float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled, cache_enabled=False):
             return net(images)
 
     def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -176,7 +174,8 @@ class CarvanaClassifier:
         try:
             with bar, ThreadPoolExecutor(max_workers=1) as writer:
                 written = writer.submit(bar.update, 0)
-                for images, names in distributed.lockstep(loader, self.net.in_shape):
+                empty = torch.empty(0, *self.net.in_shape, dtype=torch.uint8), []
+                for images, names in distributed.lockstep(loader, empty):
                     probs = self.predict_probs(images)
                     written.result()  # or the error that ended it
                     written = writer.submit(write_batch, names, probs)
@@ -193,6 +192,7 @@ class CarvanaClassifier:
         With test-time augmentation, both views of each image (N, 2, 3, H, W) -> (N, 2h, 2w); see img/tta.py.
         """
         self.eval_net.eval()
+        images = images.to(self.device, non_blocking=self.device.type == "cuda") / 255  # from pinned memory
         views = images[:, None] if images.ndim == 4 else images  # (N, V, 3, H, W)
         probs = [self.forward(view, self.eval_net).float().sigmoid() for view in views.unbind(1)]
         return probs[0] if images.ndim == 4 else merge_tta(torch.stack(probs, dim=1))

@@ -2,7 +2,6 @@
 
 import math
 from copy import deepcopy
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -22,8 +21,8 @@ def make_optimizer(
         {"params": [param for param in net.parameters() if param.ndim > 1], "weight_decay": weight_decay},
         {"params": [param for param in net.parameters() if param.ndim <= 1], "weight_decay": 0.0},
     ]
-    make = {"SGD": partial(SGD, momentum=momentum), "RMSprop": RMSprop, "AdamW": partial(AdamW, fused=True)}[name]
-    return make(groups, lr=learning_rate)
+    options = {"SGD": dict(momentum=momentum, fused=True), "RMSprop": {}, "AdamW": dict(fused=True)}[name]
+    return {"SGD": SGD, "RMSprop": RMSprop, "AdamW": AdamW}[name](groups, lr=learning_rate, **options)
 
 
 def make_scheduler(
@@ -63,16 +62,17 @@ class ModelEma:
     def __init__(self, net: nn.Module, decay: float):
         self.net = deepcopy(net) if decay else net  # the average
         self.decay, self.updates = decay, 0
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True)) if decay else []
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batches, in BatchNorms
 
     @torch.no_grad()
-    def update(self, net: nn.Module) -> None:
+    def update(self) -> None:
+        """Call this after each optimizer step. The weights of `net` must be changed in place only."""
         if not self.decay:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        get_ema_multi_avg_fn(decay)(*zip(*floats, strict=True), None)
-        for average, current in pairs:
-            if not average.is_floating_point():  # the counter of batches of a BatchNorm
-                average.copy_(current)
+        get_ema_multi_avg_fn(decay)(*zip(*self.floats, strict=True), None)
+        for average, current in self.counters:
+            average.copy_(current)
         self.updates += 1

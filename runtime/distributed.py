@@ -176,13 +176,13 @@ def count_batches(loader: DataLoader) -> int:
     return math.ceil(len(loader.dataset) / (loader.batch_size * WORLD_SIZE))
 
 
-def lockstep(loader: DataLoader, image_shape: Sequence[int]) -> Iterator[tuple[Tensor, Sequence]]:
+def lockstep(loader: DataLoader, empty: Sequence) -> Iterator[Sequence]:
     """The loader's batches, then empty ones while other processes still have some: all take the same steps.
 
-    image_shape: (C, H, W).
+    A batch is a sequence of tensors or lists. empty: an empty batch, for a process without images.
     """
-    images, others = torch.empty(0, *image_shape, dtype=torch.uint8), []
-    for images, others in loader:
-        yield images, others
+    batch = empty
+    for batch in loader:
+        yield batch
     for _ in range(count_batches(loader) - len(loader)):
-        yield images[:0], others[:0]
+        yield [part[:0] for part in batch]

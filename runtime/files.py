@@ -27,23 +27,27 @@ def make_writable(*folders: Path) -> None:
             raise UserError(f"Cannot write to {folder} ({error.strerror}). Pass another folder.") from error
 
 
+class WriteError(UserError):
+    """A file cannot be written."""
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Re-raise an OSError as a UserError that names `path`."""
+    """Re-raise an OSError as a WriteError that names `path`."""
     try:
         yield
     except OSError as error:
         remedy = "Shorten the name." if error.errno == ENAMETOOLONG else "Make room, or fix the folder."
-        raise UserError(f"Cannot write {path} ({error.strerror}). {remedy}") from error
+        raise WriteError(f"Cannot write {path} ({error.strerror}). {remedy}") from error
 
 
 @contextmanager
-def save_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that replaces the one at `path` when the block ends. Raises UserError if it cannot be written.
+def save_atomically(path: Path, suffix: str = ".part") -> Iterator[BinaryIO]:
+    """Open a binary file that replaces the one at `path` when the block ends. Raises WriteError.
 
-    A temporary file in the same folder is written, flushed to the disk and renamed.
+    A temporary file in the same folder, whose name ends in `suffix`, is written, flushed to the disk and renamed.
     """
-    temporary = path.with_name(f"{path.name}.part")
+    temporary = path.with_name(path.name + suffix)
     try:
         with write_errors(path):
             with temporary.open("wb") as file:

@@ -1,14 +1,16 @@
-"""Choose device, precision and workers, each with the reason."""
+"""Choose device, precision, workers and how a net runs, each with the reason."""
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from runtime.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE
-from runtime.errors import UserError, require
+from runtime.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE
+from runtime.errors import UserError, ran_out_of_memory, require
 
 CPU = torch.device("cpu")
 REQUESTED = "as requested"
@@ -21,12 +23,12 @@ class Machine:
     device: torch.device = CPU
     precision: torch.dtype = torch.float32  # of autocast on the device
     workers: int = 0  # processes of each DataLoader; 0: batches are loaded in this process
-    compile: bool = False  # whether to use torch.compile
+    mode: str = "eager"  # how full training batches run: a key of MODES
     reasons: str = ""  # the choices and why, a line each
 
 
 def choose_machine(device: str | None = None, precision: str | None = None, workers: int | None = None,
-                   compile: bool = False) -> Machine:
+                   compile: bool = False, accumulate_steps: int = 1) -> Machine:
     """What is requested; for None, what suits this machine. Raises UserError if it has no such device."""
     keep_freed_memory()
     where, why_device = choose_device(device)
@@ -36,9 +38,9 @@ def choose_machine(device: str | None = None, precision: str | None = None, work
         torch.set_num_threads(max(count_cores() // LOCAL_WORLD_SIZE, 1))
     reasons = [f"device {where} ({why_device})", f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
                f"workers {count} ({why_count})"]
-    if compile:
-        reasons.append("torch.compile (the first training and validation steps take a few minutes)")
-    return Machine(where, dtype, count, compile, "\n            ".join(reasons))
+    mode, why_mode = choose_mode(compile, where, dtype, accumulate_steps)
+    reasons.append(f"{mode} mode ({why_mode})")
+    return Machine(where, dtype, count, mode, "\n            ".join(reasons))
 
 
 def choose_device(name: str | None) -> tuple[torch.device, str]:
@@ -77,6 +79,15 @@ def choose_precision(name: str | None, device: torch.device) -> tuple[torch.dtyp
     return torch.float32, f"the safe choice on {device.type}"
 
 
+def choose_mode(compile: bool, device: torch.device, precision: torch.dtype, accumulate_steps: int) -> tuple[str, str]:
+    if compile:
+        return "compile", "as requested; the first step takes a minute or more"
+    # A GradScaler may skip steps, and gradients of several replays of a graph cannot be accumulated
+    if device.type == "cuda" and precision != torch.float16 and WORLD_SIZE == accumulate_steps == 1:
+        return "CUDA graph", "launches all kernels of a full batch at once"
+    return "eager", "PyTorch's default"
+
+
 def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
     if count is not None:
         return count, REQUESTED
@@ -84,7 +95,7 @@ def choose_workers(count: int | None, device: torch.device) -> tuple[int, str]:
     if device.type == "cpu":  # oversubscribing the cores stalls the thread pool of PyTorch
         return cores // LOCAL_WORLD_SIZE // 4, "the net needs the CPU"
     shared = f" for {LOCAL_WORLD_SIZE} processes" if LOCAL_WORLD_SIZE > 1 else ""
-    return min(max(cores // LOCAL_WORLD_SIZE, 1), 8), f"this machine has {cores} cores{shared}"
+    return min(max(cores // LOCAL_WORLD_SIZE, 1), 16), f"this machine has {cores} cores{shared}"
 
 
 def count_cores() -> int:  # that this process may use
@@ -101,3 +112,50 @@ def keep_freed_memory() -> None:
         glibc = ctypes.CDLL(None)
         glibc.mallopt(-4, 0)  # M_MMAP_MAX: allocate large blocks on the heap too
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+
+
+def capture(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """`net`, forward and backward, as two CUDA graphs for images of this shape. The next call overwrites the result."""
+    before = [buffer.clone() for buffer in net.buffers()]
+    graphs = torch.cuda.make_graphed_callables(nn.Sequential(net), (images.clone(),))
+    for buffer, value in zip(net.buffers(), before, strict=True):  # the steps before the capture changed BatchNorm's
+        buffer.copy_(value)
+    return graphs
+
+
+MODES = {"compile": lambda net, _: torch.compile(net, dynamic=False), "CUDA graph": capture}
+
+
+def accelerate(net: nn.Module, mode: str) -> nn.Module:
+    """`net` in the mode of a Machine."""
+    return Accelerated(net, MODES[mode]) if mode in MODES else net
+
+
+class Accelerated(nn.Module):
+    """Runs full training batches by speed_up(net, images), made once per shape, and other batches by `net`.
+
+    If speed_up fails, a warning is printed, and `net` runs all of them.
+    """
+
+    def __init__(self, net: nn.Module, speed_up: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]):
+        super().__init__()
+        self.net, self.speed_up = net, speed_up
+        self.batch_size, self.faster = 0, {}  # of the largest batch so far, which is a full one; shape -> callable
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batch_size = max(self.batch_size, len(images))
+        if len(images) < self.batch_size or not self.training:
+            return self.net(images)
+        if images.shape not in self.faster:
+            self.faster[images.shape] = self._attempt(images)
+        return self.faster[images.shape](images)
+
+    def _attempt(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        try:
+            return self.speed_up(self.net, images)
+        except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            print(f"Warning: {reason:.200}. The training continues in eager mode.")
+            return self.net

@@ -40,13 +40,15 @@ class RunOptions:
     predict: bool = True  # predict the test images after training (not for --dataset own, which has predict.py)
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None: the accelerator of this machine
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # None: the fastest safe one
-    compile: bool = False  # compile the net with torch.compile: minutes at first, faster steps on some GPUs
+    compile: bool = False  # use torch.compile: takes a minute or more at first, pays for large images on a GPU
     workers: int | None = None  # processes that read images; None: as many as the machine can spare
+    cache: bool = True  # decode images and masks once, to files in output_dir/cache of 4 bytes per pixel
     resume: str | None = None  # "last", or the folder of a run in output_dir/models: continue it
     score_only: bool = False  # with --resume: only score the run's best epoch again
     check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 
+EVAL_PIXELS = 2**22  # of all images of a batch that is not trained on
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
@@ -64,14 +66,22 @@ class Run:
         self.mask_options = MaskOptions(
             options.mask_values, options.rotate_masks, options.output_dir / "masks.json", reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
-        self.machine = choose_machine(options.device, options.precision, options.workers, options.compile)
+        self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
+        self.machine = choose_machine(
+            options.device, options.precision, options.workers, options.compile, hp.accumulate_steps)
         self.loading = dict(  # of all DataLoaders
             batch_size=hp.batch_size, num_workers=self.machine.workers, persistent_workers=self.machine.workers > 0,
             worker_init_fn=quiet_worker, pin_memory=self.machine.device.type == "cuda")
 
     def eval_loader(self, dataset: Dataset) -> DataLoader:
-        """A loader of the batches of this process, in the order of the data set."""
-        return DataLoader(dataset, sampler=shard(len(dataset), self.hp.batch_size), **self.loading)
+        """A loader of the batches of this process, in the order of the data set, to validate or to predict.
+
+        Their size depends on that of the images alone, so that any number of processes computes the same.
+        """
+        height, width = self.hp.input_img_resize
+        batch_size = min(16, max(1, EVAL_PIXELS // (height * width)))
+        sampler = shard(len(dataset), batch_size)
+        return DataLoader(dataset, sampler=sampler, **self.loading | {"batch_size": batch_size})
 
     def training_callbacks(self, *callbacks: Callback) -> Sequence[Callback]:
         return () if self.score_only else callbacks
