@@ -52,7 +52,7 @@ class PairCache:
         self.index = {image: index for index, (image, _) in enumerate(self.pairs)}
         self.row = np.dtype([("pair", np.uint8, (4, *size)), ("aspect", np.float64)])
         files = [(path.name, path.stat()) for image, mask in self.pairs for path in (image, *reader.files(mask))]
-        stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+        stats = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
         key = [VERSION, stats, reader.state(), reader.parts, reader.rotations]
         self.prefix = f"{_digest(str(X[0].parent.resolve()))}-{format_size(size)}-"  # of this data set at this size
         self.file = folder / f"{self.prefix}{_digest(json.dumps(key, sort_keys=True))}.cache"

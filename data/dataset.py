@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from data.cache import PairCache
 from data.reader import Reader
 from img.augmentation import NUMBERS
-from img.transformer import halve, reflect_pad, resize, resize_size
+from img.transformer import halve, reflect_pad, resize, resize_size, to_device
 from img.tta import tta_view
 
 
@@ -72,7 +72,7 @@ class TrainImageDataset(Dataset):
         A pixel of 255 becomes 1. In a half-size epoch, both sizes are half as large.
         """
         pairs, aspect, numbers = batch
-        pairs = pairs.to(device, non_blocking=device.type == "cuda")  # (N, 4, h, w), from pinned memory
+        pairs = to_device(pairs, device)  # (N, 4, h, w)
         divisor = 2 if 0 < self.epoch <= self.half_size_epochs else 1
         sizes = self.input_img_resize, self.output_img_resize
         input_size, mask_size = (tuple(side // divisor for side in size) for size in sizes)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from img.transformer import to_device
+
 NUMBERS = 14  # random numbers per image: 5 of random_affine, 7 of color_jitter, 2 of gaussian_blur
 LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in gray (ITU-R BT.601)
 
@@ -62,7 +64,7 @@ def random_affine(pairs: Tensor, aspect: Tensor, numbers: Tensor, flip: bool, sh
     inverse = torch.stack([x_sign * cos, x_sign * sin / aspect, -sin * aspect, cos], dim=1).view(-1, 2, 2)
     offset = 2 * shift * torch.stack([right, down], dim=1)[..., None]  # (N, 2, 1)
     theta = torch.cat([inverse, -inverse @ offset], dim=2)  # (N, 2, 3)
-    grid = F.affine_grid(theta.to(pairs.device), pairs.shape, align_corners=False)
+    grid = F.affine_grid(to_device(theta, pairs.device), pairs.shape, align_corners=False)
     return F.grid_sample(pairs.float(), grid, padding_mode="reflection", align_corners=False)
 
 
@@ -79,7 +81,7 @@ def color_jitter(images: Tensor, numbers: Tensor, strength: float, grayscale: fl
     luma = torch.tensor(LUMA)
     matrix = saturation * torch.diag_embed(factors[:, 3:]) + (1 - saturation) * luma  # (N, 3, 3)
     scale, shift = brightness * contrast * matrix, brightness * (1 - contrast) * luma  # (N, 3, 3), (N, 1, 3)
-    scale, shift = scale.to(images.device), shift.to(images.device)
+    scale, shift = to_device(scale, images.device), to_device(shift, images.device)
     pixels = images.float().flatten(2)  # (N, 3, H * W)
     offset = shift @ pixels.mean(2, keepdim=True)  # (N, 1, 1): contrast is relative to the mean of an image
     return (scale @ pixels).add_(offset).clamp_(0, 255).view(images.shape)

@@ -134,8 +134,13 @@ def reflect_pad(images: Tensor, size: tuple[int, int]) -> Tensor:
         missing = side - images.shape[dim]
         if missing:
             kept = np.pad(np.arange(images.shape[dim]), (missing // 2, missing - missing // 2), mode="reflect")
-            images = images.index_select(dim, torch.from_numpy(kept).to(images.device))
+            images = images.index_select(dim, to_device(torch.from_numpy(kept), images.device))
     return images
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to `device`; to a GPU, without waiting until it is there."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def to_mask(probs: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

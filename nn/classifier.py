@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from helpers import Progress, format_size, seed_everything
+from img.transformer import to_device
 from img.tta import merge_tta
 from nn.callback import Callback
 from nn.losses import SoftDiceLoss, binary_cross_entropy
@@ -174,8 +175,7 @@ class CarvanaClassifier:
         try:
             with bar, ThreadPoolExecutor(max_workers=1) as writer:
                 written = writer.submit(bar.update, 0)
-                empty = torch.empty(0, *self.net.in_shape, dtype=torch.uint8), []
-                for images, names in distributed.lockstep(loader, empty):
+                for images, names in distributed.lockstep(loader, (torch.empty(0, *self.net.in_shape), [])):
                     probs = self.predict_probs(images)
                     written.result()  # or the error that ended it
                     written = writer.submit(write_batch, names, probs)
@@ -192,7 +192,7 @@ class CarvanaClassifier:
         With test-time augmentation, both views of each image (N, 2, 3, H, W) -> (N, 2h, 2w); see img/tta.py.
         """
         self.eval_net.eval()
-        images = images.to(self.device, non_blocking=self.device.type == "cuda") / 255  # from pinned memory
+        images = to_device(images, self.device) / 255
         views = images[:, None] if images.ndim == 4 else images  # (N, V, 3, H, W)
         probs = [self.forward(view, self.eval_net).float().sigmoid() for view in views.unbind(1)]
         return probs[0] if images.ndim == 4 else merge_tta(torch.stack(probs, dim=1))
