@@ -3,7 +3,6 @@
 Each process trains on its shard of the images. The main process (rank 0) prints and saves.
 """
 
-import inspect
 import math
 import os
 import re
@@ -166,9 +165,9 @@ def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:
         return net
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    parameters = inspect.signature(DistributedDataParallel).parameters  # PyTorch 2.11 has the other name
-    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    return DistributedDataParallel(net, gradient_as_bucket_view=True, **{sync_buffers: False})
+    model = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    model.broadcast_buffers = False  # average_buffers is enough
+    return model
 
 
 def count_batches(loader: DataLoader) -> int:
