@@ -96,8 +96,7 @@ def confidence_interval(values: pd.Series) -> tuple[float, float]:
     """The 95% confidence interval of the mean of a sample, by Student's t distribution."""
     from scipy import stats  # importing it takes a second
 
-    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return values.mean() - half, values.mean() + half
+    return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
 
 
 def dice_at_thresholds(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
