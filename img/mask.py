@@ -111,17 +111,13 @@ def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[
     levels, lowest = (each.reduce([*np.moveaxis(colors, -1, 0)]) for each in (np.maximum, np.minimum))
     if kind != "color" and (levels - lowest).max() <= tolerance:
         return "gray", levels
-    packed = pack(colors)
-    found, counts = (np.array(each) for each in zip(*count_values(packed), strict=True))
-    found = found[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
-    color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
     if tolerance:
-        color = (np.rint(color / 64) * 64).clip(max=255).astype(int)
+        raise ValueError("its colors were changed by lossy compression, as of JPEG; save the original as PNG")
+    packed = pack(colors)
+    found = np.array([value for value, _ in count_values(packed)])[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
+    color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
     between = found.max(axis=1, keepdims=True) * (color / max(1, color.max()))
-    others = counts[(abs(found - between) > 3 * tolerance + 1.5).any(axis=1)].sum()
-    if kind == "color" or others > (0.01 * packed.size if tolerance else 0):
-        if tolerance:
-            raise ValueError("its colors were changed by lossy compression, as of JPEG; save the original as PNG")
+    if kind == "color" or (abs(found - between) > 1.5).any():
         return "color", packed
     return f"#{pack(color):06x}", levels
 
