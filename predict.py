@@ -91,10 +91,9 @@ def scan(folder: Path) -> list[Path]:
     images = [each for each in shown if is_image(each)]
     errors.require(len(images) > 0, f"{folder} contains no image, such as a .jpg or .png file.")
     stems = {stem_of(each) for each in images}
-    derived = [each for each in images if is_mask(each, stems) or is_cutout(each, stems)]
-    print_ignored(folder, [each for each in shown if not is_image(each)], "not images")
-    print_ignored(folder, derived, "masks and cut-outs")
-    return sorted(set(images) - set(derived))
+    used = [each for each in images if not (is_mask(each, stems) or is_cutout(each, stems))]
+    print_ignored(folder, sorted(set(shown) - set(used)))
+    return used
 
 
 def mask_folders(folder: Path) -> list[Path]:

@@ -44,7 +44,7 @@ class Layout:
     A subclass defines, for the name "train", "train_masks" or "test",
 
     folder(name) -> its path
-    kind(path, name) -> what a file in it is: "used", "misnamed", "cut-out", "ignored" (no image), or "elsewhere"
+    kind(path, name) -> what a file in it is: "used", "misnamed", "ignored" (no image, or a cut-out), or "elsewhere"
     group_of(stem) -> the group of an image, from its name without extension, or ""
     group_problem() -> what is wrong with the groups
     """
@@ -86,8 +86,7 @@ class Layout:
         problems = []
         for name in ("train", "train_masks") if part == "train" else ("test",):
             files = self.files(name)
-            print_ignored(self.folder(name), files["ignored"], "not images")
-            print_ignored(self.folder(name), files["cut-out"], "cut-outs")
+            print_ignored(self.folder(name), files["ignored"])
             problems += self._problems(name)
         if part == "train":
             problems += self._pair_problems()
@@ -223,9 +222,7 @@ class OwnLayout(Layout):
         together = self.image_dir == self.mask_dir
         if path == self.mask_dir or (together and is_mask(path, self.stems) != (name == "train_masks")):
             return "elsewhere"
-        if not is_image(path):
-            return "ignored"
-        return "cut-out" if is_cutout(path, self.stems) else "used"
+        return "used" if is_image(path) and not is_cutout(path, self.stems) else "ignored"
 
     def group_of(self, stem: str) -> str:
         found = self.pattern.search(stem)
@@ -271,9 +268,9 @@ def is_cutout(path: Path, stems: Container[str]) -> bool:
     return stem.lower().endswith("_cutout") and stem[: -len("_cutout")] in stems
 
 
-def print_ignored(folder: Path, paths: list[Path], what: str) -> None:
+def print_ignored(folder: Path, paths: list[Path]) -> None:
     unsupported = {path.suffix[1:].upper() for path in paths} & {"HEIC", "HEIF", "AVIF"}
     remedy = f" ({min(unsupported)} is not supported: convert it to JPEG)" if unsupported else ""
     if paths:
-        print(f"ignored     {pluralize(len(paths), 'file')} in {folder} ({what}): "
-              f"{first_few(path.name for path in paths)}{remedy}")
+        names = first_few(path.name for path in paths)
+        print(f"ignored     {pluralize(len(paths), 'file')} in {folder}: {names}{remedy}")

@@ -89,7 +89,7 @@ def test_hidden_files_are_left_out_and_other_strays_are_listed(folder, capsys):
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         (folder / "train" / name).write_text("x")
     assert len(DatasetFetcher(CarvanaLayout(folder)).get_train_files()[0]) == 48
-    expected = r"ignored     2 files in .*train \(not images\): Thumbs\.db, notes\.txt\n"
+    expected = r"ignored     2 files in .*train: Thumbs\.db, notes\.txt\n"
     assert re.search(expected, capsys.readouterr().out)
 
 
@@ -441,7 +441,7 @@ def test_strays_next_to_own_images_are_listed_once(own, capsys):
         (own / name).write_text("x")
     (own / "folder.jpg").mkdir()
     assert len(DatasetFetcher(OwnLayout(own)).get_train_files()[0]) == 6
-    expected = f"ignored     3 files in {own} (not images): Thumbs.db, folder.jpg, notes.txt"
+    expected = f"ignored     3 files in {own}: Thumbs.db, folder.jpg, notes.txt"
     assert capsys.readouterr().out.splitlines()[:-1] == [expected]
 
 
@@ -545,7 +545,7 @@ def test_the_ending_of_a_mask_is_part_of_a_name_without_such_an_image(tmp_path, 
     layout = OwnLayout(tmp_path)
     assert not list(layout.faults())
     assert set(layout.images()) == {"person_Mask", "dog"} == set(layout.masks())
-    expected = f"ignored     2 files in {tmp_path} (cut-outs): dog_cutout.png, person_Mask_cutout.png\n"
+    expected = f"ignored     2 files in {tmp_path}: dog_cutout.png, person_Mask_cutout.png\n"
     assert capsys.readouterr().out == expected
 
 

@@ -87,7 +87,7 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L", gray=0)
     code, printed = predict_here("train")
     assert code == 0 and "4 images cut out, in cutouts" in printed
-    assert "ignored     2 files in train (not images): a_mask.json, notes.txt\n" in printed
+    assert "ignored     3 files in train: a_mask.json, a_mask.png, notes.txt\n" in printed
     assert "train/a.png: car is 25.0% of the image, Dice 0.4000 with a_mask.png" in printed
     assert "train/b.png: car is 25.0% of the image, Dice 1.0000 with b_mask.gif" in printed
     assert "Warning: train/d.png: no car was found\n" in printed and "mean Dice of 2: 0.700000" in printed
@@ -222,15 +222,15 @@ def test_masks_and_cut_outs_of_images_in_the_folder_are_skipped_and_named(predic
     draw(tmp_path / "other/e_cutout.png")
     draw(tmp_path / "single/f.jpg")
     _, printed = predict_here("some", "some", "other", "single")
-    lines = [line for line in printed.splitlines() if "cut-outs" in line]
+    lines = [line for line in printed.splitlines() if line.startswith("ignored")]
     assert lines == [
-        "ignored     3 files in some (masks and cut-outs): a_CUTOUT.png, a_mask.png, b_Mask.gif",
-        "ignored     1 file in other (masks and cut-outs): e_cutout.png",
+        "ignored     3 files in some: a_CUTOUT.png, a_mask.png, b_Mask.gif",
+        "ignored     1 file in other: e_cutout.png",
     ]
     made = {path.name.removesuffix("_cutout.png") for path in (tmp_path / "cutouts").glob("*_cutout.png")}
     assert made == {"a", "a_cutout_x", "b", "c_cutout", "d_Mask", "e", "f"}
     draw(tmp_path / "some/b_cutout.png")
-    expected = "4 files in some (masks and cut-outs): a_CUTOUT.png, a_mask.png, b_Mask.gif and 1 more\n"
+    expected = "4 files in some: a_CUTOUT.png, a_mask.png, b_Mask.gif and 1 more\n"
     assert expected in predict_here("some")[1]
     assert "some/a_mask.png: car is" in predict_here("some/a_mask.png")[1]  # a file that is passed is an image
 
@@ -379,7 +379,8 @@ def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tm
     for name in ("b.HEIC", "c.txt", "d.txt", "e.txt"):
         (tmp_path / "phone" / name).touch()
     _, printed = predict_here("phone")
-    assert "(not images): b.HEIC, c.txt, d.txt and 1 more (HEIC is not supported: convert it to JPEG)\n" in printed
+    expected = "4 files in phone: b.HEIC, c.txt, d.txt and 1 more (HEIC is not supported: convert it to JPEG)\n"
+    assert f"ignored     {expected}" in printed
 
 
 @pytest.mark.seconds
