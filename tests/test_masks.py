@@ -215,6 +215,7 @@ REFUSED = {
     "VOC's classes as RGB": (gray(voc_colors()[voc(8, 15)]), "class map.* #000000"),
     "two colors": (gray(voc_colors()[shapes(1, 2)]), "class map"),
     "classes as JPEG": (shapes(85, 170, 255), "class map"),
+    "trimap as JPEG, mostly unknown": (shapes(128, 128, 255), "class map"),
     "not a number": (np.where(BINARY > 0, np.float32("nan"), 0), "negative, infinite or not a number"),
     "infinite": (np.where(BINARY > 0, np.float32("inf"), 0), "negative, infinite or not a number"),
     "classes as JPEG of gray": (shapes(60, 120, 180), "class map"),
