@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.credentials import find_credentials
-from data.download import COUNTS, SLUG, download, is_there
+from data.download import COUNTS, SLUG, download, is_there, sign_in
 from data.layout import CarvanaLayout, Layout, stem_of
 from data.masks import MaskOptions, Survey
 from data.reader import Reader, get_header
@@ -150,7 +149,7 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
     if not names:
         return
     if not all((folder / f"{name}.zip").is_file() or is_there(folder / name) for name in names):
-        require(find_credentials() is not None, layout.help_text(test_images))
+        require(sign_in(), layout.help_text(test_images))
         train, count = layout.folder("train"), len(layout.images())
         require(count == COUNTS["train"] or not is_there(train), f"{train} has {count:,} images, not Kaggle's "
                 f"{COUNTS['train']:,}, so nothing is downloaded for it. Pass --no-predict, or copy what is missing.")

@@ -9,8 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
-from data.credentials import SETTINGS
-from data.download import COMPETITION, is_complete, is_there
+from data.download import COMPETITION, SETTINGS, is_complete, is_there
 from helpers import first_few, pluralize
 from img.headers import FORMATS
 from runtime.errors import UserError
@@ -178,8 +177,8 @@ class CarvanaLayout(Layout):
         folders = [" or ".join(f"{each}/" for each in reversed(self.names(name))) for name in missing]
         without = "; pass --no-predict to train only" if missing == ["test"] else ""
         return (f"There is no {' and no '.join(folders)} in {self.input_dir}/{without}. Three options:\n"
-                f"  1. Download it: accept the rules at {COMPETITION}/rules, create a token\n"
-                f"     at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
+                f"  1. Download it (no valid credentials were found): accept the rules at {COMPETITION}/rules,\n"
+                f"     create a token at {SETTINGS}, and set KAGGLE_API_TOKEN to it.\n"
                 f"  2. Copy the zips from {COMPETITION}/data to {self.input_dir}/,\n"
                 "     packed or unpacked, or pass the folder that has them: python main.py --input-dir FOLDER\n"
                 "     (images and masks of your own: --dataset own).\n"

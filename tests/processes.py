@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = (  # those of the package. Its own files are imported in the new process: they read the environment
-    "pytest PIL.Image pandas requests scipy.stats simplejpeg sklearn.model_selection tensorboardX torch torch._dynamo "
+    "pytest PIL.Image kagglesdk pandas scipy.stats simplejpeg sklearn.model_selection tensorboardX torch torch._dynamo "
     "torch.distributed torchvision.transforms.v2 tyro"
 ).split()
 LIMIT = 240  # seconds, after which a program is killed

@@ -302,7 +302,7 @@ def test_a_zip_is_not_called_missing(tmp_path):
 def test_kaggles_test_images_are_not_downloaded_for_other_training_images(folder, monkeypatch):
     """They are by far the largest part. Control: as many training images as Kaggle has."""
     downloaded = []
-    monkeypatch.setattr("data.fetcher.find_credentials", lambda: ("a file", {"token": "1"}))
+    monkeypatch.setattr("data.fetcher.sign_in", lambda: True)
     monkeypatch.setattr("data.fetcher.download", lambda folder, names: downloaded.extend(names))
     shutil.rmtree(folder / "test")
     expected = r"train has 64 images, not Kaggle's 5,088, so nothing is downloaded for it\. Pass --no-predict"
