@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 
 import numpy as np
@@ -432,33 +431,9 @@ def lzw():
     return tiff([file.getvalue()[place : place + length]], {tag: (3, values) for tag, values in tags.items()})
 
 
-def test_what_libtiff_prints_becomes_the_error(lzw, capfd):
+def test_half_a_tiff_is_refused(lzw):
     assert np.array_equal(decode_image(lzw).permute(1, 2, 0), NOISE)  # control
-    assert refuses(lzw[: len(lzw) // 2], match="it is damaged: .*Read error on strip 0")
-    fax = bytearray(encoded(Image.fromarray(NOISE[..., 0]).convert("1"), "TIFF", compression="group4"))
-    place = Image.open(io.BytesIO(fax)).tag_v2[273][0] + 50
-    fax[place : place + 50] = rng.bytes(50)
-    Image.open(io.BytesIO(fax)).load()  # Pillow accepts it
-    assert "Fax4Decode" in capfd.readouterr().err
-    assert refuses(bytes(fax), match="Fax4Decode: ")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_threads_that_decode_tiffs_keep_stderr(lzw, capfd):
-    def decode():
-        for _ in range(20):
-            refuses(lzw[: len(lzw) // 2])
-            decode_image(lzw)
-
-    before = os.fstat(2)
-    threads = [threading.Thread(target=decode) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert os.fstat(2) == before or os.fstat(2).st_ino == before.st_ino
-    os.write(2, b"still here\n")
-    assert capfd.readouterr().err == "still here\n"
+    assert refuses(lzw[: len(lzw) // 2], match="decoder error")
 
 
 def test_damaged_tags_of_a_tiff_print_nothing(tmp_path):
