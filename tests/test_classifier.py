@@ -1,8 +1,11 @@
+import copy
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
@@ -11,10 +14,12 @@ from img.tta import merge_tta
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from nn.losses import SoftDiceLoss, binary_cross_entropy
+from nn.optimizer import make_optimizer
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
-from runtime.machine import Machine, choose_precision
+from runtime.machine import MODES, Machine, capture, choose_precision
+from tiny import Pairs, SmallUNet, find_files
 
 
 class Tiny(torch.nn.Module):
@@ -34,7 +39,7 @@ class Tiny(torch.nn.Module):
 def random_pairs(count):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 8, 12), dtype=torch.uint8, generator=generator)
-    return TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
+    return Pairs(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
 
 
 class Recorder(Callback):
@@ -109,7 +114,7 @@ def test_a_pixel_is_car_above_the_threshold_and_its_label_from_one_half():
         classifier = CarvanaClassifier(Tiny(), 1, threshold=threshold)
         torch.nn.init.zeros_(classifier.net.conv.weight)
         torch.nn.init.constant_(classifier.net.conv.bias, np.log(probability / (1 - probability)))
-        scores.append(classifier.validate(DataLoader(TensorDataset(images, masks)))["valid_dice"])
+        scores.append(classifier.validate(DataLoader(Pairs(images, masks)))["valid_dice"])
     assert scores == [pytest.approx(2 / 3), 0, pytest.approx(2 / 3)]  # all car, no car, all car; half of it is
 
 
@@ -147,14 +152,15 @@ def test_accumulated_batches_make_the_step_of_all_their_images(batch, count, at_
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_gradient_norm_is_clipped(precision):
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_gradient_norm_is_clipped(fused, precision):
     """SGD's step is learning rate times gradient, so its length tells the gradient's. float16 scales its loss."""
     lengths = []
     for grad_clip in (0, 0.01, 1000):
         classifier = CarvanaClassifier(Tiny(), 1, Machine(precision=precision), grad_clip=grad_clip)
         before = [param.detach().clone() for param in classifier.net.parameters()]
         loader = DataLoader(random_pairs(4), batch_size=4)
-        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.5))
+        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.5, fused=fused))
         steps = [(param - old).flatten() for param, old in zip(classifier.net.parameters(), before, strict=True)]
         lengths.append(torch.cat(steps).norm().item() / 0.5)
     assert lengths[1] == pytest.approx(0.01, rel=1e-3) and 0.1 < lengths[0] == pytest.approx(lengths[2])
@@ -234,20 +240,25 @@ def test_both_views_of_an_image_are_merged():
 
 
 @pytest.mark.seconds
-def test_a_compiled_net_learns_the_same_and_its_checkpoint_does_not_know():
+def test_a_compiled_net_learns_the_same_and_its_checkpoint_does_not_know(monkeypatch):
     """What torch.compile traces, without the C++ that it would write for it, which takes a minute."""
+    graphs, states = [], []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     images = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)
-    loader = DataLoader(TensorDataset(images, images[:, 0]), batch_size=2)
-    states = []
-    for backend in (None, "eager"):
+    loader = DataLoader(Pairs(images, images[:, 0]), batch_size=2)
+    for mode in ("eager", "compile"):
         torch.manual_seed(0)
-        classifier = CarvanaClassifier(UNet1024((3, 128, 128)), epochs=1)
-        if backend:
-            classifier.net.compile(backend=backend)
-        classifier.optimizer = torch.optim.SGD(classifier.net.parameters(), lr=0.01)
+        classifier = CarvanaClassifier(UNet1024((3, 128, 128)), epochs=1, machine=Machine(mode=mode))
         before = classifier.net.state_dict()["up1.convs.0.conv.weight"].clone()
-        classifier.train_epoch(loader)
+        assert not graphs  # control: the eager net compiles nothing
+        classifier.train(loader, loader, torch.optim.SGD(classifier.net.parameters(), lr=0.01))
         states.append(classifier.net.state_dict())
+    assert len(graphs) == 1  # the full batch; the last batch and validation are eager
     assert states[0].keys() == states[1].keys()
     for plain, compiled in zip(*(state.values() for state in states), strict=True):
         torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4)
@@ -265,7 +276,7 @@ def test_prediction_uses_the_batch_norms_as_trained():
 
 def test_validation_neither_learns_nor_moves_the_batch_norms():
     classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 1)
-    pairs = TensorDataset(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(2, 128, 128, dtype=torch.uint8))
+    pairs = Pairs(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(2, 128, 128, dtype=torch.uint8))
     before = {name: value.clone() for name, value in classifier.net.state_dict().items()}
     classifier.validate(DataLoader(pairs, 2))
     assert all(torch.equal(value, before[name]) for name, value in classifier.net.state_dict().items())
@@ -329,7 +340,7 @@ def test_prediction_gives_every_name_its_own_probabilities():
     assert not probs.requires_grad
 
 
-class Named(TensorDataset):
+class Named(Pairs):
     """Pairs with the paths of their photos, as TrainImageDataset has them."""
 
     def __init__(self, count):
@@ -427,12 +438,82 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path, capsys):
     assert "ran" in capsys.readouterr().out
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+
+
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@needs_gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_training_and_prediction_run_on_a_gpu(precision):
     classifier = CarvanaClassifier(UNet1024((3, 128, 128)), 2, Machine(torch.device("cuda"), precision))
     images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
-    loader = DataLoader(TensorDataset(images, images[:, 0]), batch_size=2, pin_memory=True)
+    loader = DataLoader(Pairs(images, images[:, 0]), batch_size=2, pin_memory=True)
     classifier.train(loader, loader, torch.optim.RMSprop(classifier.net.parameters(), lr=2e-4))
     assert classifier.predict_probs(images).device.type == "cuda"
+
+
+def train_modes(drawn, device, precision, modes):
+    """Train SmallUNet in each mode from the same weights -> the classifiers.
+
+    5 images in batches of 2: the last batch is short. The first of two epochs has half the size.
+    """
+    X, y = find_files(drawn, [0])
+    net, classifiers = SmallUNet((3, 32, 48)), []
+    for mode in modes:
+        dataset = TrainImageDataset(X[:5], y[:5], (32, 48), (32, 48), half_size_epochs=1)
+        loader = DataLoader(dataset, batch_size=2, pin_memory=device.type == "cuda")
+        classifier = CarvanaClassifier(copy.deepcopy(net), 2, Machine(device, precision, mode=mode))
+        classifier.train(loader, loader, make_optimizer(classifier.net, "SGD", 0.05, momentum=0.9))
+        classifiers.append(classifier)
+    return classifiers
+
+
+def test_only_full_training_batches_take_the_faster_way(drawn, monkeypatch):
+    """And a faster way that computes the same trains the same, to the bit."""
+    taken = []
+    speed_up = lambda net, _: lambda images: taken.append(tuple(images.shape)) or net(images)  # noqa: E731
+    monkeypatch.setitem(MODES, "CUDA graph", speed_up)
+    torch.manual_seed(0)
+    classifiers = train_modes(drawn, torch.device("cpu"), torch.float32, ["eager", "CUDA graph"])
+    assert taken == [(2, 3, 16, 24)] * 2 + [(2, 3, 32, 48)] * 2
+    eager, faster = (each.net.state_dict() for each in classifiers)
+    assert all(torch.equal(faster[name], value) for name, value in eager.items())
+    losses = [[metrics["valid_loss"] for metrics in classifier.metrics] for classifier in classifiers]
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_training_with_cuda_graphs_equals_an_eager_one(drawn, precision, capsys):
+    torch.manual_seed(0)
+    eager, graphed = train_modes(drawn, torch.device("cuda"), precision, ["eager", "CUDA graph"])
+    assert set(graphed.model.faster) == {(2, 3, 16, 24), (2, 3, 32, 48)}
+    assert "Warning" not in capsys.readouterr().out and graphed.net not in graphed.model.faster.values()
+    tolerance = 1e-4 if precision == torch.float32 else 2e-2
+    for name, value in eager.net.state_dict().items():  # with the buffers of BatchNorms
+        torch.testing.assert_close(graphed.net.state_dict()[name], value, rtol=tolerance, atol=tolerance, msg=name)
+    for one, other in zip(eager.metrics, graphed.metrics, strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=tolerance)
+        assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=tolerance)
+    assert eager.metrics[1]["train_loss"] != pytest.approx(eager.metrics[0]["train_loss"], rel=tolerance)  # control
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_capturing_a_net_changes_nothing_in_it_and_its_graphs_compute_the_same():
+    torch.manual_seed(0)
+    net = SmallUNet((3, 32, 48)).cuda()
+    before, twin = copy.deepcopy(net.state_dict()), copy.deepcopy(net)
+    images, others = torch.rand(2, 2, 3, 32, 48, device="cuda")
+    graphs = capture(net, images)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(param.grad is None for param in net.parameters())
+    results = []
+    for run, owner in ((graphs, net), (twin, twin)):
+        logits = run(others)  # not the images of the capture
+        logits.square().mean().backward()
+        results.append([logits, *owner.state_dict().values(), *(param.grad for param in owner.parameters())])
+    for graphed, eager in zip(*results, strict=True):
+        torch.testing.assert_close(graphed, eager, rtol=1e-4, atol=1e-4)
+    assert net.down1.convs[0].bn.num_batches_tracked == 1

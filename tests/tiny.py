@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from data.dataset import TrainImageDataset
 from nn.callback import Callback
@@ -32,6 +32,14 @@ class Tiny(torch.nn.Module):
 
     def forward(self, x):
         return self.conv(x).squeeze(1)
+
+
+class Pairs(TensorDataset):
+    """Images (N, 3, H, W) and masks (N, h, w), both uint8: the stand-in of a TrainImageDataset."""
+
+    def prepare(self, batch, device):
+        images, masks = (each.to(device).float() / 255 for each in batch)
+        return images, masks
 
 
 class SmallNet(torch.nn.Module):
