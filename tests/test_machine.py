@@ -85,10 +85,113 @@ def test_each_choice_comes_with_a_reason(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert machine.choose_precision(None, CPU) == expected
     assert machine.choose_precision("float16", CPU) == (torch.float16, "as requested")
-    lines = ["device cpu (as requested)", "precision float32 (as requested)", "workers 3 (as requested)"]
+    lines = ["device cpu (as requested)", "precision float32 (as requested)", "workers 3 (as requested)",
+             "eager mode (PyTorch's default)"]
     assert machine.choose_machine("cpu", "float32", 3) == Machine(workers=3, reasons=f"\n{12 * ' '}".join(lines))
     compiled = machine.choose_machine("cpu", "float32", 3, compile=True)
-    assert compiled.compile and "torch.compile (the first training" in compiled.reasons.splitlines()[-1]
+    assert compiled.mode == "compile" and "compile mode (as requested; " in compiled.reasons.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("compile", "device", "precision", "accumulate", "processes", "mode"), [
+    (False, "cuda", torch.bfloat16, 1, 1, "CUDA graph"),
+    (False, "cuda:1", torch.float32, 1, 1, "CUDA graph"),
+    (False, "cuda", torch.float16, 1, 1, "eager"),  # its GradScaler may skip steps
+    (False, "cuda", torch.bfloat16, 2, 1, "eager"),  # replays overwrite gradients
+    (False, "cuda", torch.bfloat16, 1, 2, "eager"),
+    (False, "cpu", torch.bfloat16, 1, 1, "eager"),
+    (False, "mps", torch.bfloat16, 1, 1, "eager"),
+    (True, "cuda", torch.bfloat16, 1, 1, "compile"),
+    (True, "cuda", torch.float16, 2, 2, "compile"),
+    (True, "cpu", torch.float32, 1, 1, "compile"),
+])  # fmt: skip
+def test_the_mode_is_one_that_the_training_allows(monkeypatch, compile, device, precision, accumulate, processes, mode):
+    monkeypatch.setattr(machine, "WORLD_SIZE", processes)
+    assert machine.choose_mode(compile, torch.device(device), precision, accumulate)[0] == mode
+
+
+class Plain(torch.nn.Module):
+    """A net that records the sizes of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        return images + 1
+
+
+def run(net, *shapes):
+    for shape in shapes:
+        images = torch.rand(shape)
+        assert torch.equal(net(images), images + 1)
+
+
+def test_full_batches_of_each_shape_are_sped_up_once_and_others_are_not():
+    plain, made, faster = Plain(), [], []
+
+    def speed_up(net, images):
+        assert net is plain
+        made.append(tuple(images.shape))
+        return lambda images: faster.append(tuple(images.shape)) or images + 1
+
+    net, large, small = machine.Accelerated(plain, speed_up), (4, 3, 8, 8), (4, 3, 4, 4)
+    run(net, large, large, (3, 3, 8, 8), large, (1, 3, 8, 8), (0, 3, 8, 8), small, small, (3, 3, 4, 4), large)
+    assert made == [large, small] and faster == [large, large, large, small, small, large]
+    assert plain.seen == [(3, 3, 8, 8), (1, 3, 8, 8), (0, 3, 8, 8), (3, 3, 4, 4)]
+    net.eval()
+    run(net, large)
+    assert len(faster) == 6 and plain.seen[4:] == [large] and not plain.training
+    net.train()
+    run(net, large)
+    assert len(faster) == 7 and len(made) == 2 and plain.training
+
+
+def test_a_net_that_cannot_be_sped_up_runs_as_it_is_after_one_warning(capsys):
+    def speed_up(net, images):
+        raise RuntimeError("operation not permitted\n  when stream is capturing")
+
+    plain = Plain()
+    run(machine.Accelerated(plain, speed_up), *[(4, 3, 8, 8)] * 3)
+    reason = "operation not permitted when stream is capturing"
+    assert capsys.readouterr().out == f"Warning: {reason}. The training continues in eager mode.\n"
+    assert plain.seen == [(4, 3, 8, 8)] * 3
+
+
+def test_out_of_memory_is_not_taken_for_a_net_that_cannot_be_sped_up(capsys):
+    def speed_up(net, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    plain = Plain()
+    with pytest.raises(torch.OutOfMemoryError):
+        run(machine.Accelerated(plain, speed_up), (4, 3, 8, 8))
+    assert not plain.seen and not capsys.readouterr().out
+
+
+def test_a_mode_without_a_faster_way_is_the_net_itself():
+    plain = Plain()
+    assert machine.accelerate(plain, "eager") is plain
+    for mode, speed_up in machine.MODES.items():
+        assert machine.accelerate(plain, mode).net is plain and machine.accelerate(plain, mode).speed_up is speed_up
+
+
+def test_capture_undoes_what_its_trial_steps_do_to_batch_norms(monkeypatch):
+    """With trial steps in place of CUDA's."""
+    def trial_steps(net, sample):
+        for _ in range(3):
+            net(*sample)
+        return net
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", trial_steps)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    net(torch.rand(2, 3, 4, 4))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    graphs = machine.capture(net, torch.rand(2, 3, 4, 4))
+    assert before["1.num_batches_tracked"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    graphs(torch.rand(2, 3, 4, 4))
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])  # control: a step is not undone
 
 
 @pytest.mark.seconds
