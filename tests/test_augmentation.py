@@ -69,7 +69,7 @@ def augment_one(pair, aspect, numbers, *, flip=True, shift=0.0625, scale=0.1, ro
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_batch_is_augmented_as_one_image_at_a_time_in_float64(options):
     pairs, aspect, numbers = random_batch(12)
-    images, masks = Augmentation(**options)(pairs.clone(), aspect, numbers)
+    images, masks = Augmentation(**options)(pairs, aspect, numbers)
     assert images.shape == (12, 3, 40, 52) and masks.shape == (12, 1, 40, 52)
     changes = []
     for index, each in enumerate(zip(pairs, aspect, numbers, strict=True)):
@@ -84,7 +84,7 @@ def test_a_batch_is_augmented_as_one_image_at_a_time_in_float64(options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_an_image_does_not_depend_on_the_others_of_its_batch(options):
     pairs, aspect, numbers = random_batch(7)
-    together = Augmentation(**options)(pairs.clone(), aspect, numbers)
+    together = Augmentation(**options)(pairs, aspect, numbers)
     for index in range(7):
         one = slice(index, index + 1)
         alone = Augmentation(**options)(pairs[one].clone(), aspect[one], numbers[one])
@@ -113,12 +113,12 @@ def test_numbers_in_the_middle_change_nothing():
 def test_flips_alone_move_whole_pixels():
     pairs, aspect, numbers = random_batch(8, 21, 33)
     numbers[:, 0] = torch.tensor([0.1, 0.9] * 4)
-    images, masks = Augmentation(**ONLY_FLIPS)(pairs.clone(), aspect, numbers)
+    images, masks = Augmentation(**ONLY_FLIPS)(pairs, aspect, numbers)
     assert images.dtype == masks.dtype == torch.uint8
     changed = torch.cat([images, masks], dim=1)
     assert torch.equal(changed[::2], pairs[::2].flip(-1)) and torch.equal(changed[1::2], pairs[1::2])
     assert not torch.equal(pairs[0].flip(-1), pairs[0])  # control
-    images, _ = Augmentation(**ONLY_FLIPS | dict(shift=1e-9))(pairs.clone(), aspect, numbers)
+    images, _ = Augmentation(**ONLY_FLIPS | dict(shift=1e-9))(pairs, aspect, numbers)
     assert images.is_floating_point()  # control: interpolated
 
 
