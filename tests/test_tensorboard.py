@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, default_collate
 
 from callbacks.tensorboard import (
     CAPTION_HEIGHT,
@@ -101,12 +101,19 @@ def test_the_same_images_are_shown_every_epoch(drawn, tmp_path):
         assert len({image.encoded_image_string for image in images}) > 1  # the net has changed
 
 
+def prepared(dataset, index):
+    """The image (3, H, W) and the mask (h, w) that a net and its loss get, as uint8."""
+    images, masks = dataset.prepare(default_collate([dataset[index]]), torch.device("cpu"))
+    return images[0].mul(255).round().byte(), masks[0].mul(255).round().byte()
+
+
 def test_the_worst_images_of_each_epoch_are_shown(drawn, tmp_path):
     """With a classifier whose Dice are known, and in another order in the second epoch."""
     X, y = find_files(drawn, [0])
     dataset = TrainImageDataset(X[:8], y[:8], (20, 28), (16, 24))
     classifier = CarvanaClassifier(Bright(), 2)
-    alone = [classifier.validate(DataLoader(Subset(dataset, [index])))["valid_dice"] for index in range(8)]
+    ones = [TrainImageDataset(X[index : index + 1], y[index : index + 1], (20, 28), (16, 24)) for index in range(8)]
+    alone = [classifier.validate(DataLoader(one))["valid_dice"] for one in ones]
     classifier.validate(DataLoader(dataset, 3))
     assert classifier.valid_dice.tolist() == pytest.approx(alone) and len(set(alone)) > 4
     callback = TensorboardVisualizerCallback(tmp_path, count=2, width=24)
@@ -117,7 +124,7 @@ def test_the_worst_images_of_each_epoch_are_shown(drawn, tmp_path):
     for rank in (1, 2):
         shown = [pixels(image) for image in events(tmp_path).Images(f"worst_of_the_epoch/{rank}")]
         for shown_panel, index in zip(shown, (np.argsort(alone)[rank - 1], (4, 3)[rank - 1]), strict=True):
-            assert (shown_panel[:16, :24] == dataset[index][0][:, 2:-2, 2:-2].permute(1, 2, 0).numpy()).all()
+            assert (shown_panel[:16, :24] == prepared(dataset, index)[0][:, 2:-2, 2:-2].permute(1, 2, 0).numpy()).all()
 
 
 @pytest.mark.parametrize("padding", ["reflect", "stretch"])
@@ -130,7 +137,7 @@ def test_image_error_map_and_cut_out_are_of_the_same_window(drawn, tmp_path, pad
     tag = next(tag for tag in events(tmp_path).Tags()["images"] if tag.startswith("validation/"))
     strip = pixels(events(tmp_path).Images(tag)[0])[:-CAPTION_HEIGHT]  # (16, 72, 3)
     index = [path.name for path in dataset.X].index(tag.removeprefix("validation/"))
-    image, mask = dataset[index]
+    image, mask = prepared(dataset, index)
     expected = image[:, 2:-2, 2:-2] if padding == "reflect" else resize(image, (16, 24))
     assert (strip[:, :24] == expected.permute(1, 2, 0).numpy()).all()
     prediction, truth = image[0, 2:-2, 2:-2].numpy() > 127.5, mask.numpy() > 127

@@ -171,11 +171,17 @@ def test_a_resized_mask_stays_aligned_with_its_image():
     assert (resize(mask.expand(3, -1, -1), (7, 11)) == resize(mask, (7, 11))).all()
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.integers(0, 40))
-def test_reflection_padding_is_numpys(height, width, rows, columns):
-    image = torch.arange(height * width).reshape(1, height, width)
-    expected = np.pad(image[0].numpy(), ((rows, rows), (columns, columns)), mode="reflect")
-    assert (reflect_pad(image, (height + 2 * rows, width + 2 * columns))[0].numpy() == expected).all()
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 80), st.integers(0, 80), st.integers(0, 3))
+def test_reflection_padding_is_numpys(height, width, rows, columns, images):
+    """Of one image and of a batch, of any type; what is left of an odd number of rows is added at the end."""
+    batch = torch.arange(images * 2 * height * width).reshape(images, 2, height, width)
+    margins = [(0, 0), (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)]
+    expected = np.pad(batch.numpy(), margins, mode="reflect")
+    for dtype in (torch.int64, torch.float32, torch.bfloat16, torch.uint8):
+        padded = reflect_pad(batch.to(dtype), (height + rows, width + columns))
+        assert padded.dtype == dtype and torch.equal(padded, torch.from_numpy(expected).to(dtype))
+        if images:
+            assert torch.equal(reflect_pad(batch[0].to(dtype), (height + rows, width + columns)), padded[0])
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
