@@ -452,6 +452,13 @@ def test_training_and_prediction_run_on_a_gpu(precision):
     assert classifier.predict_probs(images).device.type == "cuda"
 
 
+@pytest.fixture
+def exact_convolutions():
+    """The same kernels in graphs as without, and no TF32."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
 def train_modes(drawn, device, precision, modes):
     """Train SmallUNet in each mode from the same weights -> the classifiers.
 
@@ -485,7 +492,7 @@ def test_only_full_training_batches_take_the_faster_way(drawn, monkeypatch):
 @pytest.mark.cuda
 @needs_gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_training_with_cuda_graphs_equals_an_eager_one(drawn, precision, capsys):
+def test_a_training_with_cuda_graphs_equals_an_eager_one(drawn, precision, capsys, exact_convolutions):
     torch.manual_seed(0)
     eager, graphed = train_modes(drawn, torch.device("cuda"), precision, ["eager", "CUDA graph"])
     assert set(graphed.model.faster) == {(2, 3, 16, 24), (2, 3, 32, 48)}
@@ -501,7 +508,7 @@ def test_a_training_with_cuda_graphs_equals_an_eager_one(drawn, precision, capsy
 
 @pytest.mark.cuda
 @needs_gpu
-def test_capturing_a_net_changes_nothing_in_it_and_its_graphs_compute_the_same():
+def test_capturing_a_net_changes_nothing_in_it_and_its_graphs_compute_the_same(exact_convolutions):
     torch.manual_seed(0)
     net = SmallUNet((3, 32, 48)).cuda()
     before, twin = copy.deepcopy(net.state_dict()), copy.deepcopy(net)
