@@ -55,8 +55,10 @@ def random_affine(pairs: Tensor, aspect: Tensor, numbers: Tensor, flip: bool, sh
     """
     side, down, right, turn, zoom = (2 * numbers - 1).unbind(1)  # (N,) each, in [-1, 1)
     if not (shift or scale or rotation) or not len(pairs):  # no pixel moves to between others
-        flipped = ((side < 0) & flip).to(pairs.device)
-        return pairs.flip(-1).where(flipped[:, None, None, None], pairs)
+        pairs = pairs.clone()
+        for index in (side < 0).nonzero()[:, 0].tolist() if flip else ():  # faster than torch.where
+            pairs[index] = pairs[index].flip(-1)
+        return pairs
     angle, size = math.radians(rotation) * turn, 1 + scale * zoom
     cos, sin, x_sign = angle.cos() / size, angle.sin() / size, torch.where((side < 0) & flip, -1.0, 1.0)
     # Maps a pixel to where it comes from. Coordinates (x, y) run from -1 to 1 along each side, whatever its length
