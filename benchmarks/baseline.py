@@ -193,11 +193,12 @@ def rle_encode(mask: np.ndarray) -> str:
 @torch.no_grad()
 def predict(net: nn.Module, loader: DataLoader, to_file: Path, origin_img_size: Sequence[int]) -> None:
     net.eval()
+    device = next(net.parameters()).device
     with gzip.open(to_file, "wb") as archive, io.TextIOWrapper(archive, newline="") as text:
         rows = csv.writer(text)
         rows.writerow(["img", "rle_mask"])
         for images, names in loader:
-            save(rows, names, torch.sigmoid(net(images)).numpy(), origin_img_size)
+            save(rows, names, torch.sigmoid(net(images.to(device))).cpu().numpy(), origin_img_size)
 
 
 def save(rows: "csv._writer", names: Iterable[str], probs: np.ndarray, origin_img_size: Sequence[int]) -> None:

@@ -4,9 +4,9 @@
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,15 @@ import simplejpeg
 import torch
 import tyro
 from baseline import PlainTestDataset, PlainTrainDataset
-from measure import Row, compare, show, take_turns
+from measure import RECIPE, TUTORIAL, Row, compare, draw_car, fill_cache, find_pairs, show, take_turns, temporary_folder
+from torch.utils.data import DataLoader
 
 from data.dataset import TestImageDataset, TrainImageDataset
-from data.sample import draw_sample
+from data.reader import Reader
+from data.sampler import ShardedRandomSampler
 from img.augmentation import Augmentation
-from runtime.machine import keep_freed_memory
+from img.transformer import resize_size
+from runtime.machine import CPU, keep_freed_memory
 
 CASES = {  # input_img_resize and output_img_resize
     "572x572": ((572, 572), (572, 572)),
@@ -34,8 +37,10 @@ CASES = {  # input_img_resize and output_img_resize
 class Benchmark:
     """Times our data sets and the baseline's in alternation, each on one core with one thread.
 
-    "train" is an image with its mask, augmented; "test" is an image alone. The third row of each size compares that
-    with the decoding of the whole JPEG by libjpeg-turbo alone, without reading a file or resizing.
+    "decode" reads an image with its mask and resizes both: ours does it once, to fill the cache. "train" is what each
+    epoch does: ours reads batches of two from the cache and augments them, as the tutorial or as the README's recipe;
+    the baseline decodes the files and augments as the tutorial. "test" is an image alone. The last row of each size
+    compares that with the decoding of the whole JPEG by libjpeg-turbo alone, without reading a file or resizing.
     """
 
     cases: tuple[Literal[*CASES], ...] = tuple(CASES)  # sizes to read at
@@ -53,7 +58,7 @@ def use_one_core() -> None:
 def read_all(kind: type, *arguments: object, **options: object) -> Callable[[], None]:
     """Read each item of the data set kind(*arguments, **options)."""
     use_one_core()
-    if kind in (TrainImageDataset, TestImageDataset):
+    if kind is TestImageDataset:
         keep_freed_memory()
     np.random.seed(0)
     dataset = kind(*arguments, **options)
@@ -65,8 +70,32 @@ def read_all(kind: type, *arguments: object, **options: object) -> Callable[[], 
     return work
 
 
-def our_train(X: Sequence[Path], y: Sequence[Path], *sizes: Sequence[int]) -> Callable[[], None]:
-    return read_all(TrainImageDataset, X, y, *sizes, X_transform=Augmentation())
+def our_decoding(X: Sequence[Path], y: Sequence[Path], *sizes: tuple[int, int]) -> Callable[[], None]:
+    use_one_core()
+    keep_freed_memory()
+    reader, size = Reader(), resize_size(*sizes, "reflect")
+
+    def work() -> None:
+        for image_path, mask_path in zip(X, y, strict=True):
+            reader.pair(image_path, mask_path, size)
+
+    return work
+
+
+def our_train(
+    X: Sequence[Path], y: Sequence[Path], *sizes: tuple[int, int], cache_dir: Path, augmentation: Augmentation
+) -> Callable[[], None]:
+    use_one_core()
+    keep_freed_memory()
+    cache = fill_cache(X, y, resize_size(*sizes, "reflect"), cache_dir)
+    dataset = TrainImageDataset(X, y, *sizes, reader=cache, X_transform=augmentation)
+    loader = DataLoader(dataset, batch_size=2, sampler=ShardedRandomSampler(dataset))
+
+    def work() -> None:
+        for batch in loader:
+            dataset.prepare(batch, CPU)
+
+    return work
 
 
 def decode_only(X: Sequence[Path]) -> Callable[[], None]:
@@ -81,30 +110,37 @@ def decode_only(X: Sequence[Path]) -> Callable[[], None]:
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as folder:
-        root = benchmark.input_dir or Path(folder) / "sample"
-        if benchmark.input_dir is None:
-            draw_sample(root, cars=1, test_cars=0)
-        X = sorted((root / "train").iterdir())[:16]
-        masks = {path.name.partition("_mask")[0]: path for path in (root / "train_masks").iterdir()}
-        y = [masks[path.stem] for path in X]
+    with temporary_folder() as folder:
+        root = benchmark.input_dir or draw_car(folder)
         for name in benchmark.cases:
-            sizes = CASES[name]
-            plain_train = (read_all, PlainTrainDataset, X, y, *sizes, True)
-            train = take_turns(benchmark.rounds, (our_train, X, y, *sizes), plain_train)
-            test = take_turns(
-                benchmark.rounds,
-                (read_all, TestImageDataset, X, *sizes),
-                (read_all, PlainTestDataset, X, sizes[0]),
-                (decode_only, X),
-            )
-            for what, ours, other in (
-                ("train", *train),
-                ("test", *test[:2]),
-                ("test / decoding alone", test[0], test[2]),
-            ):
-                speeds = ([len(X) / seconds for seconds in side.seconds] for side in (ours, other))
-                yield compare(f"{what} {name}", "images/s", *speeds)
+            yield from case_rows(name, *find_pairs(root, 16), Path(folder) / "cache", benchmark.rounds)
+
+
+def case_rows(name: str, X: Sequence[Path], y: Sequence[Path], cache_dir: Path, rounds: int) -> Iterator[Row]:
+    sizes = CASES[name]
+    pairs = X, y, *sizes
+    decode = take_turns(rounds, (our_decoding, *pairs), (read_all, PlainTrainDataset, *pairs, False))
+    train = take_turns(
+        rounds,
+        (partial(our_train, cache_dir=cache_dir, augmentation=TUTORIAL), *pairs),
+        (partial(our_train, cache_dir=cache_dir, augmentation=RECIPE), *pairs),
+        (read_all, PlainTrainDataset, *pairs, True),
+    )
+    test = take_turns(
+        rounds,
+        (read_all, TestImageDataset, X, *sizes),
+        (read_all, PlainTestDataset, X, sizes[0]),
+        (decode_only, X),
+    )
+    for what, ours, other in (
+        (f"decode {name}", *decode),
+        (f"train {name}, the tutorial's augmentation", train[0], train[2]),
+        (f"train {name}, the recipe's augmentation", train[1], train[2]),
+        (f"test {name}", *test[:2]),
+        (f"test / decoding alone {name}", test[0], test[2]),
+    ):
+        speeds = ([len(X) / seconds for seconds in side.seconds] for side in (ours, other))
+        yield compare(what, "images/s", *speeds)
 
 
 if __name__ == "__main__":

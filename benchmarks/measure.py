@@ -1,23 +1,34 @@
-"""What the benchmarks share: sides that run in separate processes and take turns, and the rows of one table."""
+"""What the benchmarks share: sides that run in separate processes and take turns, rows of one table, and images."""
 
 import json
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from data.cache import PairCache, open_cache
+from data.dataset import TrainImageDataset
+from data.reader import Reader
+from data.sample import draw_sample
+from img.augmentation import Augmentation
 from runtime.machine import choose_device
 
+ROOT = Path(__file__).parent.parent
+TUTORIAL = Augmentation()  # its defaults are the tutorial's
+RECIPE = Augmentation(shift=0, scale=0, rotation=0, color_jitter=0.2, grayscale=0.15)  # README's
 PRODUCT = 2 * 4096**3  # floating-point operations of a product in matrix_product
-HEADER = f"{'':50} {'unit':>10} {'ours':>9} {'baseline':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
+HEADER = f"{'':60} {'unit':>10} {'ours':>9} {'baseline':>9} {'ratio':>6} {'from':>6} {'to':>6}  matrix share"
 
 
 @dataclass
@@ -39,7 +50,7 @@ class Row:
     def __str__(self):
         share = "" if self.matrix_share is None else f"{self.matrix_share:.0%}"
         return (
-            f"{self.name:50} {self.unit:>10} {self.ours:9.4g} {self.baseline:9.4g} {self.ratio:6.2f} "
+            f"{self.name:60} {self.unit:>10} {self.ours:9.4g} {self.baseline:9.4g} {self.ratio:6.2f} "
             f"{self.ratio_min:6.2f} {self.ratio_max:6.2f} {share:>13}"
         )
 
@@ -135,3 +146,38 @@ def matrix_product(precision: torch.dtype, times: int = 1, device: str = "cpu") 
             torch.accelerator.synchronize()
 
     return work
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder in output/, where main.py has its cache: the one of the system may be in memory."""
+    return tempfile.TemporaryDirectory(prefix="benchmark-", dir=ROOT / "output")
+
+
+def draw_car(folder: str) -> Path:
+    """Draw a car at 1280x1918 from 16 angles -> the folder that has train/ and train_masks/."""
+    draw_sample(Path(folder) / "sample", cars=1, test_cars=0)
+    return Path(folder) / "sample"
+
+
+def find_pairs(root: Path, count: int) -> tuple[list[Path], list[Path]]:
+    """The first `count` images of root/train and their masks. If there are fewer, they are repeated."""
+    X = sorted((root / "train").glob("[!.]*"))
+    masks = {path.name.partition("_mask")[0]: path for path in (root / "train_masks").glob("[!.]*")}
+    X = list(islice(cycle(X), count))
+    return X, [masks[path.stem] for path in X]
+
+
+def fill_cache(X: Sequence[Path], y: Sequence[Path], size: tuple[int, int], folder: Path) -> PairCache:
+    """The cache of main.py in `folder`. Exits if there can be none, for a reason that open_cache prints."""
+    cache = open_cache(Reader(), X, y, size, folder)
+    if not isinstance(cache, PairCache):
+        sys.exit(f"Without a cache in {folder}, there is nothing to time.")
+    return cache
+
+
+def random_dataset(net: torch.nn.Module, batch: int, steps: int = 1) -> TrainImageDataset:
+    """`batch` images for a net, of random pixels in memory, with masks; all of them `steps` times."""
+    pairs = torch.randint(256, (batch, 4, *net.output_size), dtype=torch.uint8)
+    reader = SimpleNamespace(pair=lambda image, mask, size: (pairs[int(image.name)], 1.0))
+    names = [Path(str(index)) for index in range(batch)] * steps
+    return TrainImageDataset(names, names, net.in_shape[1:], net.output_size, reader=reader)

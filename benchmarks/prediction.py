@@ -1,11 +1,11 @@
 """Prediction from an image file to a row of the submission, and the writing of masks alone.
 
     python benchmarks/prediction.py
+    python benchmarks/prediction.py --device cuda --images 1024 --cases UNet1024-1024
 """
 
 import csv
 import io
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,21 @@ import numpy as np
 import torch
 import torch.nn as nn
 import tyro
-from measure import Row, compare, show, take_turns
+from epoch import make_run
+from measure import Row, compare, draw_car, find_pairs, show, take_turns, temporary_folder
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from callbacks.predictions_saver import PredictionsSaverCallback
 from data.dataset import TestImageDataset
-from data.sample import draw_sample
 from img.mask import decode_mask
 from img.transformer import resize
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
-from runtime.machine import choose_machine, keep_freed_memory
+from runtime.errors import friendly_errors
+from runtime.machine import keep_freed_memory
 
-CASES = {  # net, side of the images, batch size
+CASES = {  # net, side of the images, batch size of the baseline
     "UNet1024-256": ("UNet1024", 256, 8),
     "UNet1024-1024": ("UNet1024", 1024, 2),
     "UNetOriginal-572": ("UNetOriginal", 572, 3),
@@ -39,15 +40,18 @@ ORIGIN = (1280, 1918)
 
 @dataclass
 class Benchmark:
-    """Times ours and the baseline in alternation: 16 images of a drawn car, 1280x1918, to a submission.
+    """Times ours and the baseline in alternation: images of a drawn car, 1280x1918, to a submission.
 
-    The nets compute all their layers, but the head outputs a drawn mask: the masks of an untrained net would have a
-    million runs. The saver alone is compared with the baseline's and with pycocotools' encoder, which gets masks that
-    are already upsampled and thresholded, and writes no file.
+    Ours has the machine and the batch size that main.py chooses, the baseline as many workers. The nets compute all
+    their layers, but the head outputs a drawn mask: the masks of an untrained net would have a million runs. The saver
+    alone is compared with the baseline's and with pycocotools' encoder, which gets masks that are already upsampled and
+    thresholded, and writes no file.
     """
 
     cases: tuple[Literal[*CASES], ...] = ("UNet1024-256",)  # the other cases take minutes
-    rounds: int = 3  # of 16 images per side, after a warm-up round
+    images: int = 16  # per round; more than a car has are repeated. A GPU needs a thousand or more
+    rounds: int = 3  # per side, after a warm-up round
+    device: str = "cpu"  # or cuda, mps, ...; the saver is timed on the CPU
     json: bool = False  # print a JSON object per row
 
 
@@ -62,28 +66,28 @@ class DrawnMask(nn.Module):
         return self.logits.expand(len(features), 1, -1, -1)
 
 
-def our_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
-    """Predict the images of root/train; each mask is one of root/train_masks."""
-    machine = choose_machine("cpu")
-    net = NETS[name]((3, side, side))
+def our_prediction(root: Path, images: int, device: str, name: str, side: int, _batch: int) -> Callable[[], None]:
+    """Predict images of root/train; each mask is one of root/train_masks."""
+    run, net = make_run(side, batch=1, device=device), NETS[name]((3, side, side))
     net.head = DrawnMask(resize(first_mask(root), net.output_size))
-    classifier = CarvanaClassifier(net, epochs=1, machine=machine)
-    images = sorted((root / "train").iterdir())
-    dataset = TestImageDataset(images, (side, side), net.output_size)
+    classifier = CarvanaClassifier(net, epochs=1, machine=run.machine)
+    loader = run.eval_loader(TestImageDataset(find_pairs(root, images)[0], (side, side), net.output_size))
 
     def work() -> None:
         saver = PredictionsSaverCallback(root / "ours.csv.gz", ORIGIN, threshold=0.5)
-        classifier.predict(DataLoader(dataset, batch, num_workers=machine.workers), callbacks=[saver])
+        classifier.predict(loader, callbacks=[saver])
         saver.close_saver()
 
     return work
 
 
-def plain_prediction(root: Path, name: str, side: int, batch: int) -> Callable[[], None]:
-    net = baseline.make_net(name)
+def plain_prediction(root: Path, images: int, device: str, name: str, side: int, batch: int) -> Callable[[], None]:
+    run, net = make_run(side, batch, device), baseline.make_net(name)
     net.head = DrawnMask(resize(first_mask(root), NETS[name].check((side, side))))
-    dataset = baseline.PlainTestDataset(sorted((root / "train").iterdir()), (side, side))
-    return lambda: baseline.predict(net, DataLoader(dataset, batch), root / "plain.csv.gz", ORIGIN)
+    net.to(run.machine.device)
+    dataset = baseline.PlainTestDataset(find_pairs(root, images)[0], (side, side))
+    loader = DataLoader(dataset, **run.loading)
+    return lambda: baseline.predict(net, loader, root / "plain.csv.gz", ORIGIN)
 
 
 def first_mask(root: Path) -> Tensor:
@@ -116,15 +120,15 @@ def coco_encoder(root: Path) -> Callable[[], None]:
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "sample"
-        draw_sample(root, cars=1, test_cars=0)
+    with temporary_folder() as folder:
+        root, images = draw_car(folder), benchmark.images
         for case in benchmark.cases:
-            name, side, batch = CASES[case]
-            sides = ((predict, root, name, side, batch) for predict in (our_prediction, plain_prediction))
-            ours, plain = take_turns(benchmark.rounds, *sides)
+            name, side, _ = CASES[case]
+            what = root, images, benchmark.device, *CASES[case]
+            ours, plain = take_turns(benchmark.rounds, (our_prediction, *what), (plain_prediction, *what))
             title = f"prediction {name} {side}x{side}"
-            yield compare(title, "images/s", *([16 / seconds for seconds in each.seconds] for each in (ours, plain)))
+            speeds = ([images / seconds for seconds in each.seconds] for each in (ours, plain))
+            yield compare(title, "images/s", *speeds)
             yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
         for size in ((388, 388), (1024, 1024)):
             sides = (our_saver, root, size), (plain_saver, root, size), (coco_encoder, root)
@@ -136,5 +140,6 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    benchmark = tyro.cli(Benchmark)
-    show(rows(benchmark), benchmark.json)
+    with friendly_errors():
+        benchmark = tyro.cli(Benchmark)
+        show(rows(benchmark), benchmark.json)

@@ -145,9 +145,14 @@ def dice_per_car(scored: Path, benchmark: Benchmark) -> pd.Series:
     """The mean Dice of each car's images at their original size: validation images, or those held out."""
     if not benchmark.held_out:
         return pd.read_csv(scored / "score.csv").groupby("car")["dice"].mean()
+    return held_out_dice(scored / "submit.csv.gz", benchmark.input_dir)
+
+
+def held_out_dice(submission: Path, input_dir: Path) -> pd.Series:
+    """The mean Dice of each car's masks of a submission, compared with those in input_dir/test_masks."""
     scores = []
-    for name, runs in pd.read_csv(scored / "submit.csv.gz", keep_default_na=False).itertuples(index=False):
-        truth = decode_mask((benchmark.input_dir / "test_masks" / f"{Path(name).stem}_mask.gif").read_bytes()) > 127
+    for name, runs in pd.read_csv(submission, keep_default_na=False).itertuples(index=False):
+        truth = decode_mask((input_dir / "test_masks" / f"{Path(name).stem}_mask.gif").read_bytes()) > 127
         mask = rle.decode(runs, truth.shape[1:])[None]
         scores.append((name.rsplit("_", 1)[0], dice_per_image(mask, truth).item()))
     return pd.DataFrame(scores, columns=["car", "dice"]).groupby("car")["dice"].mean()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from measure import Row, compare, show
+from measure import Row, compare, random_dataset, show
 from torch.utils.data import DataLoader
 
 from data.sampler import ShardedRandomSampler
@@ -48,9 +48,8 @@ def train(side: int, batch_size: int, steps: int) -> None:
         torch.set_num_threads(1)
         classifier = CarvanaClassifier(UNet1024((3, side, side)), epochs=1, machine=machine)
         classifier.optimizer = torch.optim.RMSprop(classifier.net.parameters(), lr=0.0002)
-        images = torch.randint(256, (batch_size * WORLD_SIZE, 3, side, side), dtype=torch.uint8)
-        pairs = [(image, image[0] // 128 * 255) for image in images] * steps
-        loader = DataLoader(pairs, batch_size, sampler=ShardedRandomSampler(pairs))
+        dataset = random_dataset(classifier.net, batch_size * WORLD_SIZE, steps)
+        loader = DataLoader(dataset, batch_size, sampler=ShardedRandomSampler(dataset))
         classifier.train_epoch(loader)
         start, before = time.perf_counter(), bytes_sent()
         classifier.train_epoch(loader)

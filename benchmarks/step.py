@@ -1,18 +1,19 @@
-"""The training step: images per second, and the fraction of the speed of the machine's matrix products.
+"""The training step in each mode: images per second, and the fraction of the speed of the machine's matrix products.
 
     python benchmarks/step.py
     python benchmarks/step.py --device cuda --steps 20
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
 import torch
 import tyro
 from baseline import make_net, train_epoch
-from measure import PRODUCT, Row, compare, matrix_product, show, take_turns
+from measure import PRODUCT, Row, compare, matrix_product, random_dataset, show, take_turns
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +34,7 @@ CASES = {  # net, side of its images, batch size
 class Benchmark:
     """Times training steps (forward, loss, backward, optimizer, metrics) of ours and of the baseline in alternation.
 
+    Ours also copies each batch to the device as uint8, and pads and scales it there. If a mode fails, the others go on.
     The matrix share is the speed of our step relative to a large matrix product in the same rounds. It counts the
     operations of the convolutions, and none of BatchNorm, ReLU, pooling and the optimizer. Memory is the peak of the
     whole process, with Python and PyTorch; on an accelerator, that of the tensors there.
@@ -44,7 +46,7 @@ class Benchmark:
     rounds: int = 3  # per side, after a warm-up round
     device: str = "cpu"  # or cuda, mps, ...
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # of ours; None: as main.py chooses
-    compile: bool = False  # ours with torch.compile
+    mode: tuple[Literal["eager", "CUDA graph", "compile"], ...] = ()  # of ours; none: eager, and all three on a GPU
     json: bool = False  # print a JSON object per row
 
     def __post_init__(self):
@@ -55,6 +57,13 @@ class Benchmark:
     def dtype(self) -> torch.dtype:
         return choose_machine(self.device, self.precision).precision
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those asked for, or else those that main.py can choose."""
+        machine = choose_machine(self.device, self.precision)
+        compiled = ("compile",) if machine.device.type == "cuda" else ()  # on a CPU, it takes a minute for no gain
+        return self.mode or tuple(dict.fromkeys(("eager", machine.mode, *compiled)))
+
 
 def our_step(
     name: str,
@@ -63,19 +72,25 @@ def our_step(
     steps: int = 1,
     device: str = "cpu",
     precision: str | None = None,
-    compile: bool = False,
+    mode: str = "eager",
 ) -> Callable[[], object]:
-    """A round of ours. It reads the loss at the end, and so waits until everything is computed."""
-    machine = choose_machine(device, precision, workers=0, compile=compile)
+    """A round of ours. It reads the loss at the end, and so waits until everything is computed.
+
+    Raises RuntimeError if the net does not run in that mode.
+    """
+    machine = replace(choose_machine(device, precision, workers=0), mode=mode)
     helpers.seed_everything(0)
     net = NETS[name]((3, side, side))
     classifier = CarvanaClassifier(net, epochs=1, machine=machine)
     classifier.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.0002)
-    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
-    masks = torch.randint(2, (batch, *net.output_size), dtype=torch.uint8) * 255
-    pairs = list(zip(images, masks, strict=True)) * steps
-    loader = DataLoader(pairs, batch_size=batch, pin_memory=machine.device.type == "cuda")
-    return lambda: classifier.train_epoch(loader)
+    loader = DataLoader(random_dataset(net, batch, steps), batch, pin_memory=machine.device.type == "cuda")
+
+    def work() -> None:
+        classifier.train_epoch(loader)
+        if mode != "eager" and net in classifier.model.faster.values():
+            raise RuntimeError(f"mode {mode} failed: this step was in eager mode")
+
+    return work
 
 
 def plain_step(name: str, side: int, batch: int, steps: int = 1, device: str = "cpu") -> Callable[[], object]:
@@ -106,23 +121,34 @@ def product_row(benchmark: Benchmark) -> Row:
 
 
 def step_rows(benchmark: Benchmark) -> Iterator[Row]:
-    where = benchmark.steps, benchmark.device
+    failed = False
     for case in benchmark.cases:
-        name, side, batch = CASES[case]
-        batch = benchmark.batch_size or batch
-        ours, plain, product = take_turns(
-            benchmark.rounds,
-            (our_step, name, side, batch, *where, benchmark.precision, benchmark.compile),
-            (plain_step, name, side, batch, *where),
-            (matrix_product, benchmark.dtype, *where),
-        )
-        speeds = ([benchmark.steps * batch / seconds for seconds in each.seconds] for each in (ours, plain))
-        title = f"step {name} {side}x{side}, batch size {batch}"
-        row = compare(title, "images/s", *speeds)
-        products = count_operations(name, side, batch) / PRODUCT
-        row.matrix_share = products * median(product.seconds) / median(ours.seconds)
-        yield row
-        yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
+        for mode in benchmark.modes:
+            try:
+                yield from mode_rows(case, mode, benchmark)
+            except SystemExit:
+                print(f"{case}, {mode}: failed, for the reason above.", file=sys.stderr)
+                failed = True
+    if failed:
+        sys.exit(1)
+
+
+def mode_rows(case: str, mode: str, benchmark: Benchmark) -> Iterator[Row]:
+    where, (name, side, batch) = (benchmark.steps, benchmark.device), CASES[case]
+    batch = benchmark.batch_size or batch
+    ours, plain, product = take_turns(
+        benchmark.rounds,
+        (our_step, name, side, batch, *where, benchmark.precision, mode),
+        (plain_step, name, side, batch, *where),
+        (matrix_product, benchmark.dtype, *where),
+    )
+    speeds = ([benchmark.steps * batch / seconds for seconds in each.seconds] for each in (ours, plain))
+    title = f"step {name} {side}x{side}, batch size {batch}, {mode}"
+    row = compare(title, "images/s", *speeds)
+    products = count_operations(name, side, batch) / PRODUCT
+    row.matrix_share = products * median(product.seconds) / median(ours.seconds)
+    yield row
+    yield compare(f"{title}, memory", "MiB", [ours.peak], [plain.peak], lower_is_better=True)
 
 
 def rows(benchmark: Benchmark) -> Iterator[Row]:

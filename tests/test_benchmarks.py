@@ -4,12 +4,15 @@ import importlib
 import json
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ import torch
 import tyro
 from scipy import stats
 
+import data.reader
 from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
@@ -27,10 +31,17 @@ from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
 from runtime.run import check, parse
+from tiny import SmallUNet, find_files
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import baseline
-from measure import compare, show, take_turns
+import epoch
+import learning
+import loader
+import prediction
+import record
+import step
+from measure import RECIPE, TUTORIAL, Measured, compare, show, take_turns
 
 
 @pytest.mark.seconds
@@ -92,7 +103,7 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
     assert "baseline" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50%".split()
 
 
-@pytest.mark.parametrize("name", "__main__ step loader prediction learning scaling recipes".split())
+@pytest.mark.parametrize("name", "__main__ step loader epoch prediction learning scaling recipes record".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -212,7 +223,6 @@ def test_the_gpu_study_continues_after_a_variant_that_fails(tmp_path):
     ("--device no", "--device no is not a PyTorch device"),
 ])
 def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):
-    step = importlib.import_module("step")
     monkeypatch.setattr("sys.argv", ["step.py", *words.split()])
     with pytest.raises(UserError, match=sentence):
         tyro.cli(step.Benchmark)
@@ -245,6 +255,157 @@ def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
     saver.close_saver()
     cars = recipes.dice_per_car(folder, replace(benchmark, input_dir=drawn, held_out=True))
     assert len(masks) == 16 and cars.tolist() == [pytest.approx(1 / 16)]
+
+
+@pytest.fixture
+def small_sides(small_net, monkeypatch):
+    """All sides run once in this process, with small nets. Returns the paths that our readers read, in a list."""
+
+    def here(rounds, *sides, warm_up=True):
+        measured = []
+        for build, *arguments in sides:
+            work = build(*arguments)
+            start = time.perf_counter()
+            work()
+            measured.append(Measured([time.perf_counter() - start] * rounds, 1.0))
+        return measured
+
+    def logged(path, *arguments):
+        paths.append(path)
+        return read(path, *arguments)
+
+    read, paths = data.reader.read, []
+    monkeypatch.setattr("data.reader.read", logged)
+    monkeypatch.setattr(loader, "use_one_core", lambda: None)
+    for module in (loader, epoch, prediction, step):
+        monkeypatch.setattr(module, "take_turns", here)
+    for module in (baseline, epoch, learning, step):
+        monkeypatch.setattr(module, "make_net", lambda name: SmallUNet((3, 32, 32)))
+    return paths
+
+
+def test_the_loader_trains_from_the_cache_alone(drawn, small_sides, tmp_path, monkeypatch):
+    monkeypatch.setitem(loader.CASES, "tiny", ((32, 32), (32, 32)))
+    X, y = (paths[:3] for paths in find_files(drawn, [0]))
+    rows = list(loader.case_rows("tiny", X, y, tmp_path / "cache", rounds=1))
+    assert [row.name.split()[0] for row in rows] == ["decode", "train", "train", "test", "test"]
+    assert all(row.ours > 0 and row.baseline > 0 for row in rows)
+    small_sides.clear()
+    for augmentation in (TUTORIAL, RECIPE):
+        loader.our_train(X, y, (32, 32), (32, 32), cache_dir=tmp_path / "cache", augmentation=augmentation)()
+    assert not small_sides
+    loader.our_decoding(X, y, (32, 32), (32, 32))()
+    assert len(small_sides) == 6  # control
+
+
+@pytest.mark.seconds
+def test_the_first_epoch_fills_the_cache_and_later_ones_read_it(drawn, small_sides, tmp_path, monkeypatch):
+    monkeypatch.setitem(epoch.CASES, "tiny", ("UNet1024", 32, 2, RECIPE))
+    first, later = epoch.rows(epoch.Benchmark(("tiny",), drawn, images=6))
+    assert first.ours > 0 and later.baseline > 0
+    for is_first, read_per_epoch in ((True, 12), (False, 0)):
+        train = epoch.our_epoch(drawn, 6, "tiny", "cpu", tmp_path / "cache", is_first)
+        for _ in range(2):
+            small_sides.clear()
+            train()
+            assert len(small_sides) == read_per_epoch
+
+
+def test_images_are_repeated_if_there_are_fewer(drawn):
+    X, y = epoch.find_pairs(drawn, 100)
+    assert len(X) == len(y) == 100 and len(set(X)) == 64 and X[64:] == X[:36]
+    assert all(mask.name == f"{image.stem}_mask.gif" for image, mask in zip(X, y, strict=True))
+
+
+def test_both_sides_predict_the_drawn_mask(drawn, small_sides, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("train", "train_masks"):
+        (root / name).symlink_to(drawn / name)
+    what = root, 3, "cpu", "UNet1024", 32, 2
+    prediction.our_prediction(*what)()
+    prediction.plain_prediction(*what)()
+    ours, plain = (pd.read_csv(root / f"{name}.csv.gz") for name in ("ours", "plain"))
+    assert ours["img"].tolist() == plain["img"].tolist() and len(ours) == 3
+    for runs in zip(ours["rle_mask"], plain["rle_mask"], strict=True):
+        a, b = (rle.decode(each, prediction.ORIGIN) for each in runs)
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.999
+
+
+@pytest.mark.seconds
+def test_each_training_to_a_dice_fills_a_cache(drawn, small_sides, tmp_path, monkeypatch):
+    (tmp_path / "sample").symlink_to(drawn)
+    monkeypatch.setattr(learning, "SIZE", (32, 32))
+    monkeypatch.setattr(learning, "UNet1024", SmallUNet)
+    for training in (learning.our_training, learning.plain_training):
+        work = training(tmp_path, 8, 0.0)  # which the first epoch reaches
+        work()
+        work()
+    assert len(small_sides) == 2 * 2 * 64  # images and masks of four cars
+    work = learning.our_training(tmp_path, 8, 2.0)
+    monkeypatch.setattr(learning, "EPOCHS", 1)
+    with pytest.raises(SystemExit, match="did not reach"):
+        work()
+
+
+def test_a_mode_that_fails_does_not_stop_the_others(small_sides, monkeypatch, capsys):
+    """On a CPU, there are no CUDA graphs. (In a process of its own, a side that fails raises SystemExit.)"""
+
+    def take_turns(rounds, *sides):
+        try:
+            return here(rounds, *sides)
+        except RuntimeError as error:
+            raise SystemExit(1) from error
+
+    here = step.take_turns
+    monkeypatch.setattr(step, "take_turns", take_turns)
+    monkeypatch.setattr(step, "matrix_product", lambda *where: lambda: None)
+    monkeypatch.setitem(step.CASES, "tiny", ("UNet1024", 32, 2))
+    rows = step.step_rows(step.Benchmark(("tiny",), rounds=1, mode=("CUDA graph", "eager")))
+    speed, memory = next(rows), next(rows)
+    assert speed.name == "step UNet1024 32x32, batch size 2, eager" and speed.ours > 0 and memory.ours == 1
+    with pytest.raises(SystemExit):
+        next(rows)
+    assert "tiny, CUDA graph: failed" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="this step was in eager mode"):
+        step.our_step("UNet1024", 32, 2, mode="CUDA graph")()
+
+
+def test_the_modes_are_those_that_main_can_choose(monkeypatch):
+    assert step.Benchmark().modes == ("eager",)
+    graph = SimpleNamespace(device=torch.device("cuda"), mode="CUDA graph")
+    monkeypatch.setattr(step, "choose_machine", lambda *_: graph)
+    assert step.Benchmark().modes == ("eager", "CUDA graph", "compile")
+    assert step.Benchmark(mode=("compile",)).modes == ("compile",)
+
+
+def test_the_record_is_of_the_recipe_in_the_readme(tmp_path):
+    (command,) = (text for text in (ROOT / "README.md").read_text().split("```") if "--half-size-epochs 8" in text)
+    words = command.replace("\\\n", " ").replace("256 256", "512 512").split()[2:]
+    options = record.options(record.Benchmark(tmp_path), 0, tmp_path)
+    assert parse(Hyperparameters, options)[0] == parse(Hyperparameters, words)[0]
+    assert parse(Hyperparameters, [*options, "--seed", "1"])[0] != parse(Hyperparameters, words)[0]  # control
+
+
+@pytest.mark.seconds
+def test_the_record_has_a_row_per_seed_from_an_empty_output_folder(drawn, small_sides, monkeypatch, capsys):
+    def run(command, stdout):
+        monkeypatch.setattr("sys.argv", command[1:])
+        small_sides.clear()
+        with redirect_stdout(stdout):
+            runpy.run_path(command[1], run_name="__main__")
+        reads.append(len(small_sides))
+        return subprocess.CompletedProcess(command, 0)
+
+    reads = []
+    monkeypatch.setattr(record.subprocess, "run", run)
+    record.main(record.Benchmark(drawn, seeds=(0, 1), device="cpu", side=32, epochs=3))
+    *_, first, second, mean, deviation = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in (first, second, mean, deviation)] == ["| 0", "| 1", "| mean", "| standard deviation"]
+    dice = [float(row[2]) for row in (first, second, mean)]
+    assert 0 < dice[2] < 1 and dice[2] == pytest.approx((dice[0] + dice[1]) / 2, abs=1e-4)
+    assert f"PyTorch {torch.__version__}" in first[3]
+    assert reads[0] == reads[1] > 2 * 64  # nothing is left of the first run
 
 
 def load_main():
