@@ -21,8 +21,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -30,11 +32,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import helpers
+from img.augmentation import NUMBERS, Augmentation
 from nn import unet, unet_origin
 from nn.losses import SoftDiceLoss, binary_cross_entropy
 from nn.metrics import dice_per_image, pixel_accuracy_per_image
 from nn.optimizer import ModelEma, make_optimizer
+from runtime.machine import accelerate
 
 SECTIONS = {  # name: (longest time in seconds, seconds that must be left to start it); the most useful ones first
     "ceilings": (25, 5),
@@ -298,7 +301,7 @@ def make(
 
 
 class Step:
-    """One training step as nn/classifier.py takes it, from uint8 images to metrics.
+    """One training step as nn/classifier.py takes it in eager mode, from uint8 images to metrics, without augmentation.
 
     optimizer: "RMSprop", "SGD", "AdamW" or "" for none. upload: copy the batch to the device in each step.
     capturable: the optimizer can be part of a CUDA graph.
@@ -317,7 +320,7 @@ class Step:
             self.images, self.masks = self.images.to(DEVICE), self.masks.to(DEVICE)
         make_one = {
             "RMSprop": lambda: torch.optim.RMSprop(net.parameters(), lr=1e-5, capturable=capturable),
-            "SGD": lambda: torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.99),
+            "SGD": lambda: torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.99, fused=True),
             "AdamW": lambda: torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True, capturable=capturable),
         }
         self.optimizer = make_one[optimizer]() if optimizer else None
@@ -585,8 +588,7 @@ def optimizers() -> None:
         row("clip_grad_norm_", ms=timed(lambda: nn.utils.clip_grad_norm_(net.parameters(), 1.0), 0.1))
     with variant("ModelEma.update"):
         ema = ModelEma(net, 0.99)
-        update = timed(lambda: ema.update(net), 0.15)
-        row("ModelEma.update", ms=update, launch_ms=launch_time(lambda: ema.update(net)))
+        row("ModelEma.update", ms=timed(ema.update, 0.15), launch_ms=launch_time(ema.update))
 
 
 # Section graphs -------------------------------------------------------------------------------------------------------
@@ -614,7 +616,7 @@ def graphs() -> None:
 
 
 def first_batch_graphs(case: Case, gather: bool) -> None:
-    """A graph of cuDNN's fastest algorithms, and graphs of the net alone."""
+    """A graph of cuDNN's fastest algorithms, and graphs of the net alone, as main.py has them."""
     name, side, batch = case
     title = f"{name} {side} b{batch}"
     if side in (1024, 572):
@@ -622,15 +624,16 @@ def first_batch_graphs(case: Case, gather: bool) -> None:
         with_benchmark = f"{title} whole step in a graph, cudnn.benchmark"
         measure_step(with_benchmark, case, "AdamW", gather=gather, seconds=0.4, graph=True)
         torch.backends.cudnn.benchmark = False
-    with variant(f"{title} make_graphed_callables"):
-        net = make(name, side, gather).train()
-        sample = torch.rand(batch, 3, side, side, device=DEVICE).to(memory_format=torch.channels_last)
+    with variant(f"{title} net in two graphs"):
+        step = Step(make(name, side, gather), batch, "AdamW")
+        step.net = accelerate(step.net, "CUDA graph")
         start = time.perf_counter()
-        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, cache_enabled=False):
-            net = torch.cuda.make_graphed_callables(net, (sample,), num_warmup_iters=3)
+        step()
+        sync()
         seconds = time.perf_counter() - start
-        step = Step(net, batch, "AdamW")
-        measure(f"{title} net in two graphs, the rest eager", step, batch, 0.4, launch=True, capture_s=seconds)
+        if step.net.net in step.net.faster.values():
+            raise RuntimeError("the net runs in eager mode, for a reason in the log")
+        measure(f"{title} net in two graphs, the rest eager", step, batch, 0.4, launch=True, first_step_s=seconds)
 
 
 # Section io -----------------------------------------------------------------------------------------------------------
@@ -648,30 +651,27 @@ def io() -> None:
         shared_cache()
     with variant("JPEG"):
         jpegs()
-    with variant("seeds"):
-        seed_us = 1e3 * timed_on_cpu(lambda: helpers.seed_everything(0, 1, 2))
-        row("seed_everything(seed, epoch, index)", us=seed_us)
+    with variant("random numbers"):
+        us = 1e3 * timed_on_cpu(lambda: np.random.default_rng([0, 1, 2]).random(NUMBERS, np.float32))
+        row("random numbers of (seed, epoch, index)", us=us)
 
 
 def augmentation(batch: int) -> None:
-    """Augmentation of a batch on the device: images and masks as one (N, 4, H, W)."""
-    both = torch.randint(256, (batch, 4, SIDE, SIDE), dtype=torch.uint8, device=DEVICE)
-    theta = torch.eye(2, 3, device=DEVICE).repeat(batch, 1, 1) + 0.02 * torch.randn(batch, 2, 3, device=DEVICE)
-    colors = torch.eye(3, device=DEVICE).repeat(batch, 1, 1) + 0.1 * torch.randn(batch, 3, 3, device=DEVICE)
-    flipped = torch.arange(batch, device=DEVICE)[:, None, None, None] % 2 == 0
-
-    def affine() -> Tensor:
-        grid = F.affine_grid(theta, list(both.shape), align_corners=False)
-        return F.grid_sample(both.float(), grid, padding_mode="reflection", align_corners=False)
-
-    def color_jitter() -> Tensor:
-        return torch.baddbmm(colors.new_zeros(1), colors, both[:, :3].flatten(2).float()).clamp_(0, 255)
-
-    def flip() -> Tensor:
-        return torch.where(flipped, both.flip(-1), both)
-
-    times = {f"{work.__name__}_ms": timed(work, 0.1) for work in (affine, color_jitter, flip)}
-    row(f"on the device, {SIDE} b{batch}", **times)
+    """img/augmentation.py on the device, for a batch of images with their masks, (N, 4, H, W)."""
+    pairs = torch.randint(256, (batch, 4, SIDE, SIDE), dtype=torch.uint8, device=DEVICE)
+    aspect, numbers = torch.full((batch,), 1.5), torch.rand(batch, NUMBERS)
+    numbers[:, [0, 12]] = (torch.arange(batch) % 2.0)[:, None]  # half of them are flipped, half blurred
+    kinds = {
+        "flip": Augmentation(shift=0, scale=0, rotation=0),
+        "tutorial": Augmentation(),
+        "recipe": Augmentation(shift=0, scale=0, rotation=0, color_jitter=0.2, grayscale=0.15),
+        "blur": Augmentation(shift=0, scale=0, rotation=0, blur=2.0),
+    }
+    values = {}
+    for kind, augment in kinds.items():
+        work = partial(augment, pairs, aspect, numbers)
+        values |= {f"{kind}_ms": timed(work, 0.1), f"{kind}_launch_ms": launch_time(work)}
+    row(f"augmentation on the device, {SIDE} b{batch}", **values)
 
 
 def transfers() -> None:
