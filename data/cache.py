@@ -18,7 +18,7 @@ from data.reader import Reader
 from data.unpack import format_bytes
 from helpers import Progress, format_size
 from runtime import distributed
-from runtime.files import WriteError, lock, save_atomically
+from runtime.files import WriteError, lock, save_atomically, write_errors
 from runtime.machine import count_cores
 
 VERSION = 1  # of the decoded pixels; raise it if they change
@@ -65,33 +65,31 @@ class PairCache:
         if size != self.size or image_path not in self.index or not self.open():
             return self.reader.pair(image_path, mask_path, size)
         row = self.rows[self.index[image_path]]
-        return torch.from_numpy(row["pair"]), float(row["aspect"])
+        return torch.from_numpy(row["pair"].copy()), float(row["aspect"])
 
     def open(self) -> bool:
         """Map the file, unless it is mapped. Returns whether it is complete."""
         with suppress(OSError):
             if self.rows is None and self.file.stat().st_size == len(self.pairs) * self.row.itemsize:
-                self.rows = np.memmap(self.file, self.row, mode="c")  # read-only for others; PyTorch wants it writable
+                self.rows = np.memmap(self.file, self.row, mode="r")  # Linux refuses "c" if it is larger than memory
         return self.rows is not None
 
     def fill(self) -> None:
         """Write the file, unless it is there. If it cannot be written, print why."""
-        folder, size = self.file.parent, len(self.pairs) * self.row.itemsize
-        folder.mkdir(exist_ok=True)
-        with lock(folder, f"Another process is writing to {folder}. Waiting for it."):
-            if not self.open():
-                for old in [*folder.glob(f"{self.prefix}*"), *folder.glob("*.part")]:
-                    with suppress(OSError):  # Windows keeps a file that is mapped
-                        old.unlink()
-                reason = _reason_against(folder, size)
-                try:
-                    if not reason:
-                        self._write()
-                except WriteError as error:
-                    reason = str(error)
-                if reason:
-                    print(f"cache       off: {reason}")
-                    return
+        folder = self.file.parent
+        try:
+            with write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)  # another machine may have no output folder yet
+            with lock(folder, f"Another process is writing to {folder}. Waiting for it."):
+                if not self.open():
+                    for old in [*folder.glob(f"{self.prefix}*"), *folder.glob("*.part")]:
+                        with suppress(OSError):  # Windows keeps a file that is mapped
+                            old.unlink()
+                    _check_disk(folder, len(self.pairs) * self.row.itemsize)
+                    self._write()
+        except WriteError as error:
+            print(f"cache       off: {error}")
+            return
         total = sum(file.stat().st_size for file in folder.glob("*.cache"))
         print(f"cache       {folder}: {format_bytes(total)}, safe to delete; it contains copies of your images")
 
@@ -120,14 +118,13 @@ def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _reason_against(folder: Path, size: int) -> str:
-    """Why a file of `size` bytes should not be written to `folder`, or ""."""
-    free = disk_usage(folder).free
+def _check_disk(folder: Path, size: int) -> None:
+    """Raise WriteError if a file of `size` bytes should not be written to `folder`."""
+    free, needed = disk_usage(folder).free, format_bytes(size)
     if free < 1.1 * size:
-        return f"the disk of {folder} has {format_bytes(free)} free, but it takes {format_bytes(size)} and a tenth more"
+        raise WriteError(f"the disk of {folder} has {format_bytes(free)} free, but it takes {needed} and a tenth more")
     if _file_system(folder) in ("tmpfs", "ramfs"):
-        return f"{folder} is in memory, of which it takes {format_bytes(size)}"
-    return ""
+        raise WriteError(f"{folder} is in memory, of which it takes {needed}")
 
 
 def _file_system(folder: Path) -> str:

@@ -1,4 +1,5 @@
-"""Runs main.py or predict.py for a test: small_main.py main.py ARGUMENTS. The nets are small.
+"""Runs main.py or predict.py for a test: small_main.py main.py ARGUMENTS. The nets are small, and a folder in
+memory may have a cache.
 
 These environment variables change more:
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 import torch
 
+import data.cache
 import data.reader
 from nn import unet
 from runtime import distributed
@@ -63,6 +65,7 @@ def save_slowly(state, file):
 
 process = os.getpid()
 unet.NETS.update(SMALL_NETS)
+data.cache._file_system = lambda folder: ""
 if "READ_LOG" in os.environ:
     data.reader.read = logged
 if "DISTRIBUTED_TIMEOUT" in os.environ:

@@ -1,0 +1,240 @@
+"""The file of decoded pairs: what is in it, when it is written again, and what can go wrong."""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from threading import Timer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data import cache as module
+from data.cache import PairCache, _file_system, open_cache
+from data.dataset import TrainImageDataset
+from data.reader import Reader
+from data.unpack import format_bytes
+from img.mask import MaskValues
+from processes import SMALL_MAIN, Program, ended, fork, in_folder, models, wait_until
+from runtime import files
+from runtime.errors import UserError
+from tiny import SMALL, find_files
+
+SIZE = (40, 56)
+ROW = 4 * 40 * 56 + 8  # bytes
+HINT = "safe to delete; it contains copies of your images"
+
+
+def write_pair(folder, name, size, ending="png", seed=0):
+    """An image of noise, and its mask with soft edges."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    for kind, shape in (("images", (*size, 3)), ("masks", size)):
+        (folder / kind).mkdir(exist_ok=True, parents=True)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        pixels[:2, :2] = 255
+        Image.fromarray(pixels).save(folder / kind / f"{name}.{ending if kind == 'images' else 'png'}")
+
+
+@pytest.fixture
+def pairs(tmp_path) -> tuple[list[Path], list[Path]]:
+    """Six images and their masks, of several sizes and formats, not sorted."""
+    sizes = [(40, 56), (30, 90), (81, 113), (120, 120), (64, 64), (50, 40)]
+    for name, size, ending in zip("fbdace", sizes, ("png", "jpg", "bmp", "bmp", "png", "jpg"), strict=True):
+        write_pair(tmp_path / "data", name, size, ending)
+    X = [next((tmp_path / "data/images").glob(f"{name}.*")) for name in "fbdace"]
+    return X, [tmp_path / f"data/masks/{path.stem}.png" for path in X]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "output" / "cache"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the images that were decoded."""
+    names, pair = [], Reader.pair
+
+    def logged(self, image_path, *arguments):
+        names.append(image_path.name)
+        return pair(self, image_path, *arguments)
+
+    monkeypatch.setattr(Reader, "pair", logged)
+    return names
+
+
+def files_in(folder):
+    """The names in a folder, but for the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def assert_equals_reader(cache, reader, X, y, size=SIZE):
+    for image, mask in zip(X, y, strict=True):
+        mine, theirs = (each.pair(image, mask, size) for each in (cache, reader))
+        assert mine[0].dtype == torch.uint8 and mine[0].shape == (4, *size)
+        assert torch.equal(mine[0], theirs[0]) and mine[1] == theirs[1]
+
+
+def test_a_cache_returns_the_bytes_and_the_aspect_of_the_reader(pairs, folder, decoded):
+    X, y = pairs
+    assert open_cache(reader := Reader(), X, y, SIZE, None) is reader and not folder.parent.exists()
+    cache = open_cache(reader, X, y, SIZE, folder)
+    assert isinstance(cache, PairCache) and sorted(decoded) == sorted(path.name for path in X)
+    decoded.clear()
+    first, aspect = cache.pair(X[1], y[1], SIZE)
+    other, _ = cache.pair(X[0], y[0], SIZE)
+    assert decoded == [] and aspect == 90 / 30 and not torch.equal(first, other)
+    assert_equals_reader(cache, reader, X, y)
+    assert cache.pair(X[0], y[0], (32, 48))[0].shape == (4, 32, 48)  # of another size: as from the reader
+    write_pair(folder.parent / "new", "new", (40, 56))
+    new = folder.parent / "new/images/new.png", folder.parent / "new/masks/new.png"
+    assert_equals_reader(cache, reader, *([path] for path in new))  # or if it is not in the file
+    first.zero_()
+    assert_equals_reader(cache, reader, X, y)  # what a caller does with a pair changes nothing
+
+
+def test_a_file_has_a_row_for_each_pair_sorted_by_name_and_only_for_its_owner(pairs, folder):
+    X, y = pairs
+    cache = open_cache(Reader(), X, y, SIZE, folder)
+    rows = cache.file.read_bytes()
+    assert len(rows) == 6 * ROW and cache.file.stat().st_mode & 0o777 == 0o600
+    for index, name in enumerate("abcdef"):
+        image, mask = next((image, mask) for image, mask in zip(X, y, strict=True) if image.stem == name)
+        pair, aspect = Reader().pair(image, mask, SIZE)
+        row = rows[index * ROW : (index + 1) * ROW]
+        assert row == pair.numpy().tobytes() + np.float64(aspect).tobytes()
+
+
+def test_another_order_or_split_uses_the_same_file(pairs, folder, decoded, capsys):
+    X, y = pairs
+    first = open_cache(Reader(), X, y, SIZE, folder)
+    before, printed = first.file.stat(), capsys.readouterr().out
+    assert len(decoded) == 6 and printed == f"cache       {folder}: {format_bytes(6 * ROW)}, {HINT}\n"
+    order = random.Random(0).sample(range(6), 6)
+    second = open_cache(Reader(), [X[i] for i in order], [y[i] for i in order], SIZE, folder)
+    assert len(decoded) == 6 and second.file == first.file
+    now = second.file.stat()
+    assert (now.st_ino, now.st_mtime_ns, now.st_size) == (before.st_ino, before.st_mtime_ns, before.st_size)
+    assert_equals_reader(second, Reader(), X, y)
+
+
+def touch(path):
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+def lengthen(path):
+    """Another size at the same time of change."""
+    stat = path.stat()
+    with path.open("ab") as file:
+        file.write(b"\0")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def merged(*names):
+    return Reader(parts={"a.png": list(names)})
+
+
+CHANGES = {
+    "time of an image": (touch, "images/a.bmp", Reader()),
+    "size of an image": (lengthen, "images/d.bmp", Reader()),
+    "time of a mask": (touch, "masks/e.png", Reader()),
+    "size of a mask": (lengthen, "masks/e.png", Reader()),
+    "values of masks": (None, None, Reader(MaskValues("gray", (255,), False))),
+    "bits": (None, None, Reader(bits=12)),
+    "a part of a mask": (None, None, merged("a_1.png", "a_2.png")),
+    "a rotation": (None, None, Reader(parts={"a.png": ["a_1.png"]}, rotations={"a.png": 3})),
+    "time of a part": (touch, "masks/a_1.png", merged("a_1.png")),
+    "nothing": (None, None, merged("a_1.png")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_pixels_depend_on_makes_another_file_which_replaces_the_first(pairs, folder, decoded, change):
+    X, y = pairs
+    for number in (1, 2):
+        Image.fromarray(np.full((120, 120), 255, np.uint8)).save(y[3].with_stem(f"a_{number}"))
+    act, name, reader = CHANGES[change]
+    before = merged("a_1.png") if reader.parts else Reader()
+    first = open_cache(before, X, y, SIZE, folder).file
+    other_size = open_cache(before, X, y, (32, 48), folder).file
+    kept = first.stat().st_ino
+    decoded.clear()
+    if act:
+        act(folder.parent.parent / "data" / name)
+    second = open_cache(reader, X, y, SIZE, folder)
+    if change == "nothing":
+        assert second.file == first and decoded == [] and first.stat().st_ino == kept
+    else:
+        assert second.file != first and len(decoded) == 6
+    assert files_in(folder) == sorted([second.file.name, other_size.name])
+    assert_equals_reader(second, reader, X, y)
+
+
+def test_another_version_makes_another_file(pairs, folder, monkeypatch):
+    first = open_cache(Reader(), *pairs, SIZE, folder).file
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert open_cache(Reader(), *pairs, SIZE, folder).file != first and not first.exists()
+
+
+DIGESTS = {1: "cc65b058cc7ded39"}  # of the pixels below, by the version of the cache
+
+
+def save_exact(folder):
+    """Images and masks of lossless formats, whose sizes make each way of resizing exact arithmetic -> X, y, a reader.
+
+    They have the size of the pairs, or twice or half of it, with values that are divisible by 16.
+    """
+    rng = np.random.default_rng(0)
+
+    def values(*shape):
+        return rng.integers(0, 16, shape, np.uint8) * 16
+
+    height, width = SIZE
+    images = {
+        "same.png": Image.fromarray(values(height, width, 3)),
+        "twice.bmp": Image.fromarray(values(2 * height, 2 * width, 3)),
+        "half.tiff": Image.fromarray(values(height // 2, width // 2, 3)),
+        "palette.gif": Image.fromarray(values(height, width) // 16, "P"),
+        "transparent.png": Image.fromarray(values(height, width, 4)),
+        "deep.png": Image.fromarray(values(height, width).astype(np.uint16) * 256),
+        "sideways.png": Image.fromarray(values(width, height, 3)),
+    }
+    soft = values(height, width)
+    soft[:4] = 255
+    masks = {
+        "same": Image.fromarray(soft),
+        "twice": Image.fromarray((values(2 * height, 2 * width) > 99) * np.uint8(255)),
+        "half": Image.fromarray((values(height // 2, width // 2) > 99) * np.uint8(255)),
+        "palette": Image.fromarray(values(height, width) > 99),
+        "transparent": Image.fromarray((values(height, width) > 99) * np.uint8(255)),
+        "deep": Image.fromarray((values(height, width) > 99) * np.uint8(255)),
+        "sideways": Image.fromarray((values(width, height) > 99) * np.uint8(255)),
+        "same_1": Image.fromarray((values(height, width) > 199) * np.uint8(255)),
+    }
+    folder.mkdir()
+    images["palette.gif"].putpalette(values(16, 3).tobytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image in images.items():
+        image.save(folder / name, **({"exif": exif} if name == "sideways.png" else {}))
+    for name, mask in masks.items():
+        mask.save(folder / f"{name}_mask.png")
+    reader = Reader(parts={"same_mask.png": ["same_1_mask.png"]}, rotations={"sideways_mask.png": 6})
+    return [folder / name for name in images], [folder / f"{name.split('.')[0]}_mask.png" for name in images], reader
+
+
+def test_the_decoded_pixels_are_those_of_this_version(tmp_path, folder):
+    X, y, reader = save_exact(tmp_path / "exact")
+    content = open_cache(reader, X, y, SIZE, folder).file.read_bytes()
+    assert sha256(content).hexdigest()[:16] == DIGESTS[module.VERSION], (
+        "The decoded pixels have changed: raise VERSION in data/cache.py, and add the digest of the new ones here."
+    )
+    others = open_cache(Reader(rotations=reader.rotations), X, y, SIZE, folder).file.read_bytes()
+    assert sha256(others).hexdigest()[:16] != DIGESTS[module.VERSION], "control: without the second part of a mask"
