@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 from data.sampler import ShardedRandomSampler, shard
 from nn.classifier import CarvanaClassifier
 from runtime import distributed
-from tiny import SmallUNet
+from tiny import Pairs, SmallUNet
 
 
 class Frozen(SmallUNet):
@@ -35,7 +35,7 @@ with distributed.init_distributed():
         if isinstance(module, torch.nn.BatchNorm2d):  # otherwise the inputs of the ReLUs would be noise around 0
             module.running_mean.uniform_(-0.1, 0.1, generator=generator)
     images = torch.randint(0, 256, (count, 3, 32, 48), dtype=torch.uint8, generator=generator)
-    dataset = TensorDataset(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
+    dataset = Pairs(images, (images.float().mean(1) > 127).to(torch.uint8) * 255)
     classifier = CarvanaClassifier(net, 1, accumulate_steps=accumulate, grad_clip=0.5, ema_decay=0.9)
     before = [weights.detach().clone() for weights in net.parameters()]
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from hashlib import sha256
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 import pytest
@@ -21,10 +20,9 @@ from data.dataset import TrainImageDataset
 from data.reader import Reader
 from data.unpack import format_bytes
 from img.mask import MaskValues
-from processes import SMALL_MAIN, Program, ended, fork, in_folder, models, wait_until
+from processes import ended, fork, wait_until
 from runtime import files
 from runtime.errors import UserError
-from tiny import SMALL, find_files
 
 SIZE = (40, 56)
 ROW = 4 * 40 * 56 + 8  # bytes
@@ -82,8 +80,8 @@ def assert_equals_reader(cache, reader, X, y, size=SIZE):
 
 
 def test_a_cache_returns_the_bytes_and_the_aspect_of_the_reader(pairs, folder, decoded):
-    X, y = pairs
-    assert open_cache(reader := Reader(), X, y, SIZE, None) is reader and not folder.parent.exists()
+    (X, y), reader = pairs, Reader()
+    assert open_cache(reader, X, y, SIZE, None) is reader and not folder.parent.exists()
     cache = open_cache(reader, X, y, SIZE, folder)
     assert isinstance(cache, PairCache) and sorted(decoded) == sorted(path.name for path in X)
     decoded.clear()
@@ -238,3 +236,193 @@ def test_the_decoded_pixels_are_those_of_this_version(tmp_path, folder):
     )
     others = open_cache(Reader(rotations=reader.rotations), X, y, SIZE, folder).file.read_bytes()
     assert sha256(others).hexdigest()[:16] != DIGESTS[module.VERSION], "control: without the second part of a mask"
+
+
+def fill_and_die(pairs, folder, rows):
+    """Kill this process when it has written so many rows; 6: before the file is renamed."""
+    decode = PairCache._decode
+
+    def limited(self):
+        for number, row in enumerate(decode(self)):
+            if number == rows:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield row
+
+    PairCache._decode, module._file_system = limited, lambda folder: ""
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    open_cache(Reader(), *pairs, SIZE, folder)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("rows", [0, 1, 5, 6])
+def test_a_process_that_is_killed_while_it_writes_leaves_no_cache(pairs, folder, decoded, rows):
+    assert ended(fork(fill_and_die, pairs, folder, rows)) == -signal.SIGKILL
+    (part,) = files_in(folder)
+    assert part.endswith(".part") and (folder / part).stat().st_size <= rows * ROW
+    assert rows < 6 or (folder / part).stat().st_size == 6 * ROW, "control: all of it, but for its name"
+    assert not PairCache(Reader(), *pairs, SIZE, folder).open()
+    cache = open_cache(Reader(), *pairs, SIZE, folder)
+    assert len(decoded) == 6 and files_in(folder) == [cache.file.name]
+    assert_equals_reader(cache, Reader(), *pairs)
+
+
+@pytest.mark.parametrize("size", [0, 6 * ROW - 1, 6 * ROW + 1])
+def test_a_file_of_another_length_does_not_count_and_is_replaced(pairs, folder, size):
+    file = open_cache(Reader(), *pairs, SIZE, folder).file
+    whole = file.read_bytes()
+    os.truncate(file, size)
+    assert not PairCache(Reader(), *pairs, SIZE, folder).open()
+    assert open_cache(Reader(), *pairs, SIZE, folder).open() and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_a_file_in_use_stays_readable(pairs, folder, decoded, change):
+    """A process that has it mapped reads on; one that has yet to open it decodes."""
+    X, y = pairs
+    used = open_cache(Reader(), X, y, SIZE, folder)
+    number = os.open(used.file, os.O_RDONLY)
+    before = used.file.read_bytes()
+    expected = [used.pair(*pair, SIZE)[0] for pair in zip(X, y, strict=True)]
+    if change == "replaced":
+        touch(X[0])
+        other = open_cache(Reader(), X, y, SIZE, folder)
+        assert other.file.stat().st_ino != os.fstat(number).st_ino and other.open()
+    else:
+        used.file.unlink()
+    assert os.fstat(number).st_nlink == 0 and os.pread(number, 6 * ROW + 1, 0) == before
+    os.close(number)
+    decoded.clear()
+    for process, count in ((used, 0), (pickle.loads(pickle.dumps(used)), 6)):
+        assert all(map(torch.equal, (process.pair(*pair, SIZE)[0] for pair in zip(X, y, strict=True)), expected))
+        assert len(decoded) == count
+
+
+def test_a_file_larger_than_memory_is_mapped(pairs, folder):
+    """Linux refuses a private mapping of such a file that may be written to."""
+    X, y = pairs
+    memory = sum(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith(("MemTotal", "SwapTotal"))
+    )
+    size = (8000, 8000)
+    count = memory // (4 * 8000 * 8000) + 1
+    cache = PairCache(Reader(), X[:1] * count, y[:1] * count, size, folder)
+    folder.mkdir(parents=True)
+    cache.file.touch()
+    os.truncate(cache.file, count * cache.row.itemsize)  # without any block
+    assert cache.open() and not cache.pair(X[0], y[0], size)[0][:, -1, -1].any()
+
+
+@pytest.mark.seconds
+def test_workers_read_the_same_and_a_pickle_has_no_pixels(pairs, folder):
+    X, y = pairs
+    dataset = TrainImageDataset(X, y, SIZE, SIZE, reader=open_cache(Reader(), X, y, SIZE, folder))
+    expected = list(DataLoader(dataset, 4))
+    assert len(pickle.dumps(dataset)) < ROW
+    for context in ("fork", "spawn"):
+        batches = list(DataLoader(dataset, 4, num_workers=1, multiprocessing_context=context))
+        assert len(batches) == 2
+        for mine, theirs in zip(batches, expected, strict=True):
+            assert all(map(torch.equal, mine, theirs))
+
+
+def fill_slowly(pairs, folder, started, go):
+    decode = PairCache._decode
+
+    def waiting(self):
+        started.touch()
+        wait_until(go.exists, 60)
+        yield from decode(self)
+
+    PairCache._decode, module._file_system = waiting, lambda folder: ""
+    open_cache(Reader(), *pairs, SIZE, folder)
+
+
+@pytest.mark.seconds
+def test_of_two_runs_at_once_one_decodes_and_the_other_waits(pairs, folder, decoded, monkeypatch):
+    started, go, printed = folder.parent.parent / "started", folder.parent.parent / "go", []
+    monkeypatch.setattr(files, "print", lambda text: (printed.append(text), go.touch()), raising=False)
+    other = fork(fill_slowly, pairs, folder, started, go)
+    wait_until(started.exists, 60)
+    cache = open_cache(Reader(), *pairs, SIZE, folder)
+    assert printed == [f"Another process is writing to {folder}. Waiting for it."]
+    assert decoded == [] and cache.open() and files_in(folder) == [cache.file.name] and ended(other) == 0
+    assert_equals_reader(cache, Reader(), *pairs)
+
+
+def test_only_the_first_process_of_a_machine_writes(pairs, folder, monkeypatch):
+    monkeypatch.setattr("runtime.distributed.LOCAL_RANK", 1)
+    reader = Reader()
+    assert open_cache(reader, *pairs, SIZE, folder) is reader and not folder.exists()
+    monkeypatch.undo()
+    cache = open_cache(reader, *pairs, SIZE, folder)
+    monkeypatch.setattr("runtime.distributed.LOCAL_RANK", 1)
+    assert open_cache(reader, *pairs, SIZE, folder).file == cache.file
+
+
+def test_a_damaged_image_is_named_and_nothing_is_left(pairs, folder, capsys):
+    X, y = pairs
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        os.truncate(X[2], 200)
+        with pytest.raises(UserError, match=rf"^{X[2]} cannot be read as an image"):
+            open_cache(Reader(), X, y, SIZE, folder)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert files_in(folder) == [] and "cache" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def folder_on_small_disk(small_disk, folder):
+    """The folder of a cache, on a disk of 256 KiB."""
+    folder.parent.mkdir()
+    folder.symlink_to(small_disk[0])
+    return folder
+
+
+def assert_off(printed, reason, folder):
+    (line,) = printed.splitlines()
+    assert line.startswith("cache       off: ") and reason in line
+    assert not folder.exists() or [name for name in files_in(folder) if name != "filler"] == []
+
+
+def test_a_disk_that_gets_full_turns_the_cache_off(pairs, folder_on_small_disk, small_disk, capsys, monkeypatch):
+    folder, reader = folder_on_small_disk, Reader()
+    usage = module.disk_usage(folder)
+    small_disk[1]()
+    assert open_cache(reader, *pairs, SIZE, folder) is reader
+    assert_off(capsys.readouterr().out, f"the disk of {folder} has 0.00B free, but it takes ", folder)
+    monkeypatch.setattr(module, "disk_usage", lambda _: usage)  # it was free when that was checked
+    torch.set_num_threads(2)
+    assert open_cache(reader, *pairs, SIZE, folder) is reader
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert_off(capsys.readouterr().out, ".cache (No space left on device). Make room, or fix the folder.", folder)
+    (folder / "filler").unlink()
+    assert open_cache(reader, *pairs, SIZE, folder).open()  # control
+
+
+def test_a_folder_in_memory_gets_no_cache(pairs, folder_on_small_disk, capsys, monkeypatch):
+    assert _file_system(folder_on_small_disk) == "tmpfs" and _file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(module, "_file_system", _file_system)
+    reader = Reader()
+    assert open_cache(reader, *pairs, SIZE, folder_on_small_disk) is reader
+    assert_off(capsys.readouterr().out, " is in memory, of which it takes 52.5k", folder_on_small_disk)
+
+
+def test_a_folder_that_cannot_be_written_turns_the_cache_off(pairs, folder_on_small_disk, small_disk, capsys):
+    """Of another machine, whose output folder nobody has checked. What it has is used."""
+    folder, reader = folder_on_small_disk, Reader()
+    cache = open_cache(reader, *pairs, SIZE, folder)
+    capsys.readouterr()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk[0]], check=True)
+    assert open_cache(reader, *pairs, SIZE, folder).file == cache.file
+    assert capsys.readouterr().out.startswith(f"cache       {folder}: ")
+    for no_folder in (small_disk[0] / "inside", pairs[0][0] / "inside"):
+        assert open_cache(reader, *pairs, SIZE, no_folder) is reader
+        assert_off(capsys.readouterr().out, f"Cannot write {no_folder} (", no_folder)
+    assert open_cache(reader, *pairs, (32, 48), folder) is reader
+    assert "cache       off: Cannot write " in capsys.readouterr().out

@@ -90,44 +90,53 @@ ENDLESS = [*HALF, "--epochs", "1000"]
 
 @pytest.fixture(scope="module")
 def alone(drawn, tmp_path_factory):
-    """The folder of a run of one epoch in one process."""
+    """The folder of a run of one epoch in one process: 32 images to train on, 2 batches to validate, 3 to predict."""
     folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(drawn, folder / "input")
+    for path in list((folder / "input/test").iterdir()):
+        for copy in "ab":
+            shutil.copy(path, path.with_name(f"{copy * 12}_{path.stem[-2:]}.jpg"))
     options = ["--batch-size", "5", "--epochs", "1", "--precision", "float32", "--tta"]
-    run = start(folder, 1, "--input-dir", drawn, *HALF, *options)
+    options += ["--sample-size", "1", "--validation-size", "0.5"]
+    run = start(folder, 1, "--input-dir", folder / "input", *HALF, *options)
     assert "submission  " in run.ended(), run.printed
     return folder
 
 
 @pytest.mark.seconds
 def test_several_processes_resume_the_run_of_one(drawn, alone, tmp_path, monkeypatch):
-    """With batches of 5, three processes take 15 images per step, so that two of them have none for the 16th."""
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    """With batches of 5, three processes take 15 images per step, so that one of them has none of the last two."""
+    shutil.copytree(alone, tmp_path, ignore=lambda *_: ["input"], dirs_exist_ok=True)
+    monkeypatch.setenv("READ_LOG", str(tmp_path / "read.txt"))
     (run,) = models(tmp_path)
     score, submission = (run / "score.csv").read_bytes(), (tmp_path / "output/submit.csv.gz").read_bytes()
     (run / "score.csv").unlink()
     (tmp_path / "output/submit.csv.gz").unlink()
-    predicted = start(tmp_path, 3, "--resume", "last")
-    assert "Warning: 15 images per optimizer step from here on, not 5." in predicted.ended()
-    assert "3 processes, 5 images per batch in each: 15 per optimizer step" in predicted.printed
+    predicted = start(tmp_path, 2, "--resume", "last")
+    assert "Warning: 10 images per optimizer step from here on, not 5." in predicted.ended()
+    assert "2 processes, 5 images per batch in each: 10 per optimizer step" in predicted.printed
     assert len(re.findall("^score ", predicted.printed, re.MULTILINE)) == 1  # only one process prints
     assert (run / "score.csv").read_bytes() == score
     assert (tmp_path / "output/submit.csv.gz").read_bytes() == submission
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
-
-    monkeypatch.setenv("READ_LOG", str(tmp_path / "read.txt"))
-    trained = start(tmp_path, 3, "--resume", "last", "--epochs", "2")
-    assert "after epoch 1 of 2." in trained.ended() and "epoch 2/2" in trained.printed, trained.printed
-    times = Counter((tmp_path / "read.txt").read_text().splitlines())
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock", "cache"}
     split = pd.read_csv(run / "split.csv").set_index("image")["part"]
-    of_train = [count for path, count in times.items() if split.get(Path(path).name) == "train"]
-    of_test = [count for path, count in times.items() if Path(path).parent.name == "test"]
-    assert of_train == [1] * 16 and of_test == [1] * 16
+
+    def times_read():
+        times = Counter((tmp_path / "read.txt").read_text().splitlines())
+        (tmp_path / "read.txt").unlink()
+        of_train = [count for path, count in times.items() if split.get(Path(path).name) == "train"]
+        return of_train, [count for path, count in times.items() if Path(path).parent.name == "test"]
+
+    assert times_read() == ([], [1] * 48)  # the cache of the first run has those to train on
+    trained = start(tmp_path, 3, "--resume", "last", "--epochs", "2", "--no-cache")
+    assert "after epoch 1 of 2." in trained.ended() and "epoch 2/2" in trained.printed, trained.printed
+    assert times_read() == ([1] * 32, [1] * 48)
     assert len(pd.read_csv(run / "metrics.csv")) == 2
 
 
 @pytest.mark.seconds
 def test_a_run_may_be_resumed_with_the_same_effective_batch_size(alone, tmp_path, main_here, small_net):
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(alone, tmp_path, ignore=lambda *_: ["input"], dirs_exist_ok=True)
     code, _ = main_here("--resume", "last", "--batch-size", "1")
     assert code.startswith("main.py: --batch-size must stay 5 in ")
     five = "--batch-size 1 --accumulate-steps 5 --epochs 2 --no-predict".split()
@@ -186,10 +195,16 @@ def test_a_process_that_hangs_ends_all_of_them(drawn, tmp_path, monkeypatch):
 
 
 @pytest.mark.seconds
-def test_torchrun_restarts_a_killed_training_from_its_last_epoch(drawn, tmp_path):
+def test_torchrun_restarts_a_killed_training_from_its_last_epoch(drawn, tmp_path, monkeypatch):
+    """And in the 8 epochs of two processes, each image that trains is decoded once."""
     training = ["--input-dir", drawn, *HALF, "--epochs", "8"]
+    monkeypatch.setenv("READ_LOG", str(tmp_path / "read.txt"))
     straight = start(tmp_path / "straight", 2, *training)
     assert "submission  " in straight.ended(), straight.printed
+    monkeypatch.delenv("READ_LOG")
+    times = Counter((tmp_path / "read.txt").read_text().splitlines())
+    of_masks = [count for path, count in times.items() if path.endswith("_mask.gif")]
+    assert sorted(of_masks) == [1] * 16 + [2] * 16  # the score reads those that validate
     run = start_torchrun(tmp_path / "killed", *training, options=["--max-restarts=1"])
     run.read_until("epoch 2/8")
     os.kill(run.of_rank(1), signal.SIGKILL)
@@ -208,13 +223,17 @@ def test_an_error_of_one_process_is_printed_once(drawn, tmp_path):
     (share := ShardedRandomSampler(X_train, 0, 1, 2)).set_epoch(1)
     broken = X_train[next(iter(share))]
     broken.write_bytes(broken.read_bytes()[:2000])
-    run = start(tmp_path, 2, "--input-dir", folder, *HALF)
+    run = start(tmp_path, 2, "--input-dir", folder, *HALF, "--no-cache")
     messages = re.findall(r"^main\.py: .*", run.ended(), re.MULTILINE)
     assert len(messages) == 2 and sum(str(broken) in line for line in messages) == 1
     (other,) = [line for line in messages if str(broken) not in line]
     expected = r"main\.py: Process 1 failed, so all processes stopped\. The initial weights are saved; continue with: "
     assert re.match(expected, other)
 
+    first = start(tmp_path, 2, "--input-dir", folder, *HALF)  # that of the first process, which fills the cache
+    (message,) = re.findall(r"^main\.py: .*", first.ended(), re.MULTILINE)
+    assert str(broken) in message and first.codes == [1, 1]
+    assert [path.name for path in (tmp_path / "output/cache").iterdir()] == [".lock"]
     same = start(tmp_path, 2, "--input-dir", folder, *HALF, "--batch-size", "0")
     assert same.ended().count("--batch-size must be at least 1, not 0.") == 1 and same.printed.count("main.py: ") == 1
 

@@ -17,8 +17,11 @@ from PIL import Image
 
 from callbacks.model_saver import ModelSaverCallback
 from conftest import ROOT
+from data.cache import PairCache
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
+from data.reader import Reader
+from data.unpack import format_bytes
 from img import rle
 from img.augmentation import Augmentation
 from img.mask import decode_mask
@@ -28,6 +31,7 @@ from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from processes import SMALL_MAIN, Program
 from runtime.errors import UserError
+from runtime.machine import MODES
 from runtime.run import load_run
 from test_predictions_saver import rows_of
 from tiny import SMALL, SMALL_NETS
@@ -66,7 +70,9 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
         assert path.exists() and str(path) in printed
     for folder in ("tb_viz", "tb_logs"):
         assert list((tmp_path / "logs" / folder / run.name.removeprefix("model_")).rglob("events.*"))
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock", "cache"}
+    cached = f"cache       {tmp_path}/output/cache: {format_bytes(64 * (4 * 32 * 48 + 8))}, safe to delete; it contains"
+    assert printed.count(cached) == 1
     assert len(rows_of(tmp_path / "output/submit.csv.gz")) == 17
     scores = re.findall(r"^score +(0\.\d{6}), as Kaggle computes it", printed, re.MULTILINE)
     table = pd.read_csv(run / "score.csv")
@@ -77,7 +83,9 @@ def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
 
     files = [*run.glob("*.csv"), run / "last.pt", tmp_path / "output/submit.csv.gz"]
     kept = {path: path.read_bytes() for path in files}
+    shutil.rmtree(tmp_path / "output/cache")
     code, again = run_main("--resume", run, "--score-only")
+    assert not (tmp_path / "output/cache").exists()
     assert code == 0, again
     assert f"score       {scores[0]}, as Kaggle computes it" in again and "epoch 2/2" not in again
     assert {path: path.read_bytes() for path in kept} == kept
@@ -119,8 +127,10 @@ def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     worst = pd.read_csv(run / "score.csv")["image"][0]
     as_scored = ["--threshold", "0.5", "--tta", "False"]  # which a resume may change, and the model would not know
     assert photo == str(own / "images" / worst) and options == ["--model", str(run / "best.pt"), *as_scored]
+    shutil.rmtree(tmp_path / "output/cache")
     cut = Program(SMALL_MAIN[0], script, photo, *options, "--output-dir", tmp_path / "cutouts")
     assert cut.ended() and cut.code == 0, cut.printed
+    assert not list(tmp_path.rglob("*.cache"))
     mask = next((own / "masks").glob(f"{worst.split('.')[0]}*"))
     assert re.search(rf"Dice 0\.\d{{4}} with {re.escape(mask.name)}\n", cut.printed)
     with Image.open(photo) as image, Image.open(tmp_path / f"cutouts/{worst.split('.')[0]}_mask.png") as made:
@@ -339,10 +349,8 @@ def learning_rates(optimizer, scheduler, count):
 
 
 @pytest.mark.seconds
-def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
+def test_main_wires_what_it_was_told(drawn, main_here, seen):
     """Each hyperparameter arrives where it works."""
-    compiled = []
-    monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
     sizes = "--input-img-resize 188 204 --output-img-resize 4 20 --padding stretch --batch-size 2 --epochs 7"
     rates = "--learning-rate 0.03 --momentum 0.8 --threshold 0.4 --seed 5 --precision float32 --workers 0 --device cpu"
     main_here("--input-dir", str(drawn), *sizes.split(), *rates.split())
@@ -352,8 +360,10 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert train_ds.X_transform == Augmentation() and valid_ds.X_transform is None
     assert train_ds.soft_labels and valid_ds.soft_labels
     assert (train_ds.padding, valid_ds.padding, train_ds.seed) == ("stretch", "stretch", 5)
-    assert train_ds[0][0].shape == (3, 188, 204) and valid_ds[0][1].shape == (4, 20)
-    assert seen["train_loader"].batch_size == seen["valid_loader"].batch_size == 2
+    prepared = valid_ds.prepare(next(iter(seen["valid_loader"])), torch.device("cpu"))
+    assert [part.shape for part in prepared] == [(16, 3, 188, 204), (16, 4, 20)]
+    assert isinstance(train_ds.reader, PairCache) and train_ds.reader is valid_ds.reader
+    assert (seen["train_loader"].batch_size, seen["valid_loader"].batch_size) == (2, 16)
     of_workers = {seen[loader].worker_init_fn for loader in ("train_loader", "valid_loader")}
     assert [each.__name__ for each in of_workers] == ["quiet_worker"]
     orders = []
@@ -372,13 +382,15 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert not any(group["weight_decay"] for group in optimizer.param_groups)
     assert learning_rates(optimizer, seen["scheduler"], 3) == [0.03] * 3
     assert isinstance(classifier.net, UNetOriginal) and classifier.precision == torch.float32
-    assert not compiled
+    assert classifier.model is classifier.net
 
     small = ["--input-dir", str(drawn), *UNET1024, "--workers", "0", "--compile"]
     small += "--optimizer RMSprop --learning-rate 0.0002".split()
-    _, told = main_here(*small, "--no-predict")
+    _, told = main_here(*small, "--no-predict", "--no-cache")
     assert "Warning:" not in told
-    assert compiled == [seen["self"].net] == [seen["self"].eval_net]
+    assert seen["self"].model.net is seen["self"].net is seen["self"].eval_net
+    assert seen["self"].model.speed_up is MODES["compile"]
+    assert isinstance(seen["train_loader"].dataset.reader, Reader)
     assert isinstance(seen["optimizer"], torch.optim.RMSprop) and seen["optimizer"].defaults["lr"] == 0.0002
     assert isinstance(seen["self"].net, UNet1024)
     optimizer = "--optimizer AdamW --learning-rate 0.01".split()
@@ -389,16 +401,13 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen, monkeypatch):
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
-def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen, monkeypatch):
+def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     step = "--optimizer AdamW --learning-rate 0.0002 --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5"
     step += " --grad-clip 2 --ema-decay 0.9 --accumulate-steps 3"
     light = "--no-soft-labels --no-flip --shift 0.1 --scale 0.2 --rotation 3"
     light += " --color-jitter 0.4 --grayscale 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
-    compiled = []
-    monkeypatch.setattr("torch.nn.Module.compile", lambda net: compiled.append(net))
-    main_here("--input-dir", str(drawn), *UNET1024, *sizes.split(), *step.split(), *light.split(), "--compile")
-    assert set(compiled) == {seen["self"].net, seen["self"].eval_net} and len(compiled) == 2
+    main_here("--input-dir", str(drawn), *UNET1024, *sizes.split(), *step.split(), *light.split())
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
     assert classifier.grad_clip == 2 and classifier.accumulate_steps == 3 and classifier.eval_net is not classifier.net
@@ -453,7 +462,7 @@ def test_help_explains_every_option_in_three_groups_of_80_columns(main_here, mon
     groups = re.findall(r"^\W*(\S+) options", printed, re.MULTILINE)
     assert groups == ["hyperparameters", "hyperparameters.augment-img", "run"]
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
-    for file, count in (("main.py", 22), ("img/augmentation.py", 7), ("runtime/run.py", 16)):
+    for file, count in (("main.py", 22), ("img/augmentation.py", 7), ("runtime/run.py", 17)):
         fields = re.findall(r"^    (\w+): (?!Augm).* = .*  # (.*)$", (ROOT / file).read_text(), re.MULTILINE)
         assert len(fields) == count
         for name, comment in fields:

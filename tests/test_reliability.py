@@ -39,7 +39,7 @@ def without_times(checkpoint):
     for metrics in checkpoint["metrics"]:
         for name in ("seconds", "train_images_per_second", "valid_images_per_second"):
             del metrics[name]
-    for name in ("output_dir", "logs_dir", "workers"):
+    for name in ("output_dir", "logs_dir", "workers", "cache"):
         del checkpoint["options"][name]
     return checkpoint
 
@@ -67,7 +67,9 @@ def test_every_file_is_written_to_a_temporary_one_and_renamed(straight):
     changes = [change.split() for change in (straight / "changes.txt").read_text().splitlines()]
     assert {what for what, _ in changes} == {"open", "half", "os.rename"}
     files = "hyperparameters.json split.csv last.pt best.pt metrics.csv score.csv submit.csv.gz"
-    assert {name for _, name in changes} == {f"{name}.part" for name in files.split()}
+    of_cache = [what for what, name in changes if re.fullmatch(r"\w+-32x48-\w+\.cache\..*-\d+\.part", name)]
+    assert of_cache == ["open", "os.rename"]
+    assert {name for _, name in changes if ".cache" not in name} == {f"{name}.part" for name in files.split()}
 
 
 def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
@@ -83,9 +85,9 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
     chance.shuffle(moments)
     epochs = []
     for moment in [*moments, "os.rename submit.csv.gz.part"]:
-        for stale in (tmp_path / "output").rglob("*.part"):
+        for stale in (tmp_path / "output/models").rglob("*.part"):
             stale.unlink()
-        resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2])]
+        resumed = ["--resume", "last", "--workers", chance.choice([0, 1, 2]), chance.choice(["--cache", "--no-cache"])]
         monkeypatch.setenv("KILL_AT", moment)
         if list(tmp_path.glob("output/models/*/last.pt")):
             run = start(tmp_path, *resumed)
@@ -103,7 +105,7 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
         assert submission.read_bytes() in (b"an earlier one", (straight / "output/submit.csv.gz").read_bytes())
     print(f"saved when it was killed: {epochs}")
     monkeypatch.delenv("KILL_AT")
-    last_of_all = start(tmp_path, "--resume", "last")
+    last_of_all = start(tmp_path, "--resume", "last", "--cache")
     assert "submission  " in last_of_all.ended(), last_of_all.printed
     assert "is finished (20 epochs)." in last_of_all.printed
     assert "epoch 20/20" not in last_of_all.printed
@@ -116,7 +118,10 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_was_never_stopped(
         assert (mine / name).read_bytes() == (theirs / name).read_bytes()
     assert submission.read_bytes() == (straight / "output/submit.csv.gz").read_bytes()
     assert {path.name for path in mine.iterdir()} == {path.name for path in theirs.iterdir()}
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"models", "submit.csv.gz", ".lock", "cache"}
+    cached, same = (sorted(run.glob("output/cache/[!.]*")) for run in (tmp_path, straight))
+    assert [path.name for path in cached] == [path.name for path in same]  # no .part, and no second one
+    assert cached[0].read_bytes() == same[0].read_bytes()
 
 
 @pytest.fixture
@@ -216,3 +221,33 @@ def test_epochs_differ_in_order_and_augmentation(drawn, main_here, small_net, mo
     assert code == 0
     losses = pd.read_csv(models(tmp_path)[0] / "metrics.csv")["train_loss"]
     assert len(set(losses)) == (3 if set_epoch else 1)
+
+
+WAYS = [["--workers", workers, cache] for cache in ("--cache", "--no-cache") for workers in ("0", "1", "2")]
+
+
+def test_a_resumed_run_is_the_same_with_any_workers_with_and_without_a_cache(drawn, main_here, small_net, tmp_path):
+    """Two epochs and then one, compared with three at once. Control: another seed."""
+    step = "--optimizer AdamW --ema-decay 0.9 --color-jitter 0.2 --blur 1 --half-size-epochs 1 --tta".split()
+    training = ["--input-dir", drawn, *SMALL, *step, "--sample-size", "0.5"]
+    results = []
+    straight, stopped = ["--epochs", "3"], ["--epochs", "2", "--no-predict"]
+    runs = [*((way, straight) for way in (*WAYS, [*WAYS[0], "--seed", "1"])), *((way, stopped) for way in WAYS)]
+    for number, (way, epochs) in enumerate(runs):
+        output = ["--output-dir", str(tmp_path / f"{number}/output")]
+        code, printed = main_here(*training, *way, *epochs, *output)
+        assert code == 0, printed
+        if epochs is stopped:
+            code, printed = main_here("--resume", "last", *way, *straight, "--predict", *output)
+            assert code == 0 and "after epoch 2 of 3." in printed, printed
+        (folder,) = models(tmp_path / str(number))
+        assert (tmp_path / f"{number}/output/cache").exists() == ("--cache" in way)
+        tables = [(folder / name).read_bytes() for name in ("metrics.csv", "score.csv")]
+        tables.append((tmp_path / f"{number}/output/submit.csv.gz").read_bytes())
+        last, best = (without_times(torch.load(folder / f"{name}.pt")) for name in ("last", "best"))
+        results.append([tables, last, best["net"], best["epoch"]])
+    for (way, _), result in zip(runs, results, strict=True):
+        if "--seed" in way:
+            assert result[0] != results[0][0] and not equal(result[2], results[0][2])
+        else:
+            assert equal(result, results[0]), way
