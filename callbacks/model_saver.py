@@ -109,10 +109,7 @@ class ModelSaverCallback(Callback):
     def _set_exit_hint(self, classifier: CarvanaClassifier) -> None:
         """Set the last line that the program prints, however it ends: how to resume."""
         saved = f"Epoch {classifier.epoch} of {classifier.epochs} is" if classifier.epoch else "The initial weights are"
-        launcher = ["python" if shutil.which("python") == sys.executable else sys.executable]
-        if distributed.WORLD_SIZE > distributed.LOCAL_WORLD_SIZE:  # on each node, with its options
-            launcher = ["torchrun", "..."]
-        elif distributed.WORLD_SIZE > 1:
-            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={distributed.WORLD_SIZE}"]
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        launcher = ["torchrun", "..."] if distributed.WORLD_SIZE > 1 else [python]  # with its options, on each node
         command = shlex.join([*launcher, sys.argv[0], "--resume", str(self.folder)])
         set_exit_hint(f"{saved} saved; continue with: {command}", self.last)

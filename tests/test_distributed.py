@@ -153,9 +153,7 @@ def test_the_command_of_the_readme_starts_several_processes_of_which_one_prints(
     assert done.returncode == 0 and done.stdout.count("usage: main.py") == 1
 
 
-SAVED = (
-    r"Epoch \d+ of 1000 is saved; continue with: \S*python -m torch.distributed.run --nproc_per_node=2 main.py --res"
-)
+SAVED = r"Epoch \d+ of 1000 is saved; continue with: torchrun \.\.\. main.py --resume "
 
 
 @pytest.mark.seconds

@@ -143,20 +143,18 @@ def test_the_start_of_a_resumed_run_says_where_it_is(drawn, tmp_path, capsys):
     assert capsys.readouterr().out == f"{saver.folder} is finished (2 epochs).\n"
 
 
-@pytest.mark.parametrize(("nodes", "per_node", "command"), [
-    (1, 1, "continue with: {python} main.py --resume {folder}"),
-    (1, 2, "continue with: {python} -m torch.distributed.run --nproc_per_node=2 main.py --resume {folder}"),
-    (2, 2, "continue with: torchrun ... main.py --resume {folder}"),
+@pytest.mark.parametrize(("processes", "command"), [
+    (1, "continue with: {python} main.py --resume {folder}"),
+    (2, "continue with: torchrun ... main.py --resume {folder}"),
 ])
-def test_the_exit_hint_has_the_command_to_resume(drawn, tmp_path, monkeypatch, nodes, per_node, command):
+def test_the_exit_hint_has_the_command_to_resume(drawn, tmp_path, monkeypatch, processes, command):
     hints = []
     monkeypatch.setattr(model_saver, "set_exit_hint", lambda sentence, saved: hints.append((sentence, saved)))
     monkeypatch.setattr("sys.argv", ["main.py"])
     monkeypatch.setattr("sys.executable", "/opt/bin/python")
     saver = make_saver(tmp_path / "a run")
     classifier = train(drawn, 1, [saver])
-    monkeypatch.setattr(distributed, "WORLD_SIZE", nodes * per_node)
-    monkeypatch.setattr(distributed, "LOCAL_WORLD_SIZE", per_node)
+    monkeypatch.setattr(distributed, "WORLD_SIZE", processes)
     saver._set_exit_hint(classifier)
     command = command.format(python="/opt/bin/python", folder=f"'{saver.folder}'")
     assert hints[-1] == (f"Epoch 1 of 1 is saved; {command}", saver.last)
