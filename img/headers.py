@@ -39,7 +39,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header]:
-    """Open an image for `load_pixels` or, without `pixels`, to read its header. Raises as `read_header`."""
+    """Open an image, whose pixels Pillow decodes later; without `pixels`, for its header. Raises as `read_header`."""
     file, bits = _strip_png(file, pixels) if file.read(8) == PNG_START else (file, None)
     try:
         image = Image.open(file, formats=FORMATS)
@@ -54,12 +54,6 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
     is_16_bit = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
     return image, Header(size, orientation, is_16_bit, bits if is_16_bit else None)
-
-
-def load_pixels(image: Image.Image) -> Image.Image:
-    """Decode an opened image, and return it. Raises an error of Pillow if it is damaged."""
-    image.load()
-    return image
 
 
 def _orientation(exif: bytes) -> int:

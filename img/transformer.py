@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.headers import SIDEWAYS, load_pixels, open_image, repair_jpeg
+from img.headers import SIDEWAYS, open_image, repair_jpeg
 
 JPEG = ("JPEG", "MPO")
 
@@ -30,7 +30,7 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.is_16_bit else load_pixels(image)
+        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.is_16_bit else image
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
@@ -38,10 +38,10 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
 def load_16_bits(encoded: bytes) -> np.ndarray:
     """Decode a file whose header says 16 bits -> (H, W) or (H, W, 3) uint16, as stored. Raises as `decode_image`."""
     image, low = (open_image(io.BytesIO(encoded))[0] for _ in range(2))
-    values = np.asarray(load_pixels(image))
+    values = np.asarray(image)
     if values.dtype == np.uint8:  # of RGB, Pillow decodes the high bytes or, in the other byte order, the low ones
         low.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in low.tile]
-        values = (values * np.uint16(256) + np.asarray(load_pixels(low)))[..., :3]
+        values = (values * np.uint16(256) + np.asarray(low))[..., :3]
     return values
 
 
@@ -59,7 +59,8 @@ def load(encoded: bytes) -> tuple[Image.Image, int]:
     if re.search(r"(LA|RGB)\w*;16", str(image.tile)):  # of which Pillow decodes one byte
         raise ValueError("a mask of 16 bits must be gray, without transparency; save it with 8 bits")
     if image.format not in JPEG:
-        return load_pixels(image), header.orientation
+        image.load()
+        return image, header.orientation
     pixels = _decode_jpeg(encoded, image)
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels), header.orientation
 

@@ -22,9 +22,6 @@ class Callback:
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         """After an epoch, counted from 1, was trained and validated. metrics: means over its images."""
 
-    def on_train_end(self, classifier: CarvanaClassifier) -> None:
-        """After the last epoch."""
-
     def on_exception(self) -> None:
         """When an error or a signal ends a prediction, in every process: close what is open."""
 

@@ -81,8 +81,6 @@ class CarvanaClassifier:
             self.metrics.append(metrics)
             for callback in callbacks:
                 callback.on_epoch_end(self, self.epoch, metrics)
-        for callback in callbacks:
-            callback.on_train_end(self)
 
     def train_epoch(self, loader: DataLoader) -> dict[str, float]:
         """One pass over the training images -> the means of its metrics."""

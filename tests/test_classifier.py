@@ -52,9 +52,6 @@ class Recorder(Callback):
     def on_epoch_end(self, classifier, epoch, metrics):
         self.calls.append(epoch)
 
-    def on_train_end(self, classifier):
-        self.calls.append("end")
-
     def on_predict_batch(self, names, probs):
         self.calls.append((names, probs))
 
@@ -323,7 +320,7 @@ def test_the_sampler_gets_each_epoch_and_each_has_its_own_random_numbers():
 
 def test_callbacks_are_called_in_order():
     classifier, recorder = train([2, 1])
-    assert recorder.calls == ["begin", 1, 2, "end", "begin", 3, "end"]
+    assert recorder.calls == ["begin", 1, 2, "begin", 3]
     assert [metrics["epoch"] for metrics in classifier.metrics] == [1, 2, 3]
 
 
