@@ -87,11 +87,10 @@ class PairCache:
                             old.unlink()
                     _check_disk(folder, len(self.pairs) * self.row.itemsize)
                     self._write()
+                total = sum(file.stat().st_size for file in folder.glob("*.cache"))
+            print(f"cache       {folder}: {format_bytes(total)}, safe to delete; it contains copies of your images")
         except WriteError as error:
             print(f"cache       off: {error}")
-            return
-        total = sum(file.stat().st_size for file in folder.glob("*.cache"))
-        print(f"cache       {folder}: {format_bytes(total)}, safe to delete; it contains copies of your images")
 
     def _write(self) -> None:
         bar = Progress(self._decode(), "decoding images", len(self.pairs), unit="img")
