@@ -81,10 +81,11 @@ class PairCache:
             with write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)  # another machine may have no output folder yet
             with lock(folder, f"Another process is writing to {folder}. Waiting for it."):
+                outdated = [] if self.open() else folder.glob(f"{self.prefix}*")
+                for old in [*outdated, *folder.glob("*.part")]:
+                    with suppress(OSError):  # Windows keeps a file that is mapped
+                        old.unlink()
                 if not self.open():
-                    for old in [*folder.glob(f"{self.prefix}*"), *folder.glob("*.part")]:
-                        with suppress(OSError):  # Windows keeps a file that is mapped
-                            old.unlink()
                     _check_disk(folder, len(self.pairs) * self.row.itemsize)
                     self._write()
                 total = sum(file.stat().st_size for file in folder.glob("*.cache"))

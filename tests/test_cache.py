@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 from hashlib import sha256
@@ -20,9 +21,11 @@ from data.dataset import TrainImageDataset
 from data.reader import Reader
 from data.unpack import format_bytes
 from img.mask import MaskValues
+from nn.classifier import CarvanaClassifier
 from processes import ended, fork, wait_until
 from runtime import files
 from runtime.errors import UserError
+from tiny import SMALL
 
 SIZE = (40, 56)
 ROW = 4 * 40 * 56 + 8  # bytes
@@ -261,6 +264,13 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_cache(pairs, folder,
     assert part.endswith(".part") and (folder / part).stat().st_size <= rows * ROW
     assert rows < 6 or (folder / part).stat().st_size == 6 * ROW, "control: all of it, but for its name"
     assert not PairCache(Reader(), *pairs, SIZE, folder).open()
+    if rows == 1:  # an orphan of another size goes too, and also if nothing has to be written
+        other = open_cache(Reader(), *pairs, (32, 48), folder)
+        assert files_in(folder) == [other.file.name]
+        other.file.with_suffix(".cache.host-1.part").touch()
+        assert open_cache(Reader(), *pairs, (32, 48), folder).open() and files_in(folder) == [other.file.name]
+        other.file.unlink()
+        decoded.clear()
     cache = open_cache(Reader(), *pairs, SIZE, folder)
     assert len(decoded) == 6 and files_in(folder) == [cache.file.name]
     assert_equals_reader(cache, Reader(), *pairs)
@@ -426,3 +436,56 @@ def test_a_folder_that_cannot_be_written_turns_the_cache_off(pairs, folder_on_sm
         assert_off(capsys.readouterr().out, f"Cannot write {no_folder} (", no_folder)
     assert open_cache(reader, *pairs, (32, 48), folder) is reader
     assert "cache       off: Cannot write " in capsys.readouterr().out
+
+
+@pytest.mark.seconds
+def test_a_run_reads_images_that_changed_before_it_was_resumed(
+    drawn, main_here, small_net, tmp_path, decoded, monkeypatch
+):
+    """And goes on without its cache if that is deleted. A run with another split finds the cache of the first one."""
+    inputs, folder = shutil.copytree(drawn, tmp_path / "input"), tmp_path / "output/cache"
+    training = ["--input-dir", str(inputs), *SMALL, "--workers", "0", "--no-predict"]
+    epochs, train_epoch = [], CarvanaClassifier.train_epoch
+
+    def delete_and_train(self, loader):
+        epochs.append(self.epoch)
+        if self.epoch == 2:
+            for file in folder.glob("*.cache"):
+                file.unlink()
+        return train_epoch(self, loader)
+
+    monkeypatch.setattr(CarvanaClassifier, "train_epoch", delete_and_train)
+    assert main_here(*training, "--epochs", "1")[0] == 0 and len(decoded) == 64
+    (first,) = folder.glob("*.cache")
+    image = min((inputs / "train").iterdir())
+    Image.open(image).rotate(180).save(image, quality=90)
+    mask = inputs / f"train_masks/{image.stem}_mask.gif"
+    assert main_here("--resume", "last", "--epochs", "2")[0] == 0 and len(decoded) == 2 * 64 and epochs == [1, 2]
+    assert list(folder.glob("*.cache")) == []
+    assert main_here("--resume", "last", "--epochs", "3")[0] == 0 and len(decoded) == 3 * 64
+    (second,) = folder.glob("*.cache")
+    pixels = Reader().pair(image, mask, (32, 48))[0].numpy().tobytes()
+    assert second != first and second.read_bytes().startswith(pixels)  # of the first row
+    decoded.clear()
+    other_split = ["--seed", "1", "--validation-size", "0.5", "--epochs", "1"]
+    shutil.rmtree(tmp_path / "output/models")  # or a run that begins in the same second has the same name
+    assert main_here(*training, *other_split)[0] == 0 and decoded == []
+
+
+@pytest.mark.seconds
+def test_a_run_trains_although_its_cache_does_not_fit(drawn, main_here, small_net, folder_on_small_disk, monkeypatch):
+    folder = folder_on_small_disk
+    usage = module.disk_usage(folder.parent)
+    training = ["--input-dir", drawn, *SMALL, "--workers", "0", "--no-predict", "--epochs", "1"]
+    for number, reason in enumerate(("256kB free, but it takes 384kB and a tenth more", "(No space left on device)")):
+        code, printed = main_here(*training, "--seed", number)
+        assert code == 0 and "cache       off: " in printed and reason in printed, printed
+        assert files_in(folder) == []
+        shutil.rmtree(folder.parent / "models")  # or a run that begins in the same second has the same name
+        monkeypatch.setattr(module, "disk_usage", lambda _: usage)  # there was room when that was checked
+
+
+def test_an_output_folder_that_is_read_only_is_named(drawn, main_here, small_net, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk[0]], check=True)
+    code, _ = main_here("--input-dir", str(drawn), *SMALL, "--output-dir", str(small_disk[0]))
+    assert code == f"main.py: Cannot write to {small_disk[0]} (Read-only file system). Pass another folder."

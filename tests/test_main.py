@@ -547,7 +547,7 @@ def test_the_readme_has_the_tutorials_two_setups():
 @pytest.mark.seconds
 @pytest.mark.parametrize(
     ("arguments", "dice", "differ"),
-    [("--epochs 3", 0.9, 0.03), pytest.param("", 0.97, 0.015, marks=pytest.mark.slow)],
+    [("--epochs 3", 0.85, 0.06), pytest.param("", 0.97, 0.015, marks=pytest.mark.slow)],
     ids=["short", "whole"],
 )
 def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice, differ):
@@ -565,9 +565,11 @@ def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice, d
     assert done.returncode == 0, done.stderr
     assert "drawn cars" in done.stdout.splitlines()[0]
     validated = float(re.search(r"Validation Dice (\S+)", done.stdout)[1])
+    scored = float(re.search(r"^score +(\S+),", done.stdout, re.MULTILINE)[1])
     submitted = score(tmp_path / "output/submit.csv.gz", tmp_path / "input/sample/test_masks")
     assert validated >= dice and submitted >= dice
-    assert abs(submitted - validated) < differ  # full size, other cars: it agrees with validation
+    assert abs(scored - validated) < 0.01  # at full size
+    assert abs(submitted - validated) < differ  # and of other cars: it agrees with validation
     paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
     assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
 
