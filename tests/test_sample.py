@@ -37,6 +37,11 @@ def test_a_car_is_completely_inside_its_image_and_fills_a_good_part_of_it(drawn)
         assert 0.05 < mask.mean() < 0.5, path.name
 
 
+def test_no_two_masks_are_the_same(drawn):
+    masks = list(drawn.rglob("*_mask.gif"))
+    assert len({np.asarray(Image.open(path)).tobytes() for path in masks}) == len(masks) == 80
+
+
 @pytest.mark.seconds
 def test_an_image_is_a_function_of_seed_car_and_angle(drawn, tmp_path):
     draw_sample(tmp_path / "fewer", cars=3, test_cars=1, size=(80, 120), processes=2)
