@@ -19,7 +19,7 @@ KINDS = (
     (4.10, 1.76, .32, 1.00, 1.52, -.38, 1.48, -.55, .90),  # hatchback
     (4.95, 1.95, .35, 1.10, 1.90, -.24, 2.04, -.60, 1.60),  # van
 )
-WHITE, SILVER, BLACK, RED, GLASS = (226, 227, 226), (165, 168, 172), (23, 24, 26), (140, 20, 28), (38, 46, 49)
+WHITE, SILVER, BLACK, RED, GLASS = (226, 227, 226), (188, 191, 195), (23, 24, 26), (140, 20, 28), (38, 46, 49)
 PAINTS = WHITE, BLACK, SILVER, RED, (84, 87, 91), (32, 58, 112), (92, 76, 62)
 # Color; degrees around, from the front (0) to the rear (180); degrees up, to the middle of the top (90)
 BODY = ((BLACK, 0, 180, 0, 7), (BLACK, 0, 24, 26, 34), (WHITE, 27, 48, 30, 37), (RED, 132, 152, 30, 38))
@@ -105,7 +105,7 @@ def draw_studio(outline, size):
     table = circle(0, 3.6)[:, [0, 2, 1]]
     draw.line(project(table, size).ravel().tolist(), (150, 152, 154), size[1] // 400)
     shadow = Image.new("L", (size[1] // 12, size[0] // 12))
-    ImageDraw.Draw(shadow).polygon((project(outline, size) / 12).ravel().tolist(), 180)
+    ImageDraw.Draw(shadow).polygon((project(outline, size) / 12).ravel().tolist(), 225)
     image.paste("black", mask=shadow.filter(ImageFilter.GaussianBlur(size[1] / 540)).resize(image.size))
     return image
 
@@ -123,7 +123,7 @@ def draw_image(job):
     layer = draw_car(surfaces(kind, PAINTS[(car + seed) % len(PAINTS)]), turn, size)
     image.paste(layer, mask=layer)
     rng = np.random.default_rng([seed, car, angle])
-    light = Image.fromarray(rng.integers(222, 246, (3, 4), np.uint8)).resize(image.size)
+    light = Image.fromarray(rng.integers(195, 236, (3, 4), np.uint8)).resize(image.size)
     light = Image.fromarray((light + rng.integers(-4, 5, size, np.int8)).astype(np.uint8)).convert("RGB")
     ImageChops.multiply(image.filter(ImageFilter.SMOOTH), light).save(f"{folder}/{name}.jpg", quality=90)
     mask = layer.getchannel("A").point([0] * 255 + [1])
