@@ -62,7 +62,7 @@ class PairCache:
 
     def pair(self, image_path: Path, mask_path: Path, size: tuple[int, int]) -> tuple[Tensor, float]:
         """As Reader.pair."""
-        if size != self.size or image_path not in self.index or not self.open():
+        if tuple(size) != self.size or image_path not in self.index or not self.open():
             return self.reader.pair(image_path, mask_path, size)
         row = self.rows[self.index[image_path]]
         return torch.from_numpy(row["pair"].copy()), float(row["aspect"])

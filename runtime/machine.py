@@ -116,14 +116,15 @@ def keep_freed_memory() -> None:
 
 
 def capture(net: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """`net`, forward and backward, as two CUDA graphs for images of this shape. The next call overwrites the result."""
+    """`net`, forward and backward, as CUDA graphs for images of this shape. The next call overwrites the result."""
     before, make = [buffer.clone() for buffer in net.buffers()], torch.cuda.make_graphed_callables
     # Otherwise, a DataLoader's thread that pins memory would make the capture fail; PyTorch 2.11 has no such parameter
     options = {"capture_error_mode": "thread_local"} if "capture_error_mode" in signature(make).parameters else {}
-    graphs = make(nn.Sequential(net), (images.clone(),), **options)
-    for buffer, value in zip(net.buffers(), before, strict=True):  # the steps before the capture changed BatchNorm's
-        buffer.copy_(value)
-    return graphs
+    try:
+        return make(nn.Sequential(net), (images.clone(),), **options)
+    finally:
+        for buffer, value in zip(net.buffers(), before, strict=True):  # which the steps before the capture changed
+            buffer.copy_(value)
 
 
 MODES = {"compile": lambda net, _: torch.compile(net, dynamic=False), "CUDA graph": capture}
