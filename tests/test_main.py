@@ -570,7 +570,7 @@ def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice, d
     assert validated >= dice and submitted >= dice
     assert abs(scored - validated) < 0.01  # at full size
     assert abs(submitted - validated) < differ  # and of other cars: it agrees with validation
-    paths = re.findall(r"((?:output|logs|input)/[^\s,]+)", done.stdout)
+    paths = re.findall(r"((?:output|logs|input)/[^\s,:]+)", done.stdout)
     assert len(paths) >= 5 and all((tmp_path / path).exists() for path in paths), paths
 
 
