@@ -20,7 +20,7 @@ KINDS = (
     (4.95, 1.95, .35, 1.10, 1.90, -.24, 2.04, -.60, 1.60),  # van
 )
 WHITE, SILVER, BLACK, RED, GLASS = (226, 227, 226), (188, 191, 195), (23, 24, 26), (140, 20, 28), (38, 46, 49)
-PAINTS = WHITE, BLACK, SILVER, RED, (84, 87, 91), (32, 58, 112), (92, 76, 62)
+PAINTS = (84, 87, 91), WHITE, SILVER, BLACK, (92, 76, 62), RED, (32, 58, 112)
 # Color; degrees around, from the front (0) to the rear (180); degrees up, to the middle of the top (90)
 BODY = ((BLACK, 0, 180, 0, 7), (BLACK, 0, 24, 26, 34), (WHITE, 27, 48, 30, 37), (RED, 132, 152, 30, 38))
 CABIN = ((GLASS, 0, 39, 7, 41), (GLASS, 49, 91, 7, 37), (GLASS, 94, 129, 7, 37), (GLASS, 142, 180, 11, 37))
@@ -104,16 +104,17 @@ def draw_studio(outline, size):
     draw.rectangle((0, project((0, 12, 0), size)[1], *image.size), (194, 197, 201))
     table = circle(0, 3.6)[:, [0, 2, 1]]
     draw.line(project(table, size).ravel().tolist(), (150, 152, 154), size[1] // 400)
-    shadow = Image.new("L", (size[1] // 12, size[0] // 12))
-    ImageDraw.Draw(shadow).polygon((project(outline, size) / 12).ravel().tolist(), 225)
-    image.paste("black", mask=shadow.filter(ImageFilter.GaussianBlur(size[1] / 540)).resize(image.size))
+    small = round(160 * size[0] / size[1]), 160
+    shadow = Image.new("L", small[::-1])
+    ImageDraw.Draw(shadow).polygon(project(outline, small).ravel().tolist(), 225)
+    image.paste(0, mask=shadow.filter(ImageFilter.GaussianBlur(3.5)).resize(image.size))
     return image
 
 
 def draw_image(job):
     """Write image and mask of a car from one of 16 angles; 0 is the front."""
     folder, seed, car, angle, size = job
-    rng = np.random.default_rng([seed, car])  # per car
+    rng = np.random.default_rng([car, seed])  # per car
     name = f"{rng.bytes(6).hex()}_{angle + 1:02d}"
     kind = KINDS[(car + seed) % len(KINDS)] * rng.uniform(.96, 1.04, 9)
     cos, sin = superellipse(rng.normal(-90, 2) - 22.5 * angle, 2)
