@@ -36,9 +36,6 @@ requests.Session.send = partialmethod(requests.Session.send, timeout=TIMEOUT)  #
 def sign_in() -> bool:
     """Returns whether Kaggle's client finds valid credentials. Raises UserError if it fails."""
     os.environ["VERBOSE"] = "false"  # or the client may print secrets
-    for old, new in (("KAGGLE_USER", "KAGGLE_USERNAME"), ("KAGGLE_PASSWD", "KAGGLE_KEY")):  # the tutorial's names
-        if old in os.environ:
-            os.environ.setdefault(new, os.environ[old])
     try:
         with redirect_stdout(None):  # without any, it prints a help page and exits
             from kaggle import api  # slow to import

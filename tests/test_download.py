@@ -709,8 +709,7 @@ def test_ctrl_c_keeps_the_partial_download_and_the_same_command_completes(server
     ("found", "header"),
     [
         ({"KAGGLE_API_TOKEN": SECRET, "KAGGLE_USERNAME": "a", "KAGGLE_KEY": "1"}, f"Bearer {SECRET}"),
-        ({"KAGGLE_USER": "user", "KAGGLE_PASSWD": SECRET}, BASIC),  # the tutorial's names
-        ({"KAGGLE_USERNAME": "user", "KAGGLE_KEY": SECRET, "KAGGLE_USER": "a", "KAGGLE_PASSWD": "1"}, BASIC),
+        ({"KAGGLE_USERNAME": "user", "KAGGLE_KEY": SECRET}, BASIC),
     ],
 )
 def test_credentials_sign_in(server, tmp_path, monkeypatch, capsys, found, header):

@@ -58,7 +58,7 @@ def score(submission, masks):
 
 @pytest.mark.seconds
 def test_the_whole_way_in_small(drawn, run_main, tmp_path, monkeypatch):
-    for name in ("KAGGLE_USER", "KAGGLE_PASSWD", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.setenv(name, "a-secret-of-the-user")
     code, printed = run_main("--input-dir", drawn, *SMALL, "--epochs", "2", "--workers", "1")
     assert code == 0, printed
@@ -547,7 +547,7 @@ def test_the_readme_has_the_tutorials_two_setups():
 @pytest.mark.seconds
 @pytest.mark.parametrize(
     ("arguments", "dice", "differ"),
-    [("--epochs 3", 0.85, 0.06), pytest.param("", 0.97, 0.015, marks=pytest.mark.slow)],
+    [("--epochs 3", 0.9, 0.03), pytest.param("", 0.97, 0.015, marks=pytest.mark.slow)],
     ids=["short", "whole"],
 )
 def test_make_demo_does_what_the_readme_says(tmp_path, drawn, arguments, dice, differ):
