@@ -74,9 +74,9 @@ class Run:
             worker_init_fn=quiet_worker, pin_memory=self.machine.device.type == "cuda")
 
     def eval_loader(self, dataset: Dataset) -> DataLoader:
-        """A loader of the batches of this process, in the order of the data set, to validate or to predict.
+        """A loader of the batches of this process, in the order of the data set.
 
-        Their size depends on that of the images alone, so that any number of processes computes the same.
+        Their size depends on that of the images alone: any number of processes computes the same.
         """
         height, width = self.hp.input_img_resize
         batch_size = min(16, max(1, EVAL_PIXELS // (height * width)))
