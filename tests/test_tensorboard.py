@@ -129,7 +129,7 @@ def test_the_worst_images_of_each_epoch_are_shown(drawn, tmp_path):
 
 @pytest.mark.parametrize("padding", ["reflect", "stretch"])
 def test_image_error_map_and_cut_out_are_of_the_same_window(drawn, tmp_path, padding):
-    dataset = TrainImageDataset(*find_files(drawn, [0]), (20, 28), (16, 24), padding=padding)
+    dataset = TrainImageDataset(*find_files(drawn, [1]), (20, 28), (16, 24), padding=padding)
     classifier, callback = CarvanaClassifier(Bright(), 1), TensorboardVisualizerCallback(tmp_path, 1, width=24)
     classifier.validate(DataLoader(dataset))
     callback.on_train_begin(classifier, DataLoader(dataset))
