@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ class PairCache:
         files = [(path.name, path.stat()) for image, mask in self.pairs for path in (image, *reader.files(mask))]
         stats = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
         key = [VERSION, stats, reader.state(), reader.parts, reader.rotations]
-        self.prefix = f"{_digest(str(X[0].parent.resolve()))}-{format_size(size)}-"  # of this data set at this size
+        self.prefix = f"{_digest(ascii(X[0].parent.resolve()))}-{format_size(size)}-"  # of this data set at this size
         self.file = folder / f"{self.prefix}{_digest(json.dumps(key, sort_keys=True))}.cache"
 
     def __getstate__(self) -> dict:
@@ -130,8 +131,9 @@ def _check_disk(folder: Path, size: int) -> None:
 def _file_system(folder: Path) -> str:
     """The type of the file system that has `folder`; "" where Linux does not tell it."""
     try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
         return ""
-    types, folder = {point: kind for _, point, kind, *_ in mounts}, folder.resolve()
-    return next((types[str(each)] for each in (folder, *folder.parents) if str(each) in types), "")
+    device = folder.stat().st_dev
+    found = re.search(rb" %d:%d .*? - (\S+)" % (os.major(device), os.minor(device)), mounts)
+    return found[1].decode() if found else ""

@@ -423,6 +423,28 @@ def test_a_folder_in_memory_gets_no_cache(pairs, folder_on_small_disk, capsys, m
     assert_off(capsys.readouterr().out, " is in memory, of which it takes 52.5k", folder_on_small_disk)
 
 
+@pytest.fixture(params=["My Disk", os.fsdecode(b"caf\xe9")])
+def oddly_named_disk(tmp_path, request):
+    """A small disk in memory, whose name has a space or is not UTF-8."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    disk = tmp_path / request.param
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "-", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_system_is_recognized_whatever_its_name(oddly_named_disk):
+    assert _file_system(oddly_named_disk) == "tmpfs" != _file_system(oddly_named_disk.parent)
+
+
+def test_images_may_be_in_a_folder_whose_name_is_not_utf_8(pairs, folder, tmp_path):
+    moved = (tmp_path / "data").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    X, y = ([moved / path.relative_to(tmp_path / "data") for path in paths] for paths in pairs)
+    assert_equals_reader(open_cache(Reader(), X, y, SIZE, folder), Reader(), X, y)
+
+
 def test_a_folder_that_cannot_be_written_turns_the_cache_off(pairs, folder_on_small_disk, small_disk, capsys):
     """Of another machine, whose output folder nobody has checked. What it has is used."""
     folder, reader = folder_on_small_disk, Reader()
