@@ -48,7 +48,7 @@ class RunOptions:
     check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 
-EVAL_PIXELS = 2**22  # of all images of a batch that is not trained on
+EVAL_PIXELS = 2**20  # of all images of a batch that is not trained on
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from nn.unet_origin import UNetOriginal
 from processes import SMALL_MAIN, Program
 from runtime.errors import UserError
 from runtime.machine import MODES
-from runtime.run import load_run
+from runtime.run import Run, load_run
 from test_predictions_saver import rows_of
 from tiny import SMALL, SMALL_NETS
 
@@ -312,6 +313,16 @@ def test_what_is_not_a_run_to_resume_is_named(saved_run, main_here, tmp_path):
 def test_a_misspelled_option_is_named_with_the_one_that_was_meant(main_here):
     code, printed = main_here("--epoch", "3")
     assert code == 2 and "--epoch, 3" in printed and "--epochs INT" in printed
+
+
+@pytest.mark.parametrize(("size", "most"), [((572, 572), 3), ((1024, 1024), 1), ((256, 256), 16), ((2048, 2048), 1)])
+def test_validation_takes_no_more_memory_than_training_on_an_image(size, most):
+    """Of UNetOriginal at 572x572, a step with 1 image took 1.7 GiB, predicting 3 images 1.5 GiB, and 12 images 4 GiB.
+
+    With more, "out of memory" in a validation could not be cured by a smaller --batch-size, as its message advises.
+    """
+    run = SimpleNamespace(hp=SimpleNamespace(input_img_resize=size, batch_size=1), loading={"batch_size": 1})
+    assert Run.eval_loader(run, range(100)).batch_size == most
 
 
 @pytest.mark.seconds
