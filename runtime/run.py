@@ -79,7 +79,7 @@ class Run:
         Their size depends on that of the images alone: any number of processes computes the same.
         """
         height, width = self.hp.input_img_resize
-        batch_size = min(16, max(1, EVAL_PIXELS // (height * width)))
+        batch_size = min(8, max(1, EVAL_PIXELS // (height * width)))
         sampler = shard(len(dataset), batch_size)
         return DataLoader(dataset, sampler=sampler, **self.loading | {"batch_size": batch_size})
 
