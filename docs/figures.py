@@ -251,7 +251,8 @@ def runs() -> None:
     axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Line2D([], [], color=CAR), plt.Line2D([], [], color=WRONG),
                plt.Line2D([], [], color=DARK, marker="o", ms=4), plt.Line2D([], [], color=DARK, ls=":")]
-    axis.legend(handles, ["reflect", "stretch", "validation", "training"], loc="center right", bbox_to_anchor=(1, 0.47), fontsize=9, frameon=False)
+    axis.legend(handles, ["reflect", "stretch", "validation", "training"], loc="center right",
+                bbox_to_anchor=(1, 0.47), fontsize=9, frameon=False)
     for row, padding in enumerate(PADDINGS):
         probs = probabilities(padding, [X_valid[index] for index in chosen])
         for column, (image, prob, mask) in enumerate(zip(images, probs, masks, strict=True)):

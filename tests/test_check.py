@@ -105,6 +105,7 @@ def test_unusual_masks_are_named_and_drawn_first(folder, capsys, tmp_path):
     assert abs(first[200, 300] - (0, 0, 99)).max() < 20
 
 
+@pytest.mark.seconds
 def test_a_folder_without_test_images_can_be_checked(folder, capsys, tmp_path):
     shutil.rmtree(folder / "test")
     check_data(DatasetFetcher(CarvanaLayout(folder)), tmp_path / "check.png")

@@ -589,6 +589,7 @@ def test_a_kill_leaves_no_incomplete_folder_and_the_next_start_resumes(server, k
         assert read_tree(folder) == whole and not list(folder.glob("*.part")), changes[moment - 1]
 
 
+@pytest.mark.seconds
 def test_a_kill_can_leave_an_incomplete_folder(server, kaggles, tmp_path):
     """Control of the test above: zips unpacked in their final place."""
     (tmp_path / "input").mkdir()

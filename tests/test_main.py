@@ -372,7 +372,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen):
     assert train_ds.soft_labels and valid_ds.soft_labels
     assert (train_ds.padding, valid_ds.padding, train_ds.seed) == ("stretch", "stretch", 5)
     prepared = valid_ds.prepare(next(iter(seen["valid_loader"])), torch.device("cpu"))
-    assert [part.shape for part in prepared] == [(16, 3, 188, 204), (16, 4, 20)]
+    assert [part.shape for part in prepared] == [(8, 3, 188, 204), (8, 4, 20)]
     assert isinstance(train_ds.reader, PairCache) and train_ds.reader is valid_ds.reader
     assert (seen["train_loader"].batch_size, seen["valid_loader"].batch_size) == (2, 8)
     of_workers = {seen[loader].worker_init_fn for loader in ("train_loader", "valid_loader")}
@@ -412,6 +412,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen):
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
+@pytest.mark.seconds
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     step = "--optimizer AdamW --learning-rate 0.0002 --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5"
     step += " --grad-clip 2 --ema-decay 0.9 --accumulate-steps 3"

@@ -91,6 +91,7 @@ def test_scores_are_saved_and_their_path_is_printed(tmp_path, capsys):
     assert str(tmp_path / "score.csv") in capsys.readouterr().out
 
 
+@pytest.mark.seconds
 def test_best_stays_the_best_when_the_last_epoch_is_worse(drawn, tmp_path):
     saver = make_saver(tmp_path / "run")
     classifier = train(drawn, 1, [saver])

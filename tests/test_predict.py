@@ -327,6 +327,7 @@ def test_the_probabilities_are_those_of_a_submission(tmp_path, padding, tta):
     torch.testing.assert_close(finder(decode_image(path.read_bytes())), expected)
 
 
+@pytest.mark.seconds
 def test_it_works_in_the_environment_of_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 2)
     checkpoint(tmp_path / "best.pt", "reflect", False, 0.5)

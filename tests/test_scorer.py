@@ -134,6 +134,7 @@ def test_the_worst_images_come_first_and_are_named(masks):
     assert f"07 {seventh:.4f}" in summary and max(map(len, summary.splitlines())) <= 80
 
 
+@pytest.mark.seconds
 def test_other_thresholds_are_reported_and_change_nothing(masks):
     """A net whose probabilities are too low scores higher with a lower threshold."""
     probs = 0.8 * noisy(masks, (20, 30))
