@@ -60,7 +60,7 @@ def format_size(size: tuple[int, int]) -> str:
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed PyTorch with a function of `numbers`, such as (seed, epoch, index)."""
+    """Seed PyTorch with a function of `numbers`, such as (seed, epoch)."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 

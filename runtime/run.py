@@ -35,7 +35,7 @@ class RunOptions:
     rotate_masks: bool | None = None  # rotate own masks as their images' EXIF data say; None: only if nothing else fits
     hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
-    output_dir: Path = Path("output")  # for models/, submit.csv.gz, masks.json and check.png
+    output_dir: Path = Path("output")  # for models/, cache/, submit.csv.gz, masks.json and check.png
     logs_dir: Path = Path("logs")  # for TensorBoard
     predict: bool = True  # predict the test images after training (not for --dataset own, which has predict.py)
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None: the accelerator of this machine
