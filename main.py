@@ -75,7 +75,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
 
     # 2. Define the net. The U-Net paper's images have 1 channel, ours have 3 (red, green, blue)
     helpers.seed_everything(hp.seed)
-    net = make_net(hp.net, (3, *hp.input_img_resize))
+    net = make_net(hp.net, (3, *hp.input_img_resize), run.weights)  # random weights or, with --weights, a run's
     classifier = CarvanaClassifier(
         net, hp.epochs, run.machine, threshold=hp.threshold, seed=hp.seed, accumulate_steps=hp.accumulate_steps,
         grad_clip=hp.grad_clip, ema_decay=hp.ema_decay)
@@ -93,7 +93,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     valid_loader = run.eval_loader(TrainImageDataset(X_valid, y_valid, *sizes, cache))
 
     # 4. Train on cross entropy plus soft Dice loss. After each epoch the callbacks save it, log it, and print a line
-    model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split, reader)
+    model_saver_cb = ModelSaverCallback(run.folder, hp, run.options, ds_fetcher.split, reader, run.seen)
     tb_viz_cb = TensorboardVisualizerCallback(run.logs_dir / "tb_viz" / run.name)
     tb_logs_cb = TensorboardLoggerCallback(run.logs_dir / "tb_logs" / run.name, hp)
     console_cb = ConsoleCallback()

@@ -5,25 +5,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from data.dataset import preprocess
-from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, OwnLayout, is_cutout, is_image, is_mask, print_ignored, stem_of
+from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_cutout, is_image, is_mask, print_ignored, stem_of
 from data.masks import MaskOptions, Survey
-from data.reader import Reader, read
-from helpers import Progress, first_few, pluralize
+from data.reader import Reader, read, reading
+from helpers import Progress, pluralize
 from img.cutout import cut_out, keep_largest, read_colors
-from img.transformer import decode_image, halve, resize_size, to_pillow, upsample
-from nn.classifier import CarvanaClassifier
-from nn.metrics import dice_per_image
-from nn.unet import NETS
+from img.transformer import decode_image, from_pillow, halve, resize_size, to_pillow, upsample
+from nn.ensemble import Ensemble
 from runtime import errors, files, machine
-from runtime.run import saved_runs
+from runtime.run import eval_batch_size
 
 
 @dataclass
@@ -31,51 +30,87 @@ class Options:
     """Cut the car out of photos: of each, write a mask (0 and 255) and the car alone, with a soft edge."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]  # images, and folders of images
-    model: Path | None = None  # a checkpoint or the folder of a run; None: best.pt of the latest run in output/models
+    model: tuple[Path, ...] = ()  # checkpoints or folders of runs, to average; none: the latest run in output/models
     output_dir: Path = Path("cutouts")  # gets NAME_mask.png and NAME_cutout.png
     background: str | None = None  # a color (white, "#ff8800") or an image; None: transparent
-    threshold: float | None = None  # a pixel is car where its probability is above this; None: the model's
-    tta: bool | None = None  # test-time augmentation, as main.py's --tta; None: as the model was trained
+    threshold: float | None = None  # a pixel is car where its probability is above this; None: the first model's
+    tta: bool | None = None  # test-time augmentation, as main.py's --tta; None: as of the first model
     keep_largest: bool = False  # keep only the largest connected object of each image
     crop: bool = False  # crop NAME_cutout.png to the car, with a margin of 5%
-    mask_values: tuple[str, ...] | None = None  # of the masks to compare with; None: as the model's
-    rotate_masks: bool | None = None  # rotate the masks to compare with, as main.py's --rotate-masks
     device: str | None = None  # cpu, cuda, mps, ...; None: an accelerator if there is one
 
 
-class CarFinder:
-    """A trained model. Called with an image (3, H, W) uint8 in RGB, it returns the probability of car, (H, W) float32.
+class Segmenter:
+    """Trained models that find the car in images. The probabilities of several models are averaged.
 
-    model: a checkpoint such as best.pt, or the folder of a run. Raises UserError if it is not one of this program.
-    device: see `machine.choose_device`.
+    models: checkpoints such as best.pt, or folders of runs. Raises UserError if one is not of this program.
+    device: see `machine.choose_device`. threshold, tta: None: those of the first model.
+
+    An image is the path of a file, its bytes, a Pillow image, or uint8 RGB: an array (H, W, 3) or a tensor (3, H, W).
+    A method takes an image or a list of images, and returns one result or a list. Raises UserError for other objects.
     """
 
-    def __init__(self, model: str | Path, device: str | None = None):
-        checkpoint = files.load_checkpoint(find_model(Path(model)))
-        try:
-            net = NETS[checkpoint["net_name"]](tuple(checkpoint["in_shape"]))
-            net.load_state_dict(checkpoint["net"])
-            hp = checkpoint["hyperparameters"]
-            self.padding, self.tta, self.threshold = hp["padding"], hp["tta"], hp["threshold"]
-            self.reader = Reader.from_state(checkpoint["reader"])
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            sentence = f"{model} is not a checkpoint of this program ({type(error).__name__}: {error!s:.200})."
-            raise errors.UserError(sentence) from error
-        self.classifier = CarvanaClassifier(net, 1, machine.choose_machine(device, workers=0))
+    def __init__(self, *models: str | Path, device: str | None = None, threshold: float | None = None,
+                 tta: bool | None = None):
+        checkpoints = {path: files.load_checkpoint(path) for path in models}
+        self.ensemble = Ensemble(checkpoints, machine.choose_machine(device, workers=0))
+        path, first = next(iter(checkpoints.items()))
+        with files.checkpoint_errors(path, first):
+            hp, self.reader = first["hyperparameters"], Reader.from_state(first["reader"])
+            self.threshold, self.tta = threshold or hp["threshold"], hp["tta"] if tta is None else tta
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def probs(self, images: Any) -> Any:
+        """The probability of car at each pixel: (H, W) float32 on the CPU."""
+        if not isinstance(images, list):
+            return self.probs([images])[0]
+        result, sizes = [], self.ensemble.sizes
+        batch_size = eval_batch_size(max(size for size, *_ in sizes))
+        for first in range(0, len(images), batch_size):
+            batch = [self.load(image) for image in images[first : first + batch_size]]
+            views = [torch.stack([self._preprocess(image, *each) for image in batch]) for each in sizes]
+            probs = self.ensemble.predict_probs(views)
+            result += [upsample(each[None], image.shape[1:])[0].cpu() for each, image in zip(probs, batch, strict=True)]
+        return result
+
+    def mask(self, images: Any) -> Any:
+        """Whether a pixel is car: (H, W) bool on the CPU."""
+        probs = self.probs(images)
+        return [each > self.threshold for each in probs] if isinstance(probs, list) else probs > self.threshold
+
+    def cut_out(self, images: Any, background: Image.Image | None = None, crop: bool = False) -> Any:
+        """The car alone, see img/cutout.py: a Pillow image, with the color profile of a file."""
+        if isinstance(images, list):
+            return [self.cut_out(image, background, crop) for image in images]
+        image = self.load(images)
+        colors, profile = read_colors(images, image)
+        car = cut_out(colors, self.probs(image), self.threshold, background, crop)
+        car.info["icc_profile"] = profile
+        return car
+
+    def load(self, image: Any) -> Tensor:
+        """Decode an image, rotate it as its EXIF data say -> (3, H, W) uint8 on the CPU."""
+        if isinstance(image, str | Path):
+            return self.reader.image(Path(image))
+        if isinstance(image, bytes):
+            with reading("The image"):
+                return decode_image(image, bits=self.reader.bits or 16)
+        if isinstance(image, Image.Image) and image.mode[0] not in "IF":  # of unknown range
+            return from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,)
-        errors.require(valid, "The image must be a uint8 tensor (3, height, width). Read it with "
-                       "img.transformer.decode_image.")
-        sizes = self.classifier.net.in_shape[1:], self.classifier.net.output_size, self.padding
-        view = image.cpu() if self.tta else halve(image.cpu(), resize_size(*sizes))  # as decode_image halves it
-        probs = self.classifier.predict_probs(preprocess(view, *sizes, self.tta)[None])
-        return upsample(probs, image.shape[1:])[0].cpu()
+        errors.require(valid, "An image must be a path, bytes, a Pillow image of 8 bits, or uint8 in RGB: an array "
+                       "(height, width, 3) or a tensor (3, height, width).")
+        return image.cpu()
+
+    def _preprocess(self, image: Tensor, *sizes: Any) -> Tensor:
+        image = image if self.tta else halve(image, resize_size(*sizes))  # as decode_image halves it
+        return preprocess(image, *sizes, self.tta)
 
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
     """Return the images among `paths` and those in folders among them (see `scan`), sorted by path."""
-    errors.require(len(paths) > 0, "Pass images or folders of them: python predict.py photo.jpg folder/")
+    errors.require(len(paths) > 0, "Pass images or folders of them first: python predict.py photo.jpg folder/")
     images = {}
     for path in dict.fromkeys(paths):
         for image in scan(path) if path.is_dir() else [path]:
@@ -97,29 +132,10 @@ def scan(folder: Path) -> list[Path]:
 
 
 def mask_folders(folder: Path) -> list[Path]:
-    """Return the folders that may have the masks of the images in `folder`: itself, and those where main.py looks."""
+    """Return the folders that may have the masks of the images in `folder`, which must not be overwritten."""
     folder = folder.resolve()
     root = folder.parent if folder.name in IMAGE_FOLDERS else folder
     return [folder, *(root / name for name in MASK_FOLDERS)]
-
-
-def find_masks(folder: Path) -> dict[str, list[Path]]:
-    """Return the masks of the images in a folder, by stem: NAME_mask.png of NAME.jpg or, elsewhere, NAME.png."""
-    layout, masks = OwnLayout(folder), {}
-    layout.image_dir = folder.resolve()
-    for mask_dir in mask_folders(folder):
-        layout.mask_dir = mask_dir
-        masks = layout.masks() | masks
-    return masks
-
-
-def compare(mask: Tensor, image: Path, masks: list[Path], survey: Survey, scores: list[float]) -> str:
-    """Add the Dice of a predicted mask (H, W) to `scores` -> a text to print."""
-    for path in (image, *masks, masks[0].parent):
-        if path in survey.problems:
-            return f", no Dice: {survey.problems[path]}"
-    scores.append(dice_per_image(mask[None], survey.reader.mask(masks[0]) > 127).item())
-    return f", Dice {scores[-1]:.4f} with {first_few(each.name for each in masks)}"
 
 
 def load_background(name: str | None) -> Image.Image | None:
@@ -135,24 +151,15 @@ def load_background(name: str | None) -> Image.Image | None:
         raise errors.UserError(sentence) from None
 
 
-def find_model(model: Path | None) -> Path:
-    """Return the checkpoint `model`, or best.pt if it is the folder of a run; None: that of the latest run."""
-    if model is not None:
-        return model / "best.pt" if model.is_dir() else model
-    runs = saved_runs(Path("output"), holding="best.pt")
-    errors.require(len(runs) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
-    return runs[-1] / "best.pt"
-
-
-def process(path: Path, finder: CarFinder, options: Options, background: Image.Image | None) -> Tensor:
+def process(path: Path, segmenter: Segmenter, options: Options, background: Image.Image | None) -> Tensor:
     """Write the mask and the cut-out of an image -> the mask (H, W) of bool."""
-    image = finder.reader.image(path)
-    probs = finder(image)
+    image = segmenter.load(path)
+    probs = segmenter.probs(image)
     if options.keep_largest:
-        probs = keep_largest(probs, finder.threshold)
-    mask = probs > finder.threshold
+        probs = keep_largest(probs, segmenter.threshold)
+    mask = probs > segmenter.threshold
     colors, profile = read_colors(path, image)
-    car = cut_out(colors, probs, finder.threshold, background, options.crop)
+    car = cut_out(colors, probs, segmenter.threshold, background, options.crop)
     for name, made, icc in (("mask", Image.fromarray(mask.byte().numpy() * 255), None), ("cutout", car, profile)):
         with files.save_atomically(options.output_dir / f"{path.stem}_{name}.png") as file:
             made.save(file, "PNG", icc_profile=icc)
@@ -165,31 +172,27 @@ def main(options: Options) -> None:
     inputs = {folder for image in images for folder in mask_folders(image.parent)}
     errors.require(options.output_dir.resolve() not in inputs, f"--output-dir {options.output_dir} must not be a "
                    "folder of the images or of their masks. Pass another one.")
-    model = find_model(options.model)
-    finder = CarFinder(model, options.device)
-    finder.threshold = options.threshold or finder.threshold
-    if options.tta is not None:
-        finder.tta = options.tta
+    models = options.model or files.saved_runs(Path("output"), holding="best.pt")[-1:]
+    errors.require(len(models) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
+    segmenter = Segmenter(*models, device=options.device, threshold=options.threshold, tta=options.tta)
     files.make_writable(options.output_dir)
-    print(f"{model}: {type(finder.classifier.net).__name__}, on {finder.classifier.device}")
-    by_folder = {folder: find_masks(folder) for folder in {image.parent for image in images}}
-    masks = {image: by_folder[image.parent].get(stem_of(image), []) for image in images}
-    survey = Survey(masks, MaskOptions(options.mask_values, options.rotate_masks, saved=finder.reader.state()))
-    finder.reader.bits = survey.reader.bits  # those of the photos, if the model was trained on 8-bit images
-    scores, failed = [], 0
+    for model, classifier in zip(models, segmenter.ensemble.nets, strict=True):
+        print(f"{model}: {type(classifier.net).__name__}, on {classifier.device}")
+    # How many bits of 16-bit images are used, unless the model was trained on some
+    survey = Survey({image: () for image in images}, MaskOptions(saved=segmenter.reader.state()))
+    segmenter.reader.bits = survey.reader.bits
+    failed = 0
     for path in Progress(images, "cut out", unit="img"):
         try:
-            mask = process(path, finder, options, background)
-            dice = compare(mask, path, masks[path], survey, scores) if masks[path] else ""
+            mask = process(path, segmenter, options, background)
         except errors.UserError as error:
             files.make_writable(options.output_dir)  # ends the program if nothing can be written at all
             failed += 1
             Progress.write(str(error))
             continue
         found = f"{path}: car is {mask.float().mean():.1%} of the image"
-        Progress.write((found if mask.any() else f"Warning: {path}: no car was found") + dice)
-    mean = f"; mean Dice of {len(scores)}: {sum(scores) / len(scores):.6f}" if scores else ""
-    print(f"{pluralize(len(images) - failed, 'image')} cut out, in {options.output_dir}{mean}")
+        Progress.write(found if mask.any() else f"Warning: {path}: no car was found")
+    print(f"{pluralize(len(images) - failed, 'image')} cut out, in {options.output_dir}")
     errors.require(failed == 0, f"{failed} of {len(images)} images could not be cut out (see above).")
 
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from runtime import distributed
 from runtime.errors import require, set_exit_hint
-from runtime.files import load_checkpoint, lock, save_atomically, write_errors
+from runtime.files import load_checkpoint, lock, save_atomically, version, write_errors
 
 
 class ModelSaverCallback(Callback):
@@ -30,14 +31,14 @@ class ModelSaverCallback(Callback):
     score.csv: the Dice of each validation image at its original size, with best.pt.
 
     folder: locked while it trains. hyperparameters, options: dataclass instances. split: columns car, image, part.
-    reader: how the images and masks are read.
+    reader: how the images and masks are read. seen: the cars and images that the first weights were trained on.
     """
 
     def __init__(self, folder: str | Path, hyperparameters: Any, options: Any, split: pd.DataFrame,
-                 reader: Reader = Reader()):
-        self.folder, self.split, self.reader = Path(folder), split, reader
+                 reader: Reader = Reader(), seen: Iterable[str] = ()):
+        self.folder, self.split, self.reader, self.seen = Path(folder), split, reader, sorted(seen)
         self.best, self.last = self.folder / "best.pt", self.folder / "last.pt"
-        settings = {"hyperparameters": asdict(hyperparameters), "options": asdict(options)}
+        settings = {"version": version(), "hyperparameters": asdict(hyperparameters), "options": asdict(options)}
         self.settings = json.loads(json.dumps(settings, default=str))  # paths become strings, tuples lists
         self.folder_lock, self.resumed = None, False
 
@@ -95,7 +96,7 @@ class ModelSaverCallback(Callback):
 
     def _save(self, path: Path, state: dict) -> None:
         run = {"split": self.split.to_dict(orient="list"), "reader": self.reader.state(),
-               "world_size": distributed.WORLD_SIZE}
+               "world_size": distributed.WORLD_SIZE, "seen": self.seen}
         with save_atomically(path) as file:
             try:
                 torch.save(self.settings | run | state, file)

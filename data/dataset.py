@@ -109,3 +109,18 @@ class TestImageDataset(Dataset):
         sizes = self.input_img_resize, self.output_img_resize, self.padding
         image = self.reader.image(self.X[index], None if self.tta else resize_size(*sizes))
         return preprocess(image, *sizes, self.tta), self.X[index].name
+
+
+class EnsembleDataset(Dataset):
+    """Images to predict with several nets: the items of several TestImageDatasets of the same files."""
+
+    def __init__(self, datasets: Sequence[TestImageDataset]):
+        self.datasets = datasets
+        self.input_img_resize = max(each.input_img_resize for each in datasets)
+
+    def __len__(self) -> int:
+        return len(self.datasets[0])
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], str]:
+        images, names = zip(*(each[index] for each in self.datasets), strict=True)
+        return list(images), names[0]

@@ -1,7 +1,7 @@
 """Makes sure that the images and masks are there, and splits them so that a car is on one side only."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class DatasetFetcher:
     """Gets a data set and splits it. Every problem with it raises UserError. After get_train_files it has
 
     split: a DataFrame with the columns car (also of groups), image and part ("train" or "valid")
-    image_size: (height, width) of the first training image
+    image_size: (height, width) of the first image
     reader: reads the images and masks
     """
 
@@ -42,7 +42,7 @@ class DatasetFetcher:
                 _download(self.layout, test_images)
 
     def get_train_files(self, sample_size: float | None = None, validation_size: float = 0.2, seed: int = 0,
-                        split: dict[str, list[str]] | None = None) -> tuple[list[Path], ...]:
+                        split: dict[str, list[str]] | pd.DataFrame | None = None) -> tuple[list[Path], ...]:
         """-> X_train, y_train, X_valid, y_valid: paths of images and of their masks.
 
         sample_size: fraction of the cars to use; None: all. validation_size: fraction of these to validate on.
@@ -63,14 +63,21 @@ class DatasetFetcher:
 
         self.split["image"] = [images[stem].name for stem in stems]
         train, valid = (stems[self.split["part"] == part].tolist() for part in ("train", "valid"))
-        self.image_size = survey.headers[images[train[0]]].size
+        self.image_size = get_header(images[min(stems, default=min(images))]).size
         _require_same(images[stem] for stem in train + valid)
         processes = distributed.WORLD_SIZE
-        require(len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for {processes} "
-                f"processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
+        require(not train or len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for "
+                f"{processes} processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
         X_train, X_valid = ([images[stem] for stem in part] for part in (train, valid))
         y_train, y_valid = ([masks[stem][0] for stem in part] for part in (train, valid))
         return X_train, y_train, X_valid, y_valid
+
+    def get_unseen_files(self, seen: Collection[str]) -> tuple[list[Path], list[Path]]:
+        """-> X, y: paths of all images, and of their masks, that are not in `seen`, nor is their car."""
+        _raise_first(self.layout.faults())
+        rows = [(car, path.name, "valid") for car, paths in sorted(self.layout.groups().items())
+                for path in paths if not {car, path.name} & {*seen}]
+        return self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))[2:]
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
         return Survey(pairs, self.mask_options, kaggle=self.layout.unit == "car", check=check)
@@ -121,7 +128,7 @@ class DatasetFetcher:
         return (f"{trained} to train on, {validated} to validate on{test}\n"
                 f"            in {self.layout.folder('train')}, masks in {self.layout.folder('train_masks')}")
 
-    def next_step(self, submission: Path, best: Path, worst_image: str, *predict_options: str) -> str:
+    def next_step(self, submission: Path, best: Path = Path(), worst_image: str = "", *predict_options: str) -> str:
         """A line that says how to upload the submission, or how to cut out the worst of your own images."""
         if self._refusal:
             return f"no upload   {self._refusal}"

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,14 @@ def keep_largest(probs: Tensor, threshold: float) -> Tensor:
     return probs * torch.from_numpy(objects == sizes.argmax())
 
 
-def read_colors(path: Path, image: Tensor) -> tuple[Tensor, bytes | None]:
+def read_colors(path: Any, image: Tensor) -> tuple[Tensor, bytes | None]:
     """Return the colors to write for an image (3, H, W) uint8 that was decoded from `path`, and their ICC profile.
 
-    CMYK becomes sRGB, without a profile. One that is broken, not for these colors, or too large for Pillow is dropped.
+    path: None, for example: there is no profile. One that is broken, not for these colors, or too large for Pillow is
+    dropped. CMYK becomes sRGB, without a profile.
     """
     try:
-        original = Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+        original = Image.open(io.BytesIO(Path(path).read_bytes()), formats=FORMATS)
         original.info.pop("xmp", None)  # which may rotate it
         profile, mode = original.info["icc_profile"], "CMYK" if original.mode == "CMYK" else "RGB"
         transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")

@@ -23,8 +23,8 @@ from nn.losses import SoftDiceLoss, binary_cross_entropy
 from nn.metrics import Meter
 from nn.optimizer import ModelEma
 from runtime import distributed
-from runtime.errors import UserError, ran_out_of_memory, require
-from runtime.files import load_checkpoint
+from runtime.errors import require
+from runtime.files import checkpoint_errors, load_checkpoint
 from runtime.machine import Machine, accelerate
 
 
@@ -173,8 +173,8 @@ class CarvanaClassifier:
         try:
             with bar, ThreadPoolExecutor(max_workers=1) as writer:
                 written = writer.submit(bar.update, 0)
-                for images, names in distributed.lockstep(loader, (torch.empty(0, *self.net.in_shape), [])):
-                    probs = self.predict_probs(images)
+                for images, names in distributed.lockstep(loader, ([], [])):
+                    probs = self.predict_probs(images) if len(names) else torch.empty(0, 1, 1)
                     written.result()  # or the error that ended it
                     written = writer.submit(write_batch, names, probs)
                 written.result()
@@ -222,7 +222,7 @@ class CarvanaClassifier:
         Only the main process reads the file. Returns its contents. Raises UserError if they are not of this net.
         """
         checkpoint = distributed.broadcast(lambda: load_checkpoint(path))
-        try:
+        with checkpoint_errors(path, checkpoint):
             saved = f"{checkpoint['net_name']} at {format_size(checkpoint['in_shape'][1:])}"
             needed = f"{type(self.net).__name__} at {format_size(self.net.in_shape[1:])}"
             require(saved == needed, f"{path} is a checkpoint of {saved}, but the net is {needed}. Choose the net and "
@@ -230,10 +230,6 @@ class CarvanaClassifier:
             self.eval_net.load_state_dict(checkpoint["net"])
             if optimizer is not None:
                 self._restore_training(checkpoint, optimizer)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if ran_out_of_memory(error):
-                raise
-            raise UserError(f"{path} is not a checkpoint of this program ({type(error).__name__}).") from error
         return checkpoint
 
     def _restore_training(self, checkpoint: dict, optimizer: Optimizer) -> None:

@@ -1,5 +1,7 @@
 """UNet1024, the tutorial's deeper U-Net for large images. A mask is as large as its image."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -78,6 +80,12 @@ class UNet1024(nn.Module):
 NETS = {"UNetOriginal": UNetOriginal, "UNet1024": UNet1024}
 
 
-def make_net(name: str, in_shape: tuple[int, int, int]) -> nn.Module:
-    """A new net for images of (channels, height, width). Raises SizeError."""
-    return NETS[name](in_shape)
+def make_net(name: str, in_shape: tuple[int, int, int], weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A net for images of (channels, height, width), with these weights or random ones. Raises SizeError.
+
+    weights: those of another net of that name, which may have been trained at any size. If not, raises RuntimeError.
+    """
+    net = NETS[name](in_shape)
+    if weights is not None:
+        net.load_state_dict(weights)
+    return net

@@ -2,13 +2,15 @@
 
 import os
 import pickle
+import subprocess
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from errno import ENAMETOOLONG
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -85,8 +87,38 @@ def lock(folder: Path, waiting: str = "") -> ExitStack:
     return held
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """Load a checkpoint to the CPU, without running code in it. Raises UserError if it is not valid."""
+def version() -> str:
+    """That of this program and, in a clone, its commit, as in "1.0.0 (0a1b2c3)"."""
+    root = Path(__file__).parent.parent
+    number, commit = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"], ""
+    if (root / ".git").exists():
+        with suppress(OSError):  # there is no git
+            describe = ["git", "-C", root, "describe", "--always", "--dirty", "--exclude=*"]
+            commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    return f"{number} ({commit})" if commit else number
+
+
+def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
+    """The folders of the runs, by time."""
+    return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
+
+
+@contextmanager
+def checkpoint_errors(path: str | Path, checkpoint: dict[str, Any]) -> Iterator[None]:
+    """Turn an error of using a checkpoint into a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
+        raise UserError(f"{path} is not a checkpoint of this version of the program, {version()}, but of "
+                        f"{checkpoint.get('version', 'an earlier one or another program')} "
+                        f"({type(error).__name__}: {error!s:.200}). Use that version, or start a new run.") from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint, or a folder's best.pt, to the CPU, without running code in it. Raises UserError."""
+    path = Path(path, "best.pt") if Path(path).is_dir() else path
     try:
         with zipfile.ZipFile(path) as archive:  # the format of torch.save; torch.load does not verify checksums
             require(archive.testzip() is None, "wrong checksum")

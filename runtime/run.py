@@ -2,12 +2,13 @@
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from data.check import check_data
@@ -17,12 +18,13 @@ from data.masks import MaskOptions
 from data.sampler import shard
 from helpers import format_size, get_model_timestamp
 from nn.callback import Callback
-from nn.unet import NETS
+from nn.unet import NETS, make_net
 from nn.unet_origin import SizeError
 from runtime import distributed
 from runtime.errors import UserError, advise, check_ranges, friendly_errors, quiet_worker, require
-from runtime.files import load_checkpoint, make_writable
+from runtime.files import checkpoint_errors, load_checkpoint, make_writable, saved_runs
 from runtime.machine import choose_machine
+from runtime.predict_with import predict_with
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,43 @@ class RunOptions:
     compile: bool = False  # use torch.compile: takes a minute or more at first, pays for large images on a GPU
     workers: int | None = None  # processes that read images; None: as many as the machine can spare
     cache: bool = True  # decode images and masks once, to files in output_dir/cache of 4 bytes per pixel
+    weights: str | None = None  # start with the net of another run: its folder, or a file such as best.pt
     resume: str | None = None  # "last", or the folder of a run in output_dir/models: continue it
     score_only: bool = False  # with --resume: only score the run's best epoch again
+    predict_with: tuple[str, ...] = ()  # runs: only score and predict, with the mean of their nets' probabilities
     check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 
-EVAL_PIXELS = 2**20  # of all images of a batch that is not trained on
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
-class Run:
-    """Where and how main() runs. folder: output_dir/models/model_<time>. split, reader: None if the run is new."""
+@dataclass
+class Loaded:
+    """What a run gets from files. split, reader: of a run that is resumed. weights: of the net, to start with.
 
-    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None,
-                 reader: dict[str, Any] | None):
-        self.hp, self.folder, self.split = hp, folder, split
-        self.score_only, self.resumed = options.score_only, split is not None
+    seen: the cars and images that `weights` were trained on. models: of --predict-with, path -> checkpoint.
+    """
+
+    split: dict[str, list[str]] | None = None
+    reader: dict[str, Any] | None = None
+    weights: dict[str, Tensor] | None = None
+    seen: set[str] | Sequence[str] = ()
+    models: dict[str, dict[str, Any]] | None = None
+
+
+class Run:
+    """Where and how main() runs. folder: output_dir/models/model_<time>."""
+
+    def __init__(self, hp: Any, options: RunOptions, folder: Path, loaded: Loaded):
+        self.hp, self.folder, self.split = hp, folder, loaded.split
+        self.weights, self.seen, self.models = loaded.weights, loaded.seen, loaded.models
+        self.score_only, self.resumed = options.score_only, loaded.split is not None
         self.options = replace(options, resume=None, score_only=False)  # what is saved
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
         self.mask_options = MaskOptions(
-            options.mask_values, options.rotate_masks, options.output_dir / "masks.json", reader)
+            options.mask_values, options.rotate_masks, options.output_dir / "masks.json", loaded.reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(
@@ -78,8 +95,7 @@ class Run:
 
         Their size depends on that of the images alone: any number of processes computes the same.
         """
-        height, width = self.hp.input_img_resize
-        batch_size = min(8, max(1, EVAL_PIXELS // (height * width)))
+        batch_size = eval_batch_size(dataset.input_img_resize)
         sampler = shard(len(dataset), batch_size)
         return DataLoader(dataset, sampler=sampler, **self.loading | {"batch_size": batch_size})
 
@@ -87,6 +103,11 @@ class Run:
         return () if self.score_only else callbacks
 
     def announce(self, ds_fetcher: DatasetFetcher, net: nn.Module, X_test: Sequence[Path]) -> None:
+        valid = ds_fetcher.split.query("part == 'valid'")
+        seen = valid["image"].isin(self.seen) | valid["car"].isin(self.seen)
+        if seen.any():
+            print(f"Warning: {seen.sum()} of {len(valid)} validation images have the name of an image or a car that "
+                  "--weights was trained on, so the score may be too high. Pass the --seed of that run.")
         parameters = sum(weights.numel() for weights in net.parameters())
         size, output_size = format_size(net.in_shape[1:]), format_size(net.output_size)
         print(f"data        {ds_fetcher.describe(len(X_test))}")
@@ -111,7 +132,7 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
         run = from_command_line(hyperparameters)
         if not run.options.check_data:
             with advise(run.hp, run.machine):
-                main(run.hp, run)
+                (predict_with if run.models else main)(run.hp, run)
             return
         ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
         ds_fetcher.download_dataset(test_images=False)
@@ -124,25 +145,30 @@ def from_command_line(hyperparameters: type) -> Run:
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
         lambda: "last" if restarted and saved_runs(options.output_dir) else None)
-    if resume is None:
+    loaded = Loaded()
+    if options.predict_with:
+        hp, options, loaded = trained(options.predict_with, hyperparameters)
+        folder = options.output_dir
+    elif resume is None:
         check(hp, options)
         for name, value in (("--half-size-epochs", hp.half_size_epochs), ("--warmup-epochs", hp.warmup_epochs)):
             require(value < hp.epochs, f"{name} must be less than --epochs {hp.epochs}, not {value}.")
+        if options.weights:
+            loaded = distributed.broadcast(lambda: load_weights(options.weights, hp.net))
         folder = options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
-        split = reader = None
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
-        hp, options, split, reader = continued(folder, checkpoint, hyperparameters)
+        hp, options, loaded = continued(folder, checkpoint, hyperparameters)
     if distributed.is_main_process():
         make_writable(options.output_dir)
-        if not options.check_data:
+        if not (options.check_data or loaded.models):
             make_writable(folder.parent, options.logs_dir)
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
     if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
         print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
-    return Run(hp, options, folder, split, reader)
+    return Run(hp, options, folder, loaded)
 
 
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
@@ -190,13 +216,50 @@ def check(hp: Any, options: RunOptions) -> None:
             f"size for {hp.net}. Pass --net UNet1024 and sides of 256, 384, 512, ...")
 
 
+def eval_batch_size(size: tuple[int, int]) -> int:
+    """How many images of (height, width) a batch has that is not trained on: at most 8, and 2^20 pixels."""
+    return min(8, max(1, 2**20 // (size[0] * size[1])))
+
+
 def images_per_step(hp: Any, processes: int) -> int:
     return hp.batch_size * hp.accumulate_steps * processes
 
 
-def saved_runs(output_dir: Path, holding: str = "last.pt") -> list[Path]:
-    """The folders of the runs, by time."""
-    return [saved.parent for saved in sorted((output_dir / "models").glob(f"model_[0-9]*/{holding}"))]
+def load_weights(path: str, net_name: str) -> Loaded:
+    """Those of a saved net, with its BatchNorm statistics. Raises UserError if they don't fit the net."""
+    checkpoint = load_checkpoint(path)
+    with checkpoint_errors(path, checkpoint), torch.device("meta"):  # which takes no memory
+        saved, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
+        require(saved == net_name, f"{path} has the weights of {saved}, but the net is {net_name}. Pass --net {saved}.")
+        make_net(saved, in_shape).load_state_dict(checkpoint["net"], assign=True)
+        print(f"weights     {path}, trained at {format_size(in_shape[1:])} pixels up to epoch {checkpoint['epoch']}")
+        return Loaded(weights=checkpoint["net"], seen=seen_by(checkpoint))
+
+
+def seen_by(checkpoint: dict[str, Any]) -> set[str]:
+    """The cars and images that a net was trained on, also by the run that its first weights came from."""
+    rows = zip(*(checkpoint["split"][column] for column in ("car", "image", "part")), strict=True)
+    return {name for *names, part in rows if part == "train" for name in names}.union(checkpoint.get("seen", ()))
+
+
+def trained(paths: Sequence[str], hyperparameters: type) -> tuple:
+    """Hyperparameters, options, Loaded for --predict-with. Defaults are those of the first model."""
+    models = distributed.broadcast(lambda: {path: load_checkpoint(path) for path in paths})
+    path, first = next(iter(models.items()))
+    with checkpoint_errors(path, first):  # an earlier version had fewer options
+        began = from_dict(hyperparameters, asdict(hyperparameters()) | first["hyperparameters"])
+        began_options = from_dict(RunOptions, asdict(RunOptions()) | first["options"] | {"predict": True})
+        loaded = Loaded(reader=first["reader"], seen=set(), models=models)
+    for path, checkpoint in models.items():
+        with checkpoint_errors(path, checkpoint):
+            loaded.seen |= seen_by(checkpoint)
+    hp, options = parse(hyperparameters, default=(began, began_options))
+    values = vars(hp) | vars(options)
+    for name, value in (vars(began) | {"weights": began_options.weights, "resume": None, "score_only": False}).items():
+        require(name in ("threshold", "tta") or values[name] == value,
+                f"--predict-with trains nothing, so {name} must stay {value}, not {values[name]}: omit it.")
+    check(hp, options)
+    return hp, options, loaded
 
 
 def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
@@ -209,20 +272,17 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
     checkpoint = load_checkpoint(folder / "last.pt")
-    keys = ("hyperparameters", "options", "split", "reader", "metrics", "world_size")
+    keys = ("hyperparameters", "options", "split", "reader", "metrics", "world_size", "version", "seen")
     return folder, {key: checkpoint[key] for key in keys if key in checkpoint}
 
 
 def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
-    """Hyperparameters, options, split, reader of a resumed run. Raises UserError if they make it another training."""
-    try:
+    """Hyperparameters, options, Loaded of a resumed run. Raises UserError if they make it another training."""
+    with checkpoint_errors(folder / "last.pt", checkpoint):
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
         began_options = from_dict(RunOptions, checkpoint["options"])
         done, processes = len(checkpoint["metrics"]), checkpoint["world_size"]
-        split, reader = checkpoint["split"], checkpoint["reader"]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / 'last.pt'} is not a checkpoint of this version of the program: resume it with the "
-                        "version that saved it, or start a new run.") from None
+        loaded = Loaded(checkpoint["split"], checkpoint["reader"], seen=checkpoint["seen"])
     hp, options = parse(hyperparameters, default=(began, began_options))
     before, now = images_per_step(began, processes), images_per_step(hp, distributed.WORLD_SIZE)
     free = {"batch_size", "accumulate_steps"} if now == before else set()
@@ -240,13 +300,13 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
             "or start a new run.")
     require(done > 0 or not options.score_only,
             f"{folder} has no complete epoch to score. Resume it without --score-only.")
-    return replace(hp, epochs=done) if options.score_only else hp, options, split, reader
+    return replace(hp, epochs=done) if options.score_only else hp, options, loaded
 
 
 def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
     """The values, by name, that a resumed run must keep."""
     kept = vars(hp) | vars(hp.augment_img)
-    data_options = ("dataset", "group_regex", "hq_files", "mask_values", "rotate_masks")
+    data_options = ("dataset", "group_regex", "hq_files", "mask_values", "rotate_masks", "weights")
     kept |= {name: getattr(options, name) for name in data_options}
     return {name: value for name, value in kept.items() if name not in ("epochs", "tta", "augment_img")}
 
