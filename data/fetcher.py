@@ -55,8 +55,7 @@ class DatasetFetcher:
         missing = [stem for stem in stems if stem not in images]
         require(not missing, f"{pluralize(len(missing), 'image')} of the run to resume not found in "
                 f"{self.layout.folder('train')}: {first_few(missing)}. Put them back.")
-        with distributed.local_main_process_first():
-            survey = self.survey({images[stem]: masks[stem] for stem in stems})
+        survey = distributed.broadcast(lambda: self.survey({images[stem]: masks[stem] for stem in stems}))
         if problems := [*survey.problems.values()]:
             raise UserError(problems[0] + " --check-data lists all problems." * (len(problems) > 1))
         self.reader = survey.reader

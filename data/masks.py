@@ -1,11 +1,9 @@
 """Decide once per data set what the values of its masks mean, after a look at each of them."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +24,8 @@ from img.mask import (
 )
 from img.transformer import load, load_16_bits
 from runtime.errors import UserError
-from runtime.files import save_atomically
 from runtime.machine import count_cores
 
-VERSION = 1  # of what is cached
 REMEDY = "Pass the values of the object, such as --mask-values 1 3, '#ff0000', or nonzero (all but 0)."
 
 
@@ -87,34 +83,19 @@ def highest_value(path: Path) -> float:
         return load_16_bits(path.read_bytes()).max().item()
 
 
-def map_files(function: Callable[[Path], Any], paths: Sequence[Path], cache_file: Path | None = None,
-              what: str = "") -> tuple[dict[Path, Any], dict[Path, str]]:
-    """Call function(path) for each, in threads -> the results, and the sentences of UserErrors, both by path.
-
-    cache_file: keeps the results for files that do not change. what: the name of the function, with its arguments.
-    """
+def map_files(function: Callable[[Path], Any], paths: Sequence[Path]) -> tuple[dict[Path, Any], dict[Path, str]]:
+    """Call function(path) for each, in threads -> the results, and the sentences of UserErrors, both by path."""
     def attempt(path: Path) -> Any:
         try:
             return function(path)
         except UserError as error:
             return error
 
-    known, keys = {}, {path: str(path) for path in paths}
-    if cache_file is not None:
-        for path in paths:
-            file = path.stat()
-            keys[path] = f"{VERSION} {what} {path} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}"
-        with suppress(ValueError, TypeError, FileNotFoundError):
-            known = dict(json.loads(cache_file.read_text()))
-    new = [path for path in paths if keys[path] not in known]
     with ThreadPoolExecutor(count_cores()) as pool:
-        results = dict(zip(new, Progress(pool.map(attempt, new), "reading files", len(new), unit="file"), strict=True))
-    problems = {path: str(result) for path, result in results.items() if isinstance(result, UserError)}
-    known |= {keys[path]: result for path, result in results.items() if path not in problems}
-    if cache_file is not None and new:
-        with save_atomically(cache_file) as file:
-            file.write(json.dumps(known).encode())
-    return {path: known[keys[path]] for path in paths if path not in problems}, problems
+        results = Progress(pool.map(attempt, paths), "reading files", len(paths), unit="file")
+        found = dict(zip(paths, results, strict=True))
+    problems = {path: str(result) for path, result in found.items() if isinstance(result, UserError)}
+    return {path: result for path, result in found.items() if path not in problems}, problems
 
 
 def decide(stats: Sequence[MaskStats]) -> MaskValues | None:
@@ -141,12 +122,11 @@ class MaskOptions(NamedTuple):
     """mask_values: the values of the object, such as ("1", "3"), ("#ff0000",) or ("nonzero",). None: decide.
 
     rotate_masks: rotate masks without EXIF data like their images? None: only if they fit no other way.
-    cache_file: keeps the statistics of masks. saved: Reader.state() of the run to resume.
+    saved: Reader.state() of the run to resume.
     """
 
     mask_values: Sequence[str] | None = None
     rotate_masks: bool | None = None
-    cache_file: Path | None = None
     saved: dict | None = None
 
     def known(self) -> MaskValues | None:
@@ -167,7 +147,7 @@ class Survey:
     def __init__(self, pairs: Mapping[Path, Sequence[Path]], options: MaskOptions = MaskOptions(),
                  kaggle: bool = False, check: bool = False):
         self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
-        self.options, self.stats = options._replace(cache_file=None) if check else options, {}
+        self.options, self.stats = options, {}
         parts = {masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values() if masks}
         self.reader = Reader(parts=parts)
         several = [path for path, masks in pairs.items() if len(masks) > 1]
@@ -206,10 +186,8 @@ class Survey:
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""
         masks, wanted = [mask for _, mask in self.pairs], None if known is None or known.soft else known
-        cache_file, what = self.options.cache_file, f"mask {wanted!r}"
-        results, problems = map_files(lambda path: examine(path, wanted), masks, cache_file, what)
+        self.stats, problems = map_files(lambda path: examine(path, wanted), masks)
         self.problems = problems | self.problems
-        self.stats = {path: MaskStats(*result) for path, result in results.items()}
         if not self.stats:
             return
         values = known or decide(list(self.stats.values()))
@@ -240,7 +218,7 @@ class Survey:
         unknown = [image for image, header in headers.items() if header.is_16_bit and header.bits is None]
         self.reader.bits = self.options.saved["bits"] if self.options.saved else None
         if unknown and self.reader.bits is None:
-            highest, problems = map_files(highest_value, unknown, self.options.cache_file, "highest")
+            highest, problems = map_files(highest_value, unknown)
             self.problems |= problems
             self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if max(highest.values(), default=0) < 2**bits)
         print_files(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")

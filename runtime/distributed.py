@@ -29,7 +29,7 @@ WORLD_SIZE, LOCAL_WORLD_SIZE = int(_environ.get("WORLD_SIZE", 1)), int(_environ.
 RANK, LOCAL_RANK = int(_environ.get("RANK", 0)), int(_environ.get("LOCAL_RANK", 0))  # "local": on this machine
 
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for longer is taken for dead
-DATA_TIMEOUT = timedelta(days=2)  # the same during a download
+DATA_TIMEOUT = timedelta(days=2)  # the same during a download, or while one process reads masks
 
 _groups: dict[str, dist.ProcessGroup] = {}  # "control" and "data", both on the CPU (gloo)
 
@@ -101,7 +101,7 @@ def broadcast(make: Callable[[], Any]) -> Any:
     """The result of `make`, which only the main process calls."""
     results = [make() if is_main_process() else None]
     if WORLD_SIZE > 1:
-        dist.broadcast_object_list(results, src=0, group=_groups["control"])
+        dist.broadcast_object_list(results, src=0, group=_groups["data"])
     return results[0]
 
 

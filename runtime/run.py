@@ -37,7 +37,7 @@ class RunOptions:
     rotate_masks: bool | None = None  # rotate own masks as their images' EXIF data say; None: only if nothing else fits
     hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
-    output_dir: Path = Path("output")  # for models/, cache/, submit.csv.gz, masks.json and check.png
+    output_dir: Path = Path("output")  # for models/, cache/, submit.csv.gz and check.png
     logs_dir: Path = Path("logs")  # for TensorBoard
     predict: bool = True  # predict the test images after training (not for --dataset own, which has predict.py)
     device: str | None = None  # cpu, cuda, cuda:1, mps, ...; None: the accelerator of this machine
@@ -80,8 +80,7 @@ class Run:
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
-        self.mask_options = MaskOptions(
-            options.mask_values, options.rotate_masks, options.output_dir / "masks.json", loaded.reader)
+        self.mask_options = MaskOptions(options.mask_values, options.rotate_masks, loaded.reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(

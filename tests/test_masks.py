@@ -1,10 +1,7 @@
 """Masks whose values mean something else than black and white. Read correctly, or refused: never wrong in silence."""
 
-import json
-import os
 import re
 import struct
-import time
 import zlib
 
 import numpy as np
@@ -442,14 +439,6 @@ def test_masks_in_color_are_refused_as_jpeg(tmp_path, object_color):
     assert "its colors were changed by lossy compression" in str(survey(tmp_path / "jpeg").problems)
 
 
-def test_a_failed_look_is_not_kept(tmp_path, monkeypatch):
-    save(tmp_path, "a.png", BINARY)
-    with monkeypatch.context() as patch:
-        patch.setattr(masks, "load", lambda encoded: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-        assert "Input/output error" in str(survey(tmp_path, cache_file=tmp_path / "masks.json").problems)
-    assert not survey(tmp_path, cache_file=tmp_path / "masks.json").problems
-
-
 def test_16_bit_colors_are_no_mask(tmp_path):
     save(tmp_path, "a.png", BINARY)
     save_deep(tmp_path / "masks/a.png", 1, channels=3)
@@ -541,39 +530,6 @@ def test_binary_masks_of_nearly_the_same_value_are_of_different_objects(tmp_path
     assert not survey(tmp_path).problems
 
 
-def test_a_file_that_is_replaced_is_looked_at_again_though_size_and_time_are_the_same(tmp_path):
-    save(tmp_path, "a.tiff", BINARY)
-    path, cache_file = tmp_path / "masks/a.tiff", tmp_path / "masks.json"
-    before = path.stat()
-    assert not survey(tmp_path, cache_file=cache_file).problems
-    time.sleep(0.02)
-    save(tmp_path, "a.tiff", shapes(85, 255))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    assert "class map" in str(survey(tmp_path, cache_file=cache_file).problems)
-
-
-def test_what_is_known_of_a_mask_is_not_looked_at_again(tmp_path, monkeypatch):
-    cache_file, looks, examine = tmp_path / "masks.json", [], masks.examine
-    monkeypatch.setattr(masks, "examine", lambda path, values: looks.append(path.name) or examine(path, values))
-    for name in ("a.png", "b.png", "c.png"):
-        save(tmp_path, name, BINARY)
-    for expected in (["a.png", "b.png", "c.png"], []):
-        looks.clear()
-        assert survey(tmp_path, cache_file=cache_file).reader.values == MaskValues()
-        assert sorted(looks) == expected
-    looks.clear()
-    save(tmp_path, "b.png", shapes(1, 2))  # changes size and time
-    assert "b.png is a class map" in str(survey(tmp_path, cache_file=cache_file).problems) and looks == ["b.png"]
-    looks.clear()
-    assert survey(tmp_path, "1", cache_file=cache_file) and len(looks) == 3  # its stats depend on the values
-    looks.clear()
-    assert survey(tmp_path, cache_file=cache_file, check=True) and len(looks) == 3  # --check-data reads everything
-    cache_file.write_text(cache_file.read_text()[:50])
-    assert survey(tmp_path, cache_file=cache_file).problems and json.loads(cache_file.read_text())
-
-
 def test_a_resumed_run_reads_masks_as_it_began(tmp_path):
     save(tmp_path, "a.png", shapes(1, 1))
     began = survey(tmp_path).reader.state()
@@ -609,7 +565,7 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
         save(tmp_path, f"{name}.png", BINARY)
         (tmp_path / f"images/{name}.jpg").unlink()
         save_deep(tmp_path / f"images/{name}.png", top, channels)
-    found = survey(tmp_path, cache_file=tmp_path / "masks.json")
+    found = survey(tmp_path)
     assert found.reader.state()["bits"] == bits
     expected = f"images      2 images of 16 bits, of which {bits} are used: bright.png, dark.png\n"
     assert expected in capsys.readouterr().out
