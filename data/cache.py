@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from shutil import disk_usage
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.reader import Reader
-from data.unpack import format_bytes
+from data.unpack import format_bytes, require_space
 from helpers import Progress, format_size
 from runtime import distributed
 from runtime.files import WriteError, lock, save_atomically, write_errors
@@ -121,11 +120,9 @@ def _digest(text: str) -> str:
 
 def _check_disk(folder: Path, size: int) -> None:
     """Raise WriteError if a file of `size` bytes should not be written to `folder`."""
-    free, needed = disk_usage(folder).free, format_bytes(size)
-    if free < 1.1 * size:
-        raise WriteError(f"the disk of {folder} has {format_bytes(free)} free, but it takes {needed} and a tenth more")
+    require_space(folder, size * 11 // 10, "the cache, with a tenth to spare,")
     if _file_system(folder) in ("tmpfs", "ramfs"):
-        raise WriteError(f"{folder} is in memory, of which it takes {needed}")
+        raise WriteError(f"{folder} is in memory, of which it takes {format_bytes(size)}")
 
 
 def _file_system(folder: Path) -> str:

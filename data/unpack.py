@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path, PureWindowsPath
 
 from helpers import Progress
-from runtime.errors import UserError, ran_out_of_memory, require
-from runtime.files import write_errors
+from runtime.errors import UserError, ran_out_of_memory
+from runtime.files import WriteError, write_errors
 
 
 class RefusedError(UserError):
@@ -73,10 +73,11 @@ def _check_names(names: list[str], archive: Path, count: int | None) -> None:
 
 
 def require_space(folder: Path, needed: int, task: str) -> None:
-    """Raises UserError if the disk of `folder` has fewer than `needed` bytes free for the task."""
+    """Raises WriteError if the disk of `folder` has fewer than `needed` bytes free for the task."""
     free = shutil.disk_usage(folder).free
-    require(needed <= free, f"The disk of {folder} has {format_bytes(free)} free, but {task} takes "
-            f"{format_bytes(needed)}. Free {format_bytes(needed - free)}.")
+    if free < needed:
+        raise WriteError(f"The disk of {folder} has {format_bytes(free)} free, but {task} takes "
+                         f"{format_bytes(needed)}. Free {format_bytes(needed - free)}.")
 
 
 def format_bytes(count: int) -> str:

@@ -401,11 +401,10 @@ def assert_off(printed, reason, folder):
 
 def test_a_disk_that_gets_full_turns_the_cache_off(pairs, folder_on_small_disk, small_disk, capsys, monkeypatch):
     folder, reader = folder_on_small_disk, Reader()
-    usage = module.disk_usage(folder)
     small_disk[1]()
     assert open_cache(reader, *pairs, SIZE, folder) is reader
-    assert_off(capsys.readouterr().out, f"the disk of {folder} has 0.00B free, but it takes ", folder)
-    monkeypatch.setattr(module, "disk_usage", lambda _: usage)  # it was free when that was checked
+    assert_off(capsys.readouterr().out, f"The disk of {folder} has 0.00B free, but the cache, with a tenth to", folder)
+    monkeypatch.setattr(module, "require_space", lambda *_: None)  # it was free when that was checked
     torch.set_num_threads(2)
     assert open_cache(reader, *pairs, SIZE, folder) is reader
     assert torch.get_num_threads() == 2
@@ -497,14 +496,14 @@ def test_a_run_reads_images_that_changed_before_it_was_resumed(
 @pytest.mark.seconds
 def test_a_run_trains_although_its_cache_does_not_fit(drawn, main_here, small_net, folder_on_small_disk, monkeypatch):
     folder = folder_on_small_disk
-    usage = module.disk_usage(folder.parent)
     training = ["--input-dir", drawn, *SMALL, "--workers", "0", "--no-predict", "--epochs", "1"]
-    for number, reason in enumerate(("256kB free, but it takes 384kB and a tenth more", "(No space left on device)")):
+    reasons = "256kB free, but the cache, with a tenth to spare, takes 42", "(No space left on device)"
+    for number, reason in enumerate(reasons):
         code, printed = main_here(*training, "--seed", number)
         assert code == 0 and "cache       off: " in printed and reason in printed, printed
         assert files_in(folder) == []
         shutil.rmtree(folder.parent / "models")  # or a run that begins in the same second has the same name
-        monkeypatch.setattr(module, "disk_usage", lambda _: usage)  # there was room when that was checked
+        monkeypatch.setattr(module, "require_space", lambda *_: None)  # there was room when that was checked
 
 
 def test_an_output_folder_that_is_read_only_is_named(drawn, main_here, small_net, small_disk):
