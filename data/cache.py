@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +85,8 @@ class PairCache:
                     with suppress(OSError):  # Windows keeps a file that is mapped
                         old.unlink()
                 if not self.open():
-                    _check_disk(folder, len(self.pairs) * self.row.itemsize)
+                    size = len(self.pairs) * self.row.itemsize
+                    require_space(folder, size * 11 // 10, "the cache, with a tenth to spare,")
                     self._write()
                 total = sum(file.stat().st_size for file in folder.glob("*.cache"))
             print(f"cache       {folder}: {format_bytes(total)}, safe to delete; it contains copies of your images")
@@ -116,21 +116,3 @@ class PairCache:
 
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
-
-
-def _check_disk(folder: Path, size: int) -> None:
-    """Raise WriteError if a file of `size` bytes should not be written to `folder`."""
-    require_space(folder, size * 11 // 10, "the cache, with a tenth to spare,")
-    if _file_system(folder) in ("tmpfs", "ramfs"):
-        raise WriteError(f"{folder} is in memory, of which it takes {format_bytes(size)}")
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that has `folder`; "" where Linux does not tell it."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_bytes()
-    except OSError:
-        return ""
-    device = folder.stat().st_dev
-    found = re.search(rb" %d:%d .*? - (\S+)" % (os.major(device), os.minor(device)), mounts)
-    return found[1].decode() if found else ""

@@ -1,5 +1,4 @@
-"""Runs main.py or predict.py for a test: small_main.py main.py ARGUMENTS. The nets are small, and a folder in
-memory may have a cache.
+"""Runs main.py or predict.py for a test, with small nets: small_main.py main.py ARGUMENTS.
 
 These environment variables change more:
 
@@ -22,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 import torch
 
-import data.cache
 import data.reader
 from nn import unet
 from runtime import distributed
@@ -65,7 +63,6 @@ def save_slowly(state, file):
 
 process = os.getpid()
 unet.NETS.update(SMALL_NETS)
-data.cache._file_system = lambda folder: ""
 if "READ_LOG" in os.environ:
     data.reader.read = logged
 if "DISTRIBUTED_TIMEOUT" in os.environ:
