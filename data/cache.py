@@ -20,7 +20,7 @@ from runtime import distributed
 from runtime.files import WriteError, lock, save_atomically, write_errors
 from runtime.machine import count_cores
 
-VERSION = 1  # of the decoded pixels; raise it if they change
+VERSION = 2  # of the decoded pixels; raise it if they change
 
 
 def open_cache(reader: Reader, X: Sequence[Path], y: Sequence[Path], size: tuple[int, int],

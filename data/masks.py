@@ -213,15 +213,14 @@ class Survey:
                     "masks or, if it is so in all of them, pass --mask-values 0.", inverted)
 
     def _read_16_bit_images(self, images: list[Path]) -> None:
-        """Find out how many bits 16-bit images use, if their headers do not say it: from the highest value of all."""
-        headers = {image: self.headers[image] for image in images if image in self.headers}
-        unknown = [image for image, header in headers.items() if header.is_16_bit and header.bits is None]
+        """Find out how many bits 16-bit images use, from the highest value of all."""
+        found = [image for image in images if image in self.headers and self.headers[image].is_16_bit]
         self.reader.bits = self.options.saved["bits"] if self.options.saved else None
-        if unknown and self.reader.bits is None:
-            highest, problems = map_files(highest_value, unknown)
+        if found and self.reader.bits is None:
+            highest, problems = map_files(highest_value, found)
             self.problems |= problems
             self.reader.bits = next(bits for bits in (8, 10, 12, 14, 16) if max(highest.values(), default=0) < 2**bits)
-        print_files(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", unknown, "image")
+        print_files(f"images      {{}} of 16 bits, of which {self.reader.bits} are used: {{}}", found, "image")
 
 
 def print_files(sentence: str, paths: Sequence[Path], noun: str = "mask") -> None:

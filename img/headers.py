@@ -16,10 +16,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000")  # none of w
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that pixels depend on
-PNG_METADATA = (b"eXIf", b"sBIT", b"acTL", b"fcTL")  # orientation, bits, number of frames
+PNG_METADATA = (b"eXIf", b"acTL", b"fcTL")  # orientation, number of frames
 JPEG_SEGMENT = re.compile(rb"\xff+([^\0\1\xd0-\xd7\xff])(..)", re.DOTALL)  # marker, length
 JPEG_SCAN = re.compile(rb"(\xff\xda\0(?:\x08.{3}|\x0a.{5}|\x0c.{7}|\x0e.{9})).{3}", re.DOTALL)  # 1 to 4 channels
-BITS = {2**bits - 1: bits for bits in range(1, 16)}  # by largest value
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # they are about metadata
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -29,7 +28,6 @@ class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the upright image
     orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
     is_16_bit: bool  # 16 bits per value: gray, or RGB of a PNG
-    bits: int | None  # how many of the 16 are used, if PNG's sBIT or TIFF's MaxSampleValue says it
 
 
 def read_header(path: Path) -> Header:
@@ -40,7 +38,7 @@ def read_header(path: Path) -> Header:
 
 def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header]:
     """Open an image, whose pixels Pillow decodes later; without `pixels`, for its header. Raises as `read_header`."""
-    file, bits = _strip_png(file, pixels) if file.read(8) == PNG_START else (file, None)
+    file = _strip_png(file, pixels) if file.read(8) == PNG_START else file
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -49,11 +47,10 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
         raise ValueError(f"it has {image.n_frames} frames; save the one to use as a file of its own")
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # as Pillow rotates a TIFF itself
-        bits = BITS.get(max(image.tag_v2.get(281, ()), default=0))  # MaxSampleValue
     orientation = _orientation(image.info.get("exif", b""))
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
     is_16_bit = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
-    return image, Header(size, orientation, is_16_bit, bits if is_16_bit else None)
+    return image, Header(size, orientation, is_16_bit)
 
 
 def _orientation(exif: bytes) -> int:
@@ -67,9 +64,9 @@ def _orientation(exif: bytes) -> int:
         return 1
 
 
-def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, int | None]:
-    """Return a PNG without unused metadata, and how many bits are used."""
-    kept, bits, kind = [PNG_START], None, b""
+def _strip_png(file: BinaryIO, pixels: bool) -> BinaryIO:
+    """Return a PNG without unused metadata."""
+    kept, kind = [PNG_START], b""
     while kind != b"IEND" and len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind not in PNG_PIXELS + PNG_METADATA or (kind == b"IDAT" and not pixels):
@@ -80,13 +77,11 @@ def _strip_png(file: BinaryIO, pixels: bool) -> tuple[BinaryIO, int | None]:
         if zlib.crc32(kind + body[:-4]) != int.from_bytes(body[-4:]):
             if kind in PNG_PIXELS:
                 raise ValueError(f"its {kind.decode()} chunk is damaged")
-        elif kind == b"sBIT":
-            bits = body[0] if 1 <= body[0] <= 16 else None
         else:
             kept.insert(2 if kind == b"eXIf" else len(kept), head + body)  # Pillow reads it if it precedes IDAT
     if pixels and kind != b"IEND":
         raise ValueError("it is damaged or incomplete: it has no IEND chunk")
-    return io.BytesIO(b"".join(kept)), bits
+    return io.BytesIO(b"".join(kept))
 
 
 def repair_jpeg(encoded: bytes) -> bytes:

@@ -20,7 +20,7 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
     min_size: halve the image if `draft_scale` allows it. libjpeg does it while it decodes, a third faster.
-    bits: how many of a file's 16 bits per value are used, unless its header says so. The largest value becomes 255.
+    bits: how many of a file's 16 bits per value are used. The largest value of so many becomes 255.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, header = open_image(io.BytesIO(encoded))
@@ -30,7 +30,7 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(load_16_bits(encoded), header.bits, bits) if header.is_16_bit else image
+        image = _to_8_bits(load_16_bits(encoded), bits) if header.is_16_bit else image
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
@@ -45,10 +45,8 @@ def load_16_bits(encoded: bytes) -> np.ndarray:
     return values
 
 
-def _to_8_bits(values: np.ndarray, header_bits: int | None, bits: int) -> Image.Image:
-    """Scale 16 bits to 8: from `header_bits` or, if it is None or a value has more, from `bits`."""
-    if header_bits and values.max() < 2**header_bits:
-        bits = header_bits
+def _to_8_bits(values: np.ndarray, bits: int) -> Image.Image:
+    """Scale 16 bits, of which `bits` are used, to 8."""
     table = np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)
     return Image.fromarray(table[values])
 
