@@ -22,7 +22,7 @@ from img.mask import (
     tolerance_of,
     value_of_object,
 )
-from img.transformer import load, load_16_bits
+from img.transformer import load
 from runtime.errors import UserError
 from runtime.machine import count_cores
 
@@ -80,7 +80,7 @@ def examine(path: Path, wanted: MaskValues | None) -> MaskStats:
 def highest_value(path: Path) -> float:
     """Return the highest value of a 16-bit image. Raises UserError."""
     with reading(path):
-        return load_16_bits(path.read_bytes()).max().item()
+        return np.asarray(load(path.read_bytes())[0]).max().item()
 
 
 def map_files(function: Callable[[Path], Any], paths: Sequence[Path]) -> tuple[dict[Path, Any], dict[Path, str]]:

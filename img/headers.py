@@ -27,7 +27,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the upright image
     orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
-    is_16_bit: bool  # 16 bits per value: gray, or RGB of a PNG
+    is_16_bit: bool  # gray with 16 bits per value
 
 
 def read_header(path: Path) -> Header:
@@ -49,8 +49,7 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
         image.info.pop("xmp", None)  # as Pillow rotates a TIFF itself
     orientation = _orientation(image.info.get("exif", b""))
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
-    is_16_bit = image.mode.startswith("I;16") or bool(re.search("args='RGBA?;16B", str(image.tile)))  # of a PNG
-    return image, Header(size, orientation, is_16_bit)
+    return image, Header(size, orientation, image.mode.startswith("I;16"))
 
 
 def _orientation(exif: bytes) -> int:

@@ -20,7 +20,7 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     """Decode a file's bytes to an image (3, H, W) uint8 in RGB, rotated as its EXIF data say.
 
     min_size: halve the image if `draft_scale` allows it. libjpeg does it while it decodes, a third faster.
-    bits: how many of a file's 16 bits per value are used. The largest value of so many becomes 255.
+    bits: how many of the bits of 16-bit gray are used. The largest value of so many becomes 255.
     Raises ValueError or an error of the decoder if the file is damaged or a decompression bomb.
     """
     image, header = open_image(io.BytesIO(encoded))
@@ -30,19 +30,9 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(load_16_bits(encoded), bits) if header.is_16_bit else image
+        image = _to_8_bits(np.asarray(image), bits) if header.is_16_bit else image
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
-
-
-def load_16_bits(encoded: bytes) -> np.ndarray:
-    """Decode a file whose header says 16 bits -> (H, W) or (H, W, 3) uint16, as stored. Raises as `decode_image`."""
-    image, low = (open_image(io.BytesIO(encoded))[0] for _ in range(2))
-    values = np.asarray(image)
-    if values.dtype == np.uint8:  # of RGB, Pillow decodes the high bytes or, in the other byte order, the low ones
-        low.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in low.tile]
-        values = (values * np.uint16(256) + np.asarray(low))[..., :3]
-    return values
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> Image.Image:
