@@ -70,21 +70,3 @@ def test_kaggles_own_first_runs():
 )
 def test_masks_that_touch_the_corners(mask, runs):
     assert rle.encode(torch.tensor(mask, dtype=torch.bool)) == runs
-
-
-TOO_LONG = [f"2 {2**63 - 1}", "1 " + "9" * 30]
-
-
-@pytest.mark.parametrize("runs", ["1", "0 1", "1 0", "6 2", "1 2 2 1", "1 2 3 1", "4 1 1 1", "x 1", *TOO_LONG])
-def test_runs_that_no_mask_has_are_refused(runs):
-    with pytest.raises(ValueError):
-        rle.decode(runs, (2, 3))
-
-
-def test_text_that_is_not_run_lengths_is_refused():
-    for runs in ("1", "1 2x", "x", "1  2", " 1 2", "1 2 ", "1 2 3", "0 1", "5 0", "5 -1", "1 2.5", "16 2", "\u0661 2",
-                 "2 1 1 1", "1 2 2 2", "1 2 3 1", "9" * 30 + " 1", "1 " + "9" * 30):  # fmt: skip
-        with pytest.raises(ValueError):
-            rle.decode(runs, (4, 4))
-    for runs, pixels in (("", 0), ("1 16", 16), ("16 1", 1), ("1 2 4 1", 3)):  # control
-        assert rle.decode(runs, (4, 4)).sum() == pixels
