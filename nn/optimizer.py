@@ -63,8 +63,7 @@ class ModelEma:
         self.net = deepcopy(net) if decay else net  # the average
         self.decay, self.updates = decay, 0
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True)) if decay else []
-        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batches, in BatchNorms
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]  # all but BatchNorm's counters of batches
 
     @torch.no_grad()
     def update(self) -> None:
@@ -73,6 +72,4 @@ class ModelEma:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         get_ema_multi_avg_fn(decay)(*zip(*self.floats, strict=True), None)
-        for average, current in self.counters:
-            average.copy_(current)
         self.updates += 1
