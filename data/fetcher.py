@@ -164,14 +164,7 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
 
 
 def _lock(folder: Path) -> ExitStack:
-    try:
-        make_writable(folder)
-    except UserError as error:
-        if not any(folder.glob("*.zip")):
-            raise
-        zips = f"{shlex.quote(str(folder.resolve()))}/*.zip"
-        raise UserError(f"{error} Its zips must be unpacked in one that can be written: mkdir carvana && ln -s {zips} "
-                        "carvana/, and then --input-dir carvana.") from error
+    make_writable(folder)
     return lock(folder, f"Another process is working in {folder}. Waiting for it.")
 
 

@@ -572,7 +572,7 @@ def test_names_in_different_unicode_forms_are_the_same_name(own):
 
 
 @pytest.mark.seconds
-def test_a_read_only_folder_is_read_and_its_zips_are_linked(folder, main_here, tmp_path):
+def test_a_read_only_folder_is_read_but_not_its_zips(folder, main_here, tmp_path):
     """A tmpfs that is mounted read-only, as root may write anywhere else."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
@@ -592,9 +592,6 @@ def test_a_read_only_folder_is_read_and_its_zips_are_linked(folder, main_here, t
         code, printed = main_here("--input-dir", str(disk), "--dataset", "sample", "--check-data")
         assert code == 0 and "no problems" in printed
         code, _ = main_here("--input-dir", str(disk), "--check-data")
-        assert f"Cannot write to {disk} (Read-only file system)." in str(code)
-        (command,) = re.findall(r"(mkdir carvana && ln -s .*/), and then --input-dir carvana\.", str(code))
-        subprocess.run(command, shell=True, cwd=tmp_path, check=True)
-        assert zipfile.is_zipfile(tmp_path / "carvana/train.zip")
+        assert code == f"main.py: Cannot write to {disk} (Read-only file system). Pass another folder."
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
