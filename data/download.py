@@ -26,7 +26,7 @@ REMEDIES = {  # by status, if retrying does not help
     401: f"Create a new token at {SETTINGS}.",
     403: f"Accept the competition's rules at {COMPETITION}/rules.",
 }
-COUNTS = {"train": 5088, "train_hq": 5088, "train_masks": 5088, "test": 100_064, "test_hq": 100_064}  # 16 per car
+COUNTS = {"train": 5088, "test": 100_064}  # images, 16 per car
 TIMEOUT = 60  # seconds to wait for a connection, and for the next bytes; the client sets none
 BACKOFF = (1, 3, 10, 30, 60)  # seconds to wait before each retry
 
@@ -138,7 +138,7 @@ def download(folder: Path, names: list[str]) -> None:
                 print(f"Downloading {archive.name} from {COMPETITION}")
                 _fetch(archive.name, part)
             try:
-                unpack(part, target, COUNTS[name])
+                unpack(part, target)
             except RefusedError:
                 discard_partial(target)
                 raise

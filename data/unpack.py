@@ -14,15 +14,15 @@ class RefusedError(UserError):
     """The zip is damaged or not the expected one."""
 
 
-def unpack(archive: Path, target: Path, count: int | None = None) -> None:
+def unpack(archive: Path, target: Path) -> None:
     """Unpack `archive` into the folder `target`, and delete it.
 
-    Folders inside the zip are dropped. count: how many images it must contain, 16 per car. Raises RefusedError.
+    Folders inside the zip are dropped. Raises RefusedError.
     """
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _unpack_into(part, archive, count)
+        _unpack_into(part, archive)
         with write_errors(target):
             if hasattr(os, "sync"):
                 os.sync()  # the files must be on disk before the folder gets its final name
@@ -33,11 +33,11 @@ def unpack(archive: Path, target: Path, count: int | None = None) -> None:
         archive.unlink()
 
 
-def _unpack_into(folder: Path, archive: Path, count: int | None) -> None:
+def _unpack_into(folder: Path, archive: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _list_members(opened)
-            _check_names([member.filename for member in members], archive, count)
+            _check_names([member.filename for member in members], archive)
             require_space(folder.parent, sum(member.file_size for member in members), f"unpacking {archive}")
             for member in Progress(members, f"unpacking {archive.name}", unit="file"):
                 with write_errors(folder / member.filename):
@@ -59,17 +59,11 @@ def _list_members(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
-def _check_names(names: list[str], archive: Path, count: int | None) -> None:
-    cars = len({name.partition("_")[0] for name in names})
-    reason = ""
+def _check_names(names: list[str], archive: Path) -> None:
     if not names:
-        reason = "no files"
-    elif len({name.lower() for name in names}) < len(names):
-        reason = "two files of the same name"
-    elif count and (len(names), cars) != (count, count // 16):
-        reason = f"{len(names)} images of {cars} cars, not {count} images, 16 per car"
-    if reason:
-        raise RefusedError(f"{archive} contains {reason}. Download it again.")
+        raise RefusedError(f"{archive} contains no files. Download it again.")
+    if len({name.lower() for name in names}) < len(names):
+        raise RefusedError(f"{archive} contains two files of the same name. Download it again.")
 
 
 def require_space(folder: Path, needed: int, task: str) -> None:
