@@ -247,12 +247,10 @@ def stem_of(path: Path) -> str:
 def image_of(stem: str, images: Container[str]) -> str | None:
     """The stems of a mask that has another name than its image, and of all images -> that of its image.
 
-    NAME_mask_1 is the second mask of NAME, unless there is an image NAME_1. IMG.jpg is a mask of IMG.
+    NAME_mask_1 is the second mask of NAME, unless there is an image NAME_1.
     """
     name, _, number = MASK_STEM.fullmatch(stem).groups("")
-    without = name.rpartition(".")[0] if Path(name).suffix.lower() in Image.registered_extensions() else ""
-    found = [each for each in (name, without) if each in images and not (number and each + number in images)]
-    return found[0] if found else None
+    return name if name in images and not (number and name + number in images) else None
 
 
 def is_mask(path: Path, stems: Container[str]) -> bool:

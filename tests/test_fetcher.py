@@ -512,8 +512,6 @@ def pair(folder, image, *masks):
     ("images/a.jpg", ["masks/a.png"]),
     ("images/a.jpg", ["masks/a_mask.png"]),
     ("images/a.jpg", ["masks/a_masks.png"]),
-    ("images/a.jpg", ["masks/a.jpg.png"]),
-    ("images/a.jpg", ["masks/a.jpg_mask.png"]),
     ("images/a.jpg", ["masks/a_mask.png", "masks/a_mask_1.png", "masks/a_mask_2.png"]),
     ("images/a_1.jpg", ["masks/a_1_mask.png"]),
     ("a.jpg", ["a_mask.png"]),
