@@ -26,7 +26,7 @@ REMEDIES = {  # by status, if retrying does not help
     401: f"Create a new token at {SETTINGS}.",
     403: f"Accept the competition's rules at {COMPETITION}/rules.",
 }
-COUNTS = {"train": 5088, "test": 100_064}  # images, 16 per car
+TEST_COUNT = 100_064  # of Kaggle's images
 TIMEOUT = 60  # seconds to wait for a connection, and for the next bytes; the client sets none
 BACKOFF = (1, 3, 10, 30, 60)  # seconds to wait before each retry
 

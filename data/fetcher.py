@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.download import COUNTS, SLUG, download, is_there, sign_in
+from data.download import SLUG, TEST_COUNT, download, is_there, sign_in
 from data.layout import CarvanaLayout, Layout, stem_of
 from data.masks import MaskOptions, Survey
 from data.reader import Reader, get_header
@@ -102,9 +102,9 @@ class DatasetFetcher:
         _raise_first(self.layout.faults("test"))
         groups = self.layout.groups("test")
         paths = sorted(path for car in _sample(groups, sample_size, seed) for path in groups[car])
-        if not self.layout.drawn and len(paths) != COUNTS["test"]:
+        if not self.layout.drawn and len(paths) != TEST_COUNT:
             self._refusal = (f"Kaggle will refuse this submission: it has {pluralize(len(paths), 'mask')}, not "
-                             f"{COUNTS['test']:,}.")
+                             f"{TEST_COUNT:,}.")
             print(f"Warning: {self._refusal}")
         if self.image_size:
             for path in Progress(paths, "checking sizes", unit="image"):
@@ -156,9 +156,6 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
         return
     if not all((folder / f"{name}.zip").is_file() or is_there(folder / name) for name in names):
         require(sign_in(), layout.help_text(test_images))
-        train, count = layout.folder("train"), len(layout.images())
-        require(count == COUNTS["train"] or not is_there(train), f"{train} has {count:,} images, not Kaggle's "
-                f"{COUNTS['train']:,}, so nothing is downloaded for it. Pass --no-predict, or copy what is missing.")
     with _lock(folder):
         download(folder, names)
 

@@ -38,7 +38,6 @@ from tiny import SMALL
 SECRET = "a-secret-of-the-user"
 STORE = "http://store.test/"  # Kaggle redirects a download to a signed address on another host
 NOISE = random.Random(0).randbytes(3 * 2**20)
-SMALL_COUNTS = {"train": 64, "test": 16}
 BASIC = f"Basic {b64encode(f'user:{SECRET}'.encode()).decode()}"
 API = "http://localhost/api/v1/competitions.CompetitionApiService/"
 
@@ -162,9 +161,7 @@ def kaggles(drawn):
 
 
 @pytest.fixture(autouse=True)
-def small_competition(monkeypatch):
-    for name, count in SMALL_COUNTS.items():
-        monkeypatch.setitem(download.COUNTS, name, count)
+def no_waiting(monkeypatch):
     monkeypatch.setattr(download, "BACKOFF", (0.01, 0.02))
     monkeypatch.setattr(os, "sync", lambda: None)  # which may take seconds; no test cuts the power
 
@@ -307,7 +304,6 @@ def in_a_process(action, *arguments):
 
 
 def run_action(action, *arguments):
-    download.COUNTS.update(SMALL_COUNTS)
     download.BACKOFF, os.sync = (), lambda: None
     try:
         action(*arguments)
@@ -643,14 +639,13 @@ def test_waiting_for_a_lock_prints_a_sentence(tmp_path, monkeypatch):
     assert printed == ["Waiting for another process."]
 
 
-MAIN = f"""
+MAIN = """
 import runpy, sys
 from data import download
 from nn import unet
 from tiny import SMALL_NETS
 unet.NETS.update(SMALL_NETS)
-download.COUNTS.update({SMALL_COUNTS})
-download.BACKOFF = ()
+download.TEST_COUNT, download.BACKOFF = 16, ()
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """

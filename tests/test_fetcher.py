@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from PIL import ExifTags, Image
 
-from data.download import COUNTS
 from data.fetcher import DatasetFetcher
 from data.layout import CarvanaLayout, OwnLayout, make_layout
 from data.reader import get_header
@@ -264,7 +263,7 @@ def test_a_submission_that_kaggle_will_refuse_is_reported_before_the_training(fo
     sentence = "Kaggle will refuse this submission: it has 16 masks, not 100,064."
     assert capsys.readouterr().out == f"Warning: {sentence}\n"
     assert next_step(few) == f"no upload   {sentence}"
-    monkeypatch.setitem(COUNTS, "test", 16)  # control
+    monkeypatch.setattr("data.fetcher.TEST_COUNT", 16)  # control
     all_of_them = DatasetFetcher(CarvanaLayout(folder))
     all_of_them.get_test_files()
     assert capsys.readouterr().out == ""
@@ -298,22 +297,6 @@ def test_a_zip_is_not_called_missing(tmp_path):
     (tmp_path / "train_masks.zip").unlink()  # control
     with pytest.raises(UserError, match=r"^There is no train_masks/ and no test/ or test_hq/ in .*/\. Three options"):
         DatasetFetcher(CarvanaLayout(tmp_path)).download_dataset()
-
-
-def test_kaggles_test_images_are_not_downloaded_for_other_training_images(folder, monkeypatch):
-    """They are by far the largest part. Control: as many training images as Kaggle has."""
-    downloaded = []
-    monkeypatch.setattr("data.fetcher.sign_in", lambda: True)
-    monkeypatch.setattr("data.fetcher.download", lambda folder, names: downloaded.extend(names))
-    shutil.rmtree(folder / "test")
-    expected = r"train has 64 images, not Kaggle's 5,088, so nothing is downloaded for it\. Pass --no-predict"
-    with pytest.raises(UserError, match=expected):
-        DatasetFetcher(CarvanaLayout(folder)).download_dataset()
-    DatasetFetcher(CarvanaLayout(folder)).download_dataset(test_images=False)
-    assert not downloaded
-    monkeypatch.setattr("data.fetcher.COUNTS", {"train": 64})
-    DatasetFetcher(CarvanaLayout(folder)).download_dataset()
-    assert downloaded == ["test"]
 
 
 def lay_out(own, images, masks):
