@@ -1,10 +1,12 @@
 """Score the predictions of validation images as Kaggle scores a submission."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from data.reader import Reader
@@ -12,13 +14,15 @@ from helpers import format_size, pluralize
 from img.transformer import upsample
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
+from nn.metrics import boundary_distance, overlap_per_image
 from runtime.distributed import is_main_process
+from runtime.machine import count_cores
 
 THRESHOLDS = [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7]  # compared in the report
 
 
 class ScorerCallback(Callback):
-    """Computes the Dice of each predicted mask, at the size of the true mask.
+    """Computes the Dice and other metrics of each predicted mask, at the size of the true mask.
 
     X, y: paths of the images and of their masks. threshold: that of CarvanaClassifier.
     groups: image name -> group, in place of its car. None if the names are Kaggle's, <car>_<angle>.jpg.
@@ -32,22 +36,29 @@ class ScorerCallback(Callback):
         self.masks = {path.name: mask for path, mask in zip(X, y, strict=True)}
         self.threshold, self.groups = threshold, groups
         self.thresholds = sorted({*THRESHOLDS, threshold})
+        self.metrics: dict[str, dict[str, float]] = {}  # image name -> dice, ... at the threshold
         self.dice_by_threshold: dict[str, dict[float, float]] = {}  # image name -> threshold -> Dice
 
-    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, dict[float, float]]:
-        result = {}
-        for name, prob in zip(names, probs, strict=True):
-            truth = self.reader.mask(self.masks[name])[0] > 127  # (H, W)
-            result[name] = dice_at_thresholds(prob, truth.to(prob.device), self.thresholds)
-        return result
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, tuple[dict, dict]]:
+        with ThreadPoolExecutor(count_cores()) as pool:
+            return dict(zip(names, pool.map(self._score_image, names, probs), strict=True))
 
-    def on_batch_gathered(self, result: dict[str, dict[float, float]]) -> None:
-        self.dice_by_threshold |= result
+    def _score_image(self, name: str, prob: Tensor) -> tuple[dict[str, float], dict[float, float]]:
+        truth = (self.reader.mask(self.masks[name]).to(prob.device) > 127)[0]  # (H, W)
+        probs = upsample(prob[None], truth.shape)[0]
+        mask = probs > self.threshold
+        metrics = {metric: value.item() for metric, value in overlap_per_image(mask[None], truth[None]).items()}
+        metrics["boundary_distance"] = boundary_distance(mask, truth)
+        return metrics, dice_at_thresholds(probs, truth, self.thresholds)
+
+    def on_batch_gathered(self, result: dict[str, tuple[dict, dict]]) -> None:
+        for name, results in result.items():
+            self.metrics[name], self.dice_by_threshold[name] = results
 
     @property
     def dice(self) -> dict[str, float]:
         """Image name -> Dice at the threshold."""
-        return {name: dice[self.threshold] for name, dice in self.dice_by_threshold.items()}
+        return {name: metrics["dice"] for name, metrics in self.metrics.items()}
 
     @property
     def score(self) -> float:
@@ -55,13 +66,13 @@ class ScorerCallback(Callback):
         return float(np.mean(list(self.dice.values())))
 
     def table(self) -> pd.DataFrame:
-        """One row per image, the worst first: image, car, angle (unless there are groups), dice."""
-        table = pd.DataFrame({"image": list(self.dice)})
+        """One row per image, the worst first: image, car, angle (unless there are groups), the metrics."""
+        table = pd.DataFrame({"image": list(self.metrics)})
         if self.groups is None:
             table[["car", "angle"]] = table["image"].str.extract(r"(.*)_(.*)\.")
         else:
             table["car"] = table["image"].map(self.groups)
-        table["dice"] = table["image"].map(self.dice)
+        table = table.join(pd.DataFrame(list(self.metrics.values())))
         return table.sort_values(["dice", "image"])
 
     def report(self, classifier: CarvanaClassifier, to: Sequence[Callback] = ()) -> None:
@@ -85,6 +96,11 @@ class ScorerCallback(Callback):
         if len(cars) > 1:
             low, high = np.clip(confidence_interval(cars), 0, 1)
             lines.append(f"            95% confidence interval {low:.4f} to {high:.4f}")
+        lines.append(f"means       {_join(table[['iou', 'precision', 'recall']].mean(), per_line=3)}")
+        distances = table["boundary_distance"]
+        lines.append(f"boundary    {distances.mean():.2f} pixels from the true one")
+        if skipped := distances.isna().sum():
+            lines[-1] += f"; left out: {pluralize(skipped, 'image')} with an empty mask"
         lines.append(f"worst       {_join(table.head(5).set_index('image')['dice'], per_line=2)}")
         if "angle" in table:
             lines.append(f"by angle    {_join(table.groupby('angle')['dice'].mean(), per_line=4)}")
@@ -99,15 +115,15 @@ def confidence_interval(values: pd.Series) -> tuple[float, float]:
     return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
 
 
-def dice_at_thresholds(prob: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
-    """Threshold -> Dice of the mask that `to_mask` makes of prob (h, w) and of truth (H, W) bool, on one device."""
-    probs = upsample(prob[None], truth.shape)[0]  # (H, W)
-    result = {}
-    for threshold in thresholds:
-        mask = probs > threshold
-        dice = 2 * (mask & truth).count_nonzero() / (mask.count_nonzero() + truth.count_nonzero())
-        result[threshold] = dice.nan_to_num(1.0).item()  # two empty masks agree
-    return result
+def dice_at_thresholds(probs: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
+    """Threshold -> Dice of the mask `probs > threshold` and of truth, both (H, W), on one device."""
+    certain = probs > max(thresholds)
+    near = (probs > min(thresholds)) & ~certain  # only these pixels depend on the threshold
+    probs, near_truth = probs[near], truth[near]
+    hits, size = (certain & truth).count_nonzero(), certain.count_nonzero() + truth.count_nonzero()
+    masks = [probs > threshold for threshold in thresholds]
+    dice = [2 * (hits + (mask & near_truth).count_nonzero()) / (size + mask.count_nonzero()) for mask in masks]
+    return dict(zip(thresholds, torch.stack(dice).nan_to_num(1.0).tolist(), strict=True))  # two empty masks agree
 
 
 def _join(dice: pd.Series, per_line: int) -> str:

@@ -1,5 +1,6 @@
 """TensorBoard: the curves of a training, its hyperparameters, and its predictions from epoch to epoch."""
 
+import shutil
 import time
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -50,11 +51,11 @@ class EventLog:
 
 
 def flatten(hyperparameters: Any) -> dict[str, bool | int | float | str]:
-    """The values of a dataclass instance and of those in it by name, except 0, False and None."""
+    """The values of a dataclass instance and of those in it, by name."""
     values = {}
     for name, value in vars(hyperparameters).items():
         values |= vars(value) if is_dataclass(value) else {name: value}
-    return {name: value if isinstance(value, int | float) else str(value) for name, value in values.items() if value}
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in values.items()}
 
 
 class TensorboardLoggerCallback(Callback):
@@ -71,11 +72,6 @@ class TensorboardLoggerCallback(Callback):
         self.logs = {part: EventLog(self.path / part, classifier.epoch) for part in ("train", "valid")}
         if classifier.epoch:  # a kill may have prevented its metrics from being logged
             self.on_epoch_end(classifier, classifier.epoch, classifier.metrics[-1])
-        else:
-            results = dict.fromkeys(["masks/dice", "masks/loss", "masks/score"], 0)
-            experiment, start, _end = summary.hparams(flatten(self.hyperparameters), results)
-            self.logs["valid"].add(0, experiment)
-            self.logs["valid"].add(0, start)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         for part, log in self.logs.items():  # TensorBoard groups charts by the part before the slash
@@ -85,10 +81,26 @@ class TensorboardLoggerCallback(Callback):
         self.logs["train"].add(epoch, summary.scalar("step/learning_rate", metrics["learning_rate"]))
         bins = np.linspace(0, 1, 101)
         self.logs["valid"].add(epoch, summary.histogram("masks/dice_per_image", classifier.valid_dice, bins))
+        self._log_row({"Validation Dice": classifier.best["valid_dice"]})
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        log = EventLog(self.path / "valid", classifier.epoch + 1)
-        log.add(classifier.best["epoch"], summary.scalar("masks/score", score))
+        log, best = EventLog(self.path / "valid", classifier.epoch + 1), classifier.best
+        means = {"score": score} | table.drop(columns="dice").mean(numeric_only=True).to_dict()
+        for name, mean in means.items():
+            log.add(best["epoch"], summary.scalar(f"masks/{name}", mean))
+        self._log_row({"Score": score, "Validation Dice": best["valid_dice"]})
+
+    def _log_row(self, results: dict[str, float]) -> None:
+        """Replace the run's row in HParams: the results, and the hyperparameters that differ from their defaults.
+
+        TensorBoard shows hyperparameters before metrics, so the results are logged as the former. It sorts them by
+        name, capitals first, but those that differ between runs before all others. A folder's first row is final.
+        """
+        changed = flatten(self.hyperparameters).items() - flatten(type(self.hyperparameters)()).items()
+        row = summary.hparams(results | dict(changed), {})[1]
+        folder = self.path / "hparams"
+        shutil.rmtree(folder, ignore_errors=True)
+        EventLog(folder / "_".join(f"{value:.6f}" for value in results.values()), 0).add(0, row)
 
 
 class TensorboardVisualizerCallback(Callback):

@@ -21,6 +21,7 @@ from callbacks.tensorboard import (
     TensorboardVisualizerCallback,
 )
 from conftest import ROOT
+from test_tensorboard import table_of
 from tiny import Settings, events, train
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: make test-browser installs one")
@@ -36,9 +37,11 @@ def logs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def board(drawn, logs):
     """The address of a TensorBoard on loopback, started like `make tensorboard`, that shows a run of EPOCHS epochs."""
-    logger = TensorboardLoggerCallback(logs / "tb_logs/2026-11-25", Settings(net="Tiny"))
+    logger = TensorboardLoggerCallback(logs / "tb_logs/2026-11-25", Settings(net="Other", learning_rate=2.5))
     classifier = train(drawn, EPOCHS, [logger, TensorboardVisualizerCallback(logs / "tb_viz/2026-11-25")])
-    logger.on_score(classifier, 0.4321, None)
+    logger.on_score(classifier, 0.4321, table_of(0.4321))
+    other = TensorboardLoggerCallback(logs / "tb_logs/2026-11-26", Settings(batch_size=2))
+    other.on_score(classifier, 0.1234, table_of(0.1234))
     options = re.search(r"tensorboard\.main (.*)", (ROOT / "Makefile").read_text())[1].replace("./logs", str(logs))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -52,7 +55,7 @@ def board(drawn, logs):
                 runs = urlopen(f"{address}/data/runs").read()
             except OSError:
                 continue
-            if runs.count(b"2026-11-25") == 3:
+            if runs.count(b"2026-11-25") == 4:
                 break
         yield address
     finally:
@@ -90,7 +93,7 @@ def page(browser, board):
 
 def test_train_and_validation_share_the_charts(page):
     tab = page("timeseries")
-    for tag in ("masks/dice", "masks/loss", "masks/pixel_accuracy", "masks/score", "step/learning_rate"):
+    for tag in ("masks/dice", "masks/loss", "masks/pixel_accuracy", "masks/score", "masks/iou", "step/learning_rate"):
         card = tab.locator("card-view", has_text=tag).first
         card.scroll_into_view_if_needed()
         lines = card.locator("line-chart svg path, line-chart canvas")
@@ -125,6 +128,11 @@ def test_the_slider_moves_through_all_epochs(page, logs):
 
 def test_hyperparameters_are_next_to_their_results(page):
     tab = page("hparams")
-    tab.get_by_text("learning_rate").first.wait_for()
-    for value in ("Tiny", "3.0000", "0.43210"):  # the last is the score
+    headers = tab.locator("#sessionGroupsTable .table-header").filter(visible=True)
+    headers.get_by_text("learning_rate").wait_for()
+    names = [(header.bounding_box()["x"], header.inner_text().strip()) for header in headers.all()]
+    assert [name for _, name in sorted(names)] == [
+        "Trial ID", "Show Metrics", "Score", "Validation Dice", "batch_size", "learning_rate", "net"
+    ]  # fmt: skip
+    for value in ("Other", "2.5000", "0.43210", "0.12340"):  # the last two are scores
         tab.get_by_text(value).first.wait_for()

@@ -1,12 +1,15 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
 from nn.losses import SoftDiceLoss, binary_cross_entropy
-from nn.metrics import dice_per_image, pixel_accuracy_per_image
+from nn.metrics import boundary_distance, dice_per_image, overlap_per_image, pixel_accuracy_per_image
 
 pairs = arrays(bool, (2, 3, 4, 5))  # predictions and targets of three images
 
@@ -20,6 +23,54 @@ def test_dice_is_scikit_learns_f1_score_of_each_image(pair):
         for guess, truth in zip(predictions, targets, strict=True)
     ]
     assert dice_per_image(predictions, targets).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.seconds
+@given(pairs)
+def test_overlap_metrics_are_scikit_learns_of_each_image(pair):
+    """Where only one mask is empty, precision and recall are 0 here; without any object they are 1."""
+    result = overlap_per_image(*torch.from_numpy(pair))
+    metrics = {"dice": f1_score, "iou": jaccard_score, "precision": precision_score, "recall": recall_score}
+    assert list(result) == list(metrics)
+    for name, metric in metrics.items():
+        expected = [
+            metric(truth.flatten(), guess.flatten(), zero_division=float(not (truth | guess).any()))
+            for guess, truth in zip(*pair, strict=True)
+        ]
+        assert result[name].tolist() == pytest.approx(expected), name
+
+
+def test_precision_without_prediction_and_recall_without_object_are_0():
+    masks = torch.tensor([[[True, False]], [[False, False]]])
+    result = overlap_per_image(masks, masks.flip(0))
+    assert result["precision"].tolist() == result["recall"].tolist() == [0, 0]
+    assert all(values.tolist() == [1, 1] for values in overlap_per_image(masks, masks).values())
+
+
+def brute_boundary(mask):
+    """Looks at each pixel's neighbors."""
+    padded = np.pad(mask, 1)
+    steps = ((0, 1), (2, 1), (1, 0), (1, 2))
+    return [(y, x) for y, x in np.argwhere(mask) if not all(padded[y + dy, x + dx] for dy, dx in steps)]
+
+
+@given(arrays(bool, (2, 6, 7)))
+def test_boundary_distance_is_that_of_all_pairs_of_pixels(pair):
+    a, b = map(brute_boundary, pair)
+    result = boundary_distance(*torch.from_numpy(pair))
+    if not a or not b:
+        assert math.isnan(result)
+        return
+    nearest = [min(math.dist(p, q) for q in b) for p in a] + [min(math.dist(p, q) for q in a) for p in b]
+    assert result == pytest.approx(sum(nearest) / len(nearest))
+
+
+def test_boundary_distance_of_squares_is_known():
+    """4x4 at an edge of the image, and the 2x2 in its middle: 8 pixels are 1 away, 4 corners sqrt(2); back, 4 are 1."""
+    outer, inner = torch.zeros(2, 6, 8, dtype=torch.bool)
+    outer[:4, 2:6], inner[1:3, 3:5] = True, True
+    assert boundary_distance(outer, inner) == pytest.approx((12 + 4 * 2**0.5) / 16)
+    assert boundary_distance(outer, outer) == 0
 
 
 @given(pairs)

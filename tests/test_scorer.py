@@ -10,17 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from callbacks.predictions_saver import PredictionsSaverCallback
 from callbacks.scorer import THRESHOLDS, ScorerCallback, dice_at_thresholds
 from img import rle
 from img.mask import decode_mask
-from img.transformer import resize, to_mask
+from img.transformer import resize, to_mask, upsample
 from nn.callback import Callback
-from nn.metrics import dice_per_image
+from nn.metrics import boundary_distance, dice_per_image
 from runtime.errors import UserError
 from test_predictions_saver import rows_of
+
+METRICS = ["dice", "iou", "precision", "recall", "boundary_distance"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,9 @@ def masks(drawn):
 def without_masks(dice, groups=None):
     """A scorer that has computed these, image name -> Dice."""
     scorer = ScorerCallback([], [], 0.5, groups)
-    scorer.dice_by_threshold = {name: {0.5: value} for name, value in dice.items()}
+    for name, value in dice.items():
+        scorer.metrics[name] = dict(zip(METRICS, [value, 0.75, 0.875, 0.625, 2.0], strict=True))
+        scorer.dice_by_threshold[name] = {0.5: value}
     return scorer
 
 
@@ -78,12 +82,34 @@ def test_dice_at_each_threshold_is_that_of_the_decoded_mask(masks, size):
     probs[0] = 0.45
     for prob, path in zip(probs, masks.values(), strict=True):
         truth = decode_mask(path.read_bytes())[0] > 127
-        result = dice_at_thresholds(prob, truth, thresholds)
+        result = dice_at_thresholds(upsample(prob[None], truth.shape)[0], truth, thresholds)
         for threshold in thresholds:
             runs = rle.encode(to_mask(prob[None], truth.shape, threshold)[0])
             assert result[threshold] == dice_per_image(rle.decode(runs, truth.shape)[None], truth[None]).item()
     empty = torch.zeros(80, 120, dtype=torch.bool)
-    assert dice_at_thresholds(torch.full((4, 4), 0.5), empty, [0.4, 0.5, 0.6]) == {0.4: 0.0, 0.5: 1.0, 0.6: 1.0}
+    assert dice_at_thresholds(torch.full((80, 120), 0.5), empty, [0.4, 0.5, 0.6]) == {0.4: 0.0, 0.5: 1.0, 0.6: 1.0}
+
+
+def test_all_metrics_are_at_the_size_of_the_mask_and_at_the_threshold(masks):
+    probs = noisy(masks, (20, 30))
+    probs[3] = 0  # no object: its distance is left out of the mean
+    scorer = scored(masks, probs, 0.6)
+    table = scorer.table().set_index("image")
+    for prob, (name, path) in zip(probs, masks.items(), strict=True):
+        truth = np.asarray(Image.open(path)) > 0
+        mask = upsample(prob[None], truth.shape)[0] > 0.6
+        overlap = [f1_score, jaccard_score, precision_score, recall_score]
+        expected = [metric(truth.ravel(), mask.flatten(), zero_division=0) for metric in overlap]
+        expected.append(boundary_distance(mask, torch.from_numpy(truth)))
+        assert table.loc[name, METRICS].tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert table["boundary_distance"].isna().sum() == 1
+    assert table["iou"].mean() != pytest.approx(scored(masks, probs, 0.5).table()["iou"].mean(), abs=1e-3)  # control
+    summary = scorer.summary()
+    for name in ("iou", "precision", "recall"):
+        assert f"{name} {table[name].mean():.4f}" in summary
+    others = np.nanmean(table["boundary_distance"])
+    assert f"boundary    {others:.2f} pixels from the true one; left out: 1 image with an empty mask\n" in summary
+    assert "left out" not in scored(masks, noisy(masks, (20, 30))).summary()
 
 
 def test_the_confidence_interval_is_over_cars():
@@ -108,7 +134,7 @@ def test_the_score_of_own_images_is_by_group_and_has_no_angles():
     """Whatever their names; the interval is that of the same images of as many cars."""
     dice = {f"{car}_{angle:02d}.jpg": 0.9 + 0.01 * car + 0.001 * angle for car in range(3) for angle in (1, 2)}
     cars, own = without_masks(dice), without_masks(dice, {name: f"cat {name[0]}" for name in dice})
-    assert list(own.table()) == ["image", "car", "dice"]
+    assert list(own.table()) == ["image", "car", *METRICS]
     assert own.table()["car"].tolist()[:3] == ["cat 0", "cat 0", "cat 1"]
     assert own.table()["image"].tolist() == cars.table()["image"].tolist()
     assert interval(own) == interval(cars)
@@ -124,7 +150,7 @@ def test_the_worst_images_come_first_and_are_named(masks):
     worst = sorted(scorer.dice, key=scorer.dice.get)[:5]
     table = scorer.table()
     assert table["image"].tolist()[:5] == worst and table["dice"].is_monotonic_increasing
-    assert list(table) == ["image", "car", "angle", "dice"]
+    assert list(table) == ["image", "car", "angle", *METRICS]
     assert table["car"].nunique() == 4 and set(table["angle"]) == {f"{angle:02d}" for angle in range(1, 17)}
     summary = scorer.summary()
     assert [name for name in masks if name in summary] == sorted(worst)

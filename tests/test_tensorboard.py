@@ -4,9 +4,15 @@ import os
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader, default_collate
 
@@ -26,7 +32,7 @@ from img.transformer import resize
 from nn.classifier import CarvanaClassifier
 from runtime.errors import UserError
 from test_model_saver import load, make_saver, resume
-from tiny import AfterEpoch1, Bright, Settings, events, find_files, pixels, train
+from tiny import AfterEpoch1, Bright, Jitter, Settings, events, find_files, pixels, train
 
 
 def test_each_curve_has_one_tag_over_all_epochs(drawn, tmp_path):
@@ -41,7 +47,7 @@ def test_each_curve_has_one_tag_over_all_epochs(drawn, tmp_path):
             name = tag.partition("/")[2]
             name = name if name == "learning_rate" else f"{part}_{name}"
             assert points == [(m["epoch"], pytest.approx(m[name], rel=1e-6)) for m in classifier.metrics]
-    assert len(list(tmp_path.rglob("events.*"))) == 2
+    assert len(list(tmp_path.glob("[tv]*/events.*"))) == 2
 
 
 def test_a_histogram_shows_the_dice_of_the_images(drawn, tmp_path):
@@ -53,40 +59,71 @@ def test_a_histogram_shows_the_dice_of_the_images(drawn, tmp_path):
     assert values.sum / 16 == pytest.approx(classifier.metrics[-1]["valid_dice"], abs=1e-6)
 
 
-def test_hyperparameters_are_compared_by_their_results(drawn, tmp_path):
-    callback = TensorboardLoggerCallback(tmp_path / "run", Settings())
-    classifier = train(drawn, 2, [callback])
-    callback.on_score(classifier, 0.5, None)
-    TensorboardLoggerCallback(tmp_path / "run", Settings()).on_train_begin(classifier, None)  # resumed: no second row
-    content = [
-        HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        for path in (tmp_path / "run/valid").glob("events.*")
+def rows(folder):
+    """The rows of a run in HParams: name of the folder -> name -> value."""
+    return {
+        path.parent.name: {
+            name: getattr(value, value.WhichOneof("kind"))
+            for name, value in HParamsPluginData.FromString(content).session_start_info.hparams.items()
+        }
+        for path in folder.rglob("events.*")
         for event in LegacyEventFileLoader(str(path)).Load()
         for value in event.summary.value
-        if value.metadata.plugin_data.plugin_name == "hparams"
-    ]
-    experiment, start = content  # control: a second row would be two more
-    shown = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
-    assert shown == {  # without what is None or 0; what is nested is beside the others
-        "net": "string_value",
-        "learning_rate": "number_value",
-        "sizes": "string_value",
-        "schedule": "string_value",
-        "threshold": "number_value",
-        "flip": "bool_value",
+        if (content := value.metadata.plugin_data.content) and value.metadata.plugin_data.plugin_name == "hparams"
     }
-    metrics = {info.name.tag for info in experiment.experiment.metric_infos}
-    assert metrics <= set(events(tmp_path / "run/valid").Tags()["scalars"]) and "masks/score" in metrics
+
+
+def test_a_run_has_one_row_of_results_and_changed_hyperparameters(drawn, tmp_path):
+    hyperparameters = Settings(learning_rate=2.0, threshold=0.0, sizes=(8, 8), augment_img=Jitter(flip=False))
+    changed = {"learning_rate": 2.0, "threshold": 0.0, "sizes": "(8, 8)", "flip": False}
+    callback, seen = TensorboardLoggerCallback(tmp_path, hyperparameters), []
+    classifier = train(drawn, 2, [callback, AfterEpoch1(lambda: seen.append(rows(tmp_path)))])
+    best = {"Validation Dice": classifier.best["valid_dice"]}
+    assert list(seen[0].values()) == [{"Validation Dice": classifier.metrics[0]["valid_dice"]} | changed]  # unfinished
+    assert list(rows(tmp_path).values()) == [best | changed]
+    callback.on_score(classifier, 0.25, table_of(0.25))
+    earlier = rows(tmp_path)
+    callback.on_score(classifier, 0.5, table_of(0.5))
+    assert list(rows(tmp_path).values()) == [{"Score": 0.5} | best | changed]
+    assert earlier.keys().isdisjoint(rows(tmp_path))  # TensorBoard keeps the first row of a folder
+    TensorboardLoggerCallback(tmp_path, hyperparameters).on_train_begin(classifier, None)  # resumed
+    assert list(rows(tmp_path).values()) == [best | changed]
+
+
+@pytest.mark.seconds
+def test_the_table_begins_with_score_and_dice(drawn, tmp_path):
+    """In the order in which TensorBoard's server returns the columns."""
+    for index, rate in enumerate((2.0, 4.0, 3.0)):
+        callback = TensorboardLoggerCallback(tmp_path / f"run{index}", Settings(learning_rate=rate, net="Other"))
+        classifier = train(drawn, 1, [callback])
+        classifier.metrics[0]["valid_dice"] = 0.5 + 0.1 * index
+        if index:  # the first has not been scored
+            callback.on_score(classifier, 0.7 + 0.1 * index, table_of(0.5))
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context, request = Context(TBContext(data_provider=provider)), RequestContext()
+    metadata = context.hparams_metadata(request, "")
+    experiment = context.experiment_from_metadata(request, "", True, metadata, [])
+    assert [info.name for info in experiment.hparam_infos] == ["Score", "Validation Dice", "learning_rate", "net"]
+    assert len(metadata) == 3 and not experiment.metric_infos
+
+
+def table_of(dice):
+    """A scorer's table of one image."""
+    columns = ["image", "car", "dice", "iou", "precision", "recall", "boundary_distance"]
+    return pd.DataFrame([["a.jpg", "a", dice, 0.125, 0.25, 0.375, 1.5]], columns=columns)
 
 
 def test_a_score_is_added_at_the_best_epoch(drawn, tmp_path):
     classifier = train(drawn, 3, [TensorboardLoggerCallback(tmp_path, Settings())])
     for score in (0.25, 0.5):  # each in a process that only scores: on_train_begin was never called
-        TensorboardLoggerCallback(tmp_path, Settings()).on_score(classifier, score, None)
+        TensorboardLoggerCallback(tmp_path, Settings()).on_score(classifier, score, table_of(score))
     best = classifier.best["epoch"]
     log = events(tmp_path / "valid")
     assert [(event.step, event.value) for event in log.Scalars("masks/score")] == [(best, 0.25), (best, 0.5)]
     assert [event.step for event in log.Scalars("masks/dice")] == [1, 2, 3]
+    for name, mean in {"iou": 0.125, "precision": 0.25, "recall": 0.375, "boundary_distance": 1.5}.items():
+        assert [(event.step, event.value) for event in log.Scalars(f"masks/{name}")] == [(best, mean)] * 2
 
 
 def test_the_same_images_are_shown_every_epoch(drawn, tmp_path):
@@ -182,8 +219,11 @@ def test_resumed_curves_have_no_gap_and_no_double_point(drawn, tmp_path, case):
             TensorboardVisualizerCallback(tmp_path / "viz", 2),
         ]
 
+    def curves():
+        return [path for path in tmp_path.rglob("events.*") if "hparams" not in path.parts]
+
     def keep():
-        kept.update({path: path.read_bytes() for path in [saver.last, *tmp_path.rglob("events.*")]})
+        kept.update({path: path.read_bytes() for path in [saver.last, *curves()]})
 
     train(drawn, 2, [saver, *boards(), AfterEpoch1(keep)])
     for path, content in kept.items():
