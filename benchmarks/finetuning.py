@@ -91,7 +91,7 @@ def train(folder: Path, options: str, benchmark: Benchmark, seed: int) -> tuple[
     run([*command, "--output-dir", output, "--logs-dir", folder / "logs"])
     seconds = time.perf_counter() - start
     (model,) = output.glob("models/*")
-    run(["--predict-with", model, "--input-dir", folder / "test", "--output-dir", folder])
+    run(["--predict-with", model, "--dataset", "own", "--input-dir", folder / "test", "--output-dir", folder])
     return seconds, pd.read_csv(folder / "score.csv")["dice"].mean()
 
 

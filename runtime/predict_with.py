@@ -18,7 +18,7 @@ from runtime.files import save_atomically
 
 
 def predict_with(hp: Any, run: Any) -> None:
-    """Steps 5 and 6 of main() with the mean of the probabilities of run.models, which train no more."""
+    """Steps 5 and 6 of main() with the mean of the probabilities of run.models. Of `hp`, threshold and tta count."""
     ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
     ds_fetcher.download_dataset(test_images=run.predict)
     X, y = ds_fetcher.get_unseen_files(run.seen)

@@ -1,8 +1,8 @@
 """The command line, its checks, the rules of --resume, and what main() needs besides the hyperparameters."""
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, make_dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,32 +55,24 @@ class RunOptions:
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
-@dataclass
-class Loaded:
-    """What a run gets from files. split, reader: of a run that is resumed. weights: of the net, to start with.
+class Run:
+    """Where and how main() runs. folder: output_dir/models/model_<time>.
 
-    seen: the cars and images that `weights` were trained on. models: of --predict-with, path -> checkpoint.
+    split, reader: of a run that is resumed. weights: of the net, to start with. seen: the cars and images that these
+    were trained on. models: of --predict-with, path -> checkpoint.
     """
 
-    split: dict[str, list[str]] | None = None
-    reader: dict[str, Any] | None = None
-    weights: dict[str, Tensor] | None = None
-    seen: set[str] | Sequence[str] = ()
-    models: dict[str, dict[str, Any]] | None = None
-
-
-class Run:
-    """Where and how main() runs. folder: output_dir/models/model_<time>."""
-
-    def __init__(self, hp: Any, options: RunOptions, folder: Path, loaded: Loaded):
-        self.hp, self.folder, self.split = hp, folder, loaded.split
-        self.weights, self.seen, self.models = loaded.weights, loaded.seen, loaded.models
-        self.score_only, self.resumed = options.score_only, loaded.split is not None
+    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None = None,
+                 reader: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None,
+                 seen: Collection[str] = (), models: dict[str, dict[str, Any]] | None = None):
+        self.hp, self.folder, self.split = hp, folder, split
+        self.weights, self.seen, self.models = weights, seen, models
+        self.score_only, self.resumed = options.score_only, split is not None
         self.options = replace(options, resume=None, score_only=False)  # what is saved
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
-        self.mask_options = MaskOptions(options.mask_values, options.rotate_masks, loaded.reader)
+        self.mask_options = MaskOptions(options.mask_values, options.rotate_masks, reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(
@@ -144,30 +136,29 @@ def from_command_line(hyperparameters: type) -> Run:
     restarted = distributed.is_restart()
     resume = options.resume or distributed.broadcast(
         lambda: "last" if restarted and saved_runs(options.output_dir) else None)
-    loaded = Loaded()
+    loaded, folder = {}, options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
     if options.predict_with:
-        hp, options, loaded = trained(options.predict_with, hyperparameters)
-        folder = options.output_dir
+        check(hp, options)
+        loaded = distributed.broadcast(lambda: load_models(options.predict_with))
     elif resume is None:
         check(hp, options)
         for name, value in (("--half-size-epochs", hp.half_size_epochs), ("--warmup-epochs", hp.warmup_epochs)):
             require(value < hp.epochs, f"{name} must be less than --epochs {hp.epochs}, not {value}.")
         if options.weights:
             loaded = distributed.broadcast(lambda: load_weights(options.weights, hp.net))
-        folder = options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
         hp, options, loaded = continued(folder, checkpoint, hyperparameters)
     if distributed.is_main_process():
         make_writable(options.output_dir)
-        if not (options.check_data or loaded.models):
+        if not (options.check_data or options.predict_with):
             make_writable(folder.parent, options.logs_dir)
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
     if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
         print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
-    return Run(hp, options, folder, loaded)
+    return Run(hp, options, folder, **loaded)
 
 
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
@@ -203,6 +194,8 @@ def check(hp: Any, options: RunOptions) -> None:
     require(not hp.warmup_epochs or hp.schedule != "one_cycle",
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
     require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
+    require(not (options.predict_with and (options.resume or options.weights)),
+            "--predict-with trains nothing: omit --resume and --weights.")
     require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
     for name in ("group_regex", "mask_values", "rotate_masks"):
         value = getattr(options, name)
@@ -224,15 +217,15 @@ def images_per_step(hp: Any, processes: int) -> int:
     return hp.batch_size * hp.accumulate_steps * processes
 
 
-def load_weights(path: str, net_name: str) -> Loaded:
-    """Those of a saved net, with its BatchNorm statistics. Raises UserError if they don't fit the net."""
+def load_weights(path: str, net_name: str) -> dict[str, Any]:
+    """The weights of a saved net, with its BatchNorm statistics, and `seen`. Raises UserError if they don't fit."""
     checkpoint = load_checkpoint(path)
     with checkpoint_errors(path, checkpoint), torch.device("meta"):  # which takes no memory
         saved, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
         require(saved == net_name, f"{path} has the weights of {saved}, but the net is {net_name}. Pass --net {saved}.")
         make_net(saved, in_shape).load_state_dict(checkpoint["net"], assign=True)
         print(f"weights     {path}, trained at {format_size(in_shape[1:])} pixels up to epoch {checkpoint['epoch']}")
-        return Loaded(weights=checkpoint["net"], seen=seen_by(checkpoint))
+        return {"weights": checkpoint["net"], "seen": seen_by(checkpoint)}
 
 
 def seen_by(checkpoint: dict[str, Any]) -> set[str]:
@@ -241,24 +234,14 @@ def seen_by(checkpoint: dict[str, Any]) -> set[str]:
     return {name for *names, part in rows if part == "train" for name in names}.union(checkpoint.get("seen", ()))
 
 
-def trained(paths: Sequence[str], hyperparameters: type) -> tuple:
-    """Hyperparameters, options, Loaded for --predict-with. Defaults are those of the first model."""
-    models = distributed.broadcast(lambda: {path: load_checkpoint(path) for path in paths})
-    path, first = next(iter(models.items()))
-    with checkpoint_errors(path, first):  # an earlier version had fewer options
-        began = from_dict(hyperparameters, asdict(hyperparameters()) | first["hyperparameters"])
-        began_options = from_dict(RunOptions, asdict(RunOptions()) | first["options"] | {"predict": True})
-        loaded = Loaded(reader=first["reader"], seen=set(), models=models)
+def load_models(paths: Sequence[str]) -> dict[str, Any]:
+    """The checkpoints for --predict-with, all that they have `seen`, and the first one's reader."""
+    models, seen, readers = {path: load_checkpoint(path) for path in paths}, set(), []
     for path, checkpoint in models.items():
         with checkpoint_errors(path, checkpoint):
-            loaded.seen |= seen_by(checkpoint)
-    hp, options = parse(hyperparameters, default=(began, began_options))
-    values = vars(hp) | vars(options)
-    for name, value in (vars(began) | {"weights": began_options.weights, "resume": None, "score_only": False}).items():
-        require(name in ("threshold", "tta") or values[name] == value,
-                f"--predict-with trains nothing, so {name} must stay {value}, not {values[name]}: omit it.")
-    check(hp, options)
-    return hp, options, loaded
+            seen |= seen_by(checkpoint)
+            readers.append(checkpoint["reader"])
+    return {"models": models, "seen": seen, "reader": readers[0]}
 
 
 def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
@@ -276,12 +259,12 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
 
 
 def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
-    """Hyperparameters, options, Loaded of a resumed run. Raises UserError if they make it another training."""
+    """Hyperparameters, options, and what else a resumed Run has. Raises UserError if they make it another training."""
     with checkpoint_errors(folder / "last.pt", checkpoint):
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
         began_options = from_dict(RunOptions, checkpoint["options"])
         done, processes = len(checkpoint["metrics"]), checkpoint["world_size"]
-        loaded = Loaded(checkpoint["split"], checkpoint["reader"], seen=checkpoint["seen"])
+        loaded = {key: checkpoint[key] for key in ("split", "reader", "seen")}
     hp, options = parse(hyperparameters, default=(began, began_options))
     before, now = images_per_step(began, processes), images_per_step(hp, distributed.WORLD_SIZE)
     free = {"batch_size", "accumulate_steps"} if now == before else set()
