@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from data.reader import Reader
@@ -36,29 +35,28 @@ class ScorerCallback(Callback):
         self.masks = {path.name: mask for path, mask in zip(X, y, strict=True)}
         self.threshold, self.groups = threshold, groups
         self.thresholds = sorted({*THRESHOLDS, threshold})
-        self.metrics: dict[str, dict[str, float]] = {}  # image name -> dice, ... at the threshold
-        self.dice_by_threshold: dict[str, dict[float, float]] = {}  # image name -> threshold -> Dice
+        self.metrics: dict[str, dict[float, dict[str, float]]] = {}  # image name -> threshold -> metric -> value
 
-    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, tuple[dict, dict]]:
+    def on_predict_batch(self, names: Sequence[str], probs: Tensor) -> dict[str, dict]:
         with ThreadPoolExecutor(count_cores()) as pool:
             return dict(zip(names, pool.map(self._score_image, names, probs), strict=True))
 
-    def _score_image(self, name: str, prob: Tensor) -> tuple[dict[str, float], dict[float, float]]:
-        truth = (self.reader.mask(self.masks[name]).to(prob.device) > 127)[0]  # (H, W)
-        probs = upsample(prob[None], truth.shape)[0]
-        mask = probs > self.threshold
-        metrics = {metric: value.item() for metric, value in overlap_per_image(mask[None], truth[None]).items()}
-        metrics["boundary_distance"] = boundary_distance(mask, truth)
-        return metrics, dice_at_thresholds(probs, truth, self.thresholds)
+    def _score_image(self, name: str, prob: Tensor) -> dict[float, dict]:
+        truth = self.reader.mask(self.masks[name]).to(prob.device) > 127  # (1, H, W)
+        probs, result = upsample(prob[None], truth.shape[1:]), {}
+        for threshold in self.thresholds:
+            overlap = overlap_per_image(probs > threshold, truth)
+            result[threshold] = {metric: value.item() for metric, value in overlap.items()}
+        result[self.threshold]["boundary_distance"] = boundary_distance(probs[0] > self.threshold, truth[0])
+        return result
 
-    def on_batch_gathered(self, result: dict[str, tuple[dict, dict]]) -> None:
-        for name, results in result.items():
-            self.metrics[name], self.dice_by_threshold[name] = results
+    def on_batch_gathered(self, result: dict[str, dict]) -> None:
+        self.metrics |= result
 
     @property
     def dice(self) -> dict[str, float]:
         """Image name -> Dice at the threshold."""
-        return {name: metrics["dice"] for name, metrics in self.metrics.items()}
+        return {name: metrics[self.threshold]["dice"] for name, metrics in self.metrics.items()}
 
     @property
     def score(self) -> float:
@@ -72,8 +70,8 @@ class ScorerCallback(Callback):
             table[["car", "angle"]] = table["image"].str.extract(r"(.*)_(.*)\.")
         else:
             table["car"] = table["image"].map(self.groups)
-        table = table.join(pd.DataFrame(list(self.metrics.values())))
-        return table.sort_values(["dice", "image"])
+        metrics = pd.DataFrame([metrics[self.threshold] for metrics in self.metrics.values()])
+        return table.join(metrics).sort_values(["dice", "image"])
 
     def report(self, classifier: CarvanaClassifier, to: Sequence[Callback] = ()) -> None:
         """Print the summary and call on_score of the callbacks in `to`."""
@@ -97,14 +95,14 @@ class ScorerCallback(Callback):
             low, high = np.clip(confidence_interval(cars), 0, 1)
             lines.append(f"            95% confidence interval {low:.4f} to {high:.4f}")
         lines.append(f"means       {_join(table[['iou', 'precision', 'recall']].mean(), per_line=3)}")
-        distances = table["boundary_distance"]
-        lines.append(f"boundary    {distances.mean():.2f} pixels from the true one")
-        if skipped := distances.isna().sum():
-            lines[-1] += f"; left out: {pluralize(skipped, 'image')} with an empty mask"
+        lines.append(f"boundary    {table['boundary_distance'].mean():.2f} pixels from the true one")
+        if empty := table["boundary_distance"].isna().sum():
+            lines[-1] += f"; left out: {pluralize(empty, 'image')} with an empty mask"
         lines.append(f"worst       {_join(table.head(5).set_index('image')['dice'], per_line=2)}")
         if "angle" in table:
             lines.append(f"by angle    {_join(table.groupby('angle')['dice'].mean(), per_line=4)}")
-        means = pd.DataFrame(self.dice_by_threshold).mean(axis=1).rename({self.threshold: f"{self.threshold} (used)"})
+        dice = {each: [metrics[each]["dice"] for metrics in self.metrics.values()] for each in self.thresholds}
+        means = pd.DataFrame(dice).mean().rename({self.threshold: f"{self.threshold} (used)"})
         return "\n".join([*lines, f"threshold   {_join(means, per_line=3)}"])
 
 
@@ -113,17 +111,6 @@ def confidence_interval(values: pd.Series) -> tuple[float, float]:
     from scipy import stats  # importing it takes a second
 
     return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
-
-
-def dice_at_thresholds(probs: Tensor, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
-    """Threshold -> Dice of the mask `probs > threshold` and of truth, both (H, W), on one device."""
-    certain = probs > max(thresholds)
-    near = (probs > min(thresholds)) & ~certain  # only these pixels depend on the threshold
-    probs, near_truth = probs[near], truth[near]
-    hits, size = (certain & truth).count_nonzero(), certain.count_nonzero() + truth.count_nonzero()
-    masks = [probs > threshold for threshold in thresholds]
-    dice = [2 * (hits + (mask & near_truth).count_nonzero()) / (size + mask.count_nonzero()) for mask in masks]
-    return dict(zip(thresholds, torch.stack(dice).nan_to_num(1.0).tolist(), strict=True))  # two empty masks agree
 
 
 def _join(dice: pd.Series, per_line: int) -> str:

@@ -84,23 +84,20 @@ class TensorboardLoggerCallback(Callback):
         self._log_row({"Validation Dice": classifier.best["valid_dice"]})
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        log, best = EventLog(self.path / "valid", classifier.epoch + 1), classifier.best
-        means = {"score": score} | table.drop(columns="dice").mean(numeric_only=True).to_dict()
-        for name, mean in means.items():
+        best, log = classifier.best, EventLog(self.path / "valid", classifier.epoch + 1)
+        for name, mean in table.rename(columns={"dice": "score"}).mean(numeric_only=True).items():
             log.add(best["epoch"], summary.scalar(f"masks/{name}", mean))
         self._log_row({"Score": score, "Validation Dice": best["valid_dice"]})
 
     def _log_row(self, results: dict[str, float]) -> None:
-        """Replace the run's row in HParams: the results, and the hyperparameters that differ from their defaults.
+        """Replace the run's row in HParams, with the hyperparameters that are not the defaults.
 
-        TensorBoard shows hyperparameters before metrics, so the results are logged as the former. It sorts them by
-        name, capitals first, but those that differ between runs before all others. A folder's first row is final.
+        TensorBoard sorts hyperparameters by name, capitals first, before any metrics; it keeps a folder's first row.
         """
         changed = flatten(self.hyperparameters).items() - flatten(type(self.hyperparameters)()).items()
         row = summary.hparams(results | dict(changed), {})[1]
-        folder = self.path / "hparams"
-        shutil.rmtree(folder, ignore_errors=True)
-        EventLog(folder / "_".join(f"{value:.6f}" for value in results.values()), 0).add(0, row)
+        shutil.rmtree(self.path / "hparams", ignore_errors=True)
+        EventLog(self.path / "hparams" / "_".join(map(str, results.values())), 0).add(0, row)
 
 
 class TensorboardVisualizerCallback(Callback):

@@ -1,6 +1,5 @@
 """How well predicted masks agree with the true ones: per image, and averaged over the images of an epoch."""
 
-import math
 import time
 from itertools import islice
 from pathlib import Path
@@ -26,35 +25,28 @@ def dice_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def overlap_per_image(predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Dice, IoU, precision and recall of binary masks: (N, H, W) bool, twice -> (N,) in [0, 1] each.
-
-    Two empty masks agree: 1. If only one is empty, all are 0.
-    """
-    predictions, targets = predictions.flatten(1), targets.flatten(1)
-    both, predicted, true = (masks.count_nonzero(1) for masks in (predictions & targets, predictions, targets))
+    """Dice, IoU, precision and recall of binary masks: (N, H, W) bool, twice -> (N,) each; 1 if both are empty."""
+    groups = predictions & targets, predictions, targets
+    both, predicted, true = (torch.stack([mask.count_nonzero() for mask in masks]) for masks in groups)
     sizes = predicted + true
     wholes = {"dice": sizes / 2, "iou": sizes - both, "precision": predicted, "recall": true}
     return {name: (both / whole).nan_to_num(0) + (sizes == 0) for name, whole in wholes.items()}
 
 
 def boundary(mask: Tensor) -> np.ndarray:
-    """The pixels of an object (H, W) bool with a background pixel or no pixel among their 4 neighbors -> (K, 2)."""
+    """Pixels of an object (H, W) bool next to the background or the edge of the image -> rows and columns (K, 2)."""
     padded = F.pad(mask, (1, 1, 1, 1))
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return (mask > inner).nonzero().cpu().numpy()
+    return np.stack(np.divmod(np.flatnonzero((mask > inner).cpu()), mask.shape[1]), axis=1)
 
 
 def boundary_distance(prediction: Tensor, target: Tensor) -> float:
-    """Mean distance, in pixels, from the boundary of each mask (H, W) bool to that of the other; NaN if one is empty.
-
-    The average symmetric surface distance of Heimann et al. (2009), "Comparison and Evaluation of Methods for Liver
-    Segmentation from CT Datasets".
-    """
-    from scipy.spatial import KDTree  # importing it takes a while
+    """The average symmetric surface distance (Heimann et al. 2009) of masks (H, W), in pixels; NaN if one is empty."""
+    from scipy.spatial import KDTree
 
     a, b = boundary(prediction), boundary(target)
-    if not len(a) or not len(b):
-        return math.nan
+    if not (len(a) and len(b)):
+        return np.nan
     return float(np.concatenate([KDTree(b).query(a)[0], KDTree(a).query(b)[0]]).mean())
 
 

@@ -40,7 +40,7 @@ def board(drawn, logs):
     logger = TensorboardLoggerCallback(logs / "tb_logs/2026-11-25", Settings(net="Other", learning_rate=2.5))
     classifier = train(drawn, EPOCHS, [logger, TensorboardVisualizerCallback(logs / "tb_viz/2026-11-25")])
     logger.on_score(classifier, 0.4321, table_of(0.4321))
-    other = TensorboardLoggerCallback(logs / "tb_logs/2026-11-26", Settings(batch_size=2))
+    other = TensorboardLoggerCallback(logs / "tb_logs/2026-11-26", Settings(schedule="cosine"))
     other.on_score(classifier, 0.1234, table_of(0.1234))
     options = re.search(r"tensorboard\.main (.*)", (ROOT / "Makefile").read_text())[1].replace("./logs", str(logs))
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -132,7 +132,7 @@ def test_hyperparameters_are_next_to_their_results(page):
     headers.get_by_text("learning_rate").wait_for()
     names = [(header.bounding_box()["x"], header.inner_text().strip()) for header in headers.all()]
     assert [name for _, name in sorted(names)] == [
-        "Trial ID", "Show Metrics", "Score", "Validation Dice", "batch_size", "learning_rate", "net"
+        "Trial ID", "Show Metrics", "Score", "Validation Dice", "learning_rate", "net", "schedule"
     ]  # fmt: skip
     for value in ("Other", "2.5000", "0.43210", "0.12340"):  # the last two are scores
         tab.get_by_text(value).first.wait_for()

@@ -114,7 +114,6 @@ class Settings:
     sample_size: float | None = None
     schedule: str = "constant"
     threshold: float = 0.5
-    batch_size: int = 3
     augment_img: Jitter = field(default_factory=Jitter)
 
 
