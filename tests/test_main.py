@@ -35,6 +35,7 @@ from runtime.errors import UserError
 from runtime.machine import MODES
 from runtime.run import Run, load_run
 from test_predictions_saver import rows_of
+from test_scorer import METRICS
 from tiny import SMALL, SMALL_NETS
 
 UNET1024 = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 --batch-size 8 --device cpu".split()
@@ -113,7 +114,7 @@ def test_own_images_go_the_whole_way_to_a_cut_out(own, run_main, tmp_path):
     assert "2 validation images of 1 group" in printed and "by angle" not in printed
     run = next((tmp_path / "output/models").iterdir())
     score, split = pd.read_csv(run / "score.csv"), pd.read_csv(run / "split.csv")
-    assert list(score) == ["image", "car", "dice"] and score["car"].nunique() == 1 and len(score) == 2
+    assert list(score) == ["image", "car", *METRICS] and score["car"].nunique() == 1 and len(score) == 2
     assert set(split[split["part"] == "valid"]["image"]) == set(score["image"]) and len(split) == 8
     assert len(set(split["car"])) == 4 and not (tmp_path / "output/submit.csv.gz").exists()
 
