@@ -6,6 +6,7 @@ import shutil
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from img.transformer import decode_image
 from nn.classifier import CarvanaClassifier
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
+from runtime.files import version
 from test_main import commands
 
 
@@ -48,26 +50,26 @@ def draw(path, size=(60, 40), mode="RGB", car=True, gray=90, **options):
 def predict_here(tmp_path, monkeypatch, capsys):
     """Run predict.py with a model that finds white pixels, into cutouts/ -> exit code, printed text."""
 
-    class Finder(predict.CarFinder):
-        def __init__(self, model, device):
-            assert str(model) == "best.pt"
-            self.threshold, self.classifier = 0.5, CarvanaClassifier(torch.nn.Conv2d(3, 1, 1), 1)
-            self.reader = Reader()
+    class Finder(predict.Segmenter):
+        def __init__(self, *models, device, threshold, tta):
+            assert models == (Path("best.pt"),)
+            self.threshold, self.reader = threshold or 0.5, Reader()
+            self.ensemble = SimpleNamespace(nets=[CarvanaClassifier(torch.nn.Conv2d(3, 1, 1), 1)])
 
-        def __call__(self, image):
+        def probs(self, image):
             return (image.float().mean(0) > 200).float()
 
     def run(*arguments):
         code = 0
         try:
-            options = predict.tyro.cli(predict.Options, args=["--model", "best.pt", *map(str, arguments)])
+            options = predict.tyro.cli(predict.Options, args=[*map(str, arguments), "--model", "best.pt"])
             with predict.errors.friendly_errors():
                 predict.main(options)
         except SystemExit as ended:
             code = ended.code
         return code, capsys.readouterr().out
 
-    monkeypatch.setattr(predict, "CarFinder", Finder)
+    monkeypatch.setattr(predict, "Segmenter", Finder)
     monkeypatch.setattr(sys, "argv", ["predict.py"])
     monkeypatch.chdir(tmp_path)
     return run
@@ -84,13 +86,11 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
         (tmp_path / "train" / other).write_text("no image")
     (tmp_path / "train/folder.jpg").mkdir()
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
-    draw(tmp_path / "train_masks/b_mask.gif", (40, 60), mode="L", gray=0)
     code, printed = predict_here("train")
     assert code == 0 and "4 images cut out, in cutouts" in printed
     assert "ignored     3 files in train: a_mask.json, a_mask.png, notes.txt\n" in printed
-    assert "train/a.png: car is 25.0% of the image, Dice 0.4000 with a_mask.png" in printed
-    assert "train/b.png: car is 25.0% of the image, Dice 1.0000 with b_mask.gif" in printed
-    assert "Warning: train/d.png: no car was found\n" in printed and "mean Dice of 2: 0.700000" in printed
+    assert "train/a.png: car is 25.0% of the image\n" in printed
+    assert "Warning: train/d.png: no car was found\n" in printed
     corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
     for name, corner in corners.items():  # the rotated one has its car at the right
         height, width = (40, 60) if name == "a" else (60, 40)
@@ -101,28 +101,6 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
         cut = np.asarray(Image.open(tmp_path / f"cutouts/{name}_cutout.png"))
         assert cut.shape == (height, width, 4) and np.array_equal(cut[..., 3], expected)
     assert not np.asarray(Image.open(tmp_path / "cutouts/d_mask.png")).any()
-
-
-@pytest.mark.parametrize(
-    ("images", "masks", "name", "found"),
-    [
-        ("images", "masks", "a.png", True),
-        ("imgs", "train_masks", "a_mask.gif", True),
-        ("train_hq", "masks", "a.png", True),
-        (".", "masks", "a.png", True),
-        ("images", "images", "a_mask.png", True),
-        ("test", "masks", "a.png", False),  # of the images in another folder
-        ("images", "masks", "a_b.png", False),
-        ("images", "masks", "a.txt", False),
-    ],
-)
-def test_a_mask_is_found_where_main_looks_for_it(tmp_path, images, masks, name, found):
-    own = tmp_path / "own"
-    for folder in (images, masks):
-        (own / folder).mkdir(parents=True, exist_ok=True)
-    Image.new("L", (9, 9)).save(own / masks / name, "PNG")
-    masks_of = predict.find_masks(draw(own / images / "a.jpg").parent)
-    assert masks_of.get("a", []) == [own / masks / name] * found
 
 
 def test_the_background_is_a_color_or_an_image(predict_here, tmp_path):
@@ -137,17 +115,13 @@ def test_the_background_is_a_color_or_an_image(predict_here, tmp_path):
 
 
 def test_a_damaged_image_is_named_and_the_others_are_cut_out(predict_here, tmp_path):
-    """One of them has a mask of another size, so there is no Dice."""
     draw(tmp_path / "some/a.png")
     draw(tmp_path / "some/c.png")
     (tmp_path / "some/b.jpg").write_bytes(b"no image")
-    draw(tmp_path / "some/c_mask.png", (10, 10))
     code, printed = predict_here("some", "nosuch.jpg")
-    assert "nosuch.jpg cannot be read (No such file or directory).\n" in printed and "Dice 0" not in printed
+    assert "nosuch.jpg cannot be read (No such file or directory).\n" in printed
     assert code == "predict.py: 2 of 4 images could not be cut out (see above)."
     assert "some/b.jpg cannot be read as an image" in printed
-    fault = "some/c_mask.png is 10x10 pixels (height x width), but its image some/c.png is 40x60. Both must have"
-    assert f"no Dice: {tmp_path}/{fault}" in printed
     written = {path.name for path in (tmp_path / "cutouts").iterdir()}
     assert written == {"a_mask.png", "a_cutout.png", "c_mask.png", "c_cutout.png"}
 
@@ -242,13 +216,8 @@ def test_an_accent_may_be_encoded_in_two_ways(predict_here, tmp_path, form, othe
     draw(tmp_path / f"some/{image}.png")
     for name in (f"{mask}_mask", f"{mask}_cutout", f"{mask}s_mask"):  # the last is of another image
         draw(tmp_path / f"some/{name}.png", mode="L", gray=0)
-    code, printed = predict_here(f"some/{image}.png")
-    assert code == 0 and f"25.0% of the image, Dice 1.0000 with {mask}_mask.png\n" in printed
     assert {path.stem for path in predict.scan(tmp_path / "some")} == {f"{mask}s_mask", image}
-    draw(tmp_path / f"train/{image}.png")
     draw(tmp_path / f"masks/{mask}.png")
-    stem = unicodedata.normalize("NFC", image)
-    assert predict.find_masks(tmp_path / "train") == {stem: [tmp_path / f"masks/{mask}.png"]}
     code, _ = predict_here(f"some/{image}.png", f"some/{mask}_mask.png", f"masks/{mask}.png")
     assert "would both become" in code
 
@@ -269,22 +238,22 @@ def test_a_cut_out_has_the_profile_of_its_image(predict_here, tmp_path):
 def test_the_largest_object_is_kept_and_cropped_if_asked_for(predict_here, tmp_path):
     path = draw(tmp_path / "some/a.png", (80, 60))  # a car of 40x30 pixels
     with Image.open(path) as image:
-        alone = image.convert("L").point(lambda value: 255 * (value > 200))
-        alone.save(tmp_path / "some/a_mask.png")
+        alone = np.asarray(image.convert("L")) > 200
         image.paste((255, 255, 255), (60, 40, 70, 50))
+        both = np.asarray(image.convert("L")) > 200
         image.save(path)
+    assert (alone.sum(), both.sum()) == (1200, 1300)
     cut = tmp_path / "cutouts/a_cutout.png"
-    for options, size, area, dice in (
-        ([], (80, 60), 1300, "0.9600"),
-        (["--crop"], (74, 54), 1300, "0.9600"),  # 70x50 pixels, with a margin of 4, clipped at two sides
-        (["--keep-largest"], (80, 60), 1200, "1.0000"),
-        (["--keep-largest", "--crop"], (42, 32), 1200, "1.0000"),
+    for options, size, expected in (
+        ([], (80, 60), both),
+        (["--crop"], (74, 54), both),  # 70x50 pixels, with a margin of 4, clipped at two sides
+        (["--keep-largest"], (80, 60), alone),
+        (["--keep-largest", "--crop"], (42, 32), alone),
     ):
-        code, printed = predict_here("some", *options)
-        assert code == 0 and f"Dice {dice} with a_mask.png" in printed
+        assert predict_here("some", *options)[0] == 0
         mask, alpha = np.asarray(Image.open(tmp_path / "cutouts/a_mask.png")), np.asarray(Image.open(cut))[..., 3]
-        assert mask.shape == (60, 80) and Image.open(cut).size == size
-        assert (mask == 255).sum() == (alpha == 255).sum() == area
+        assert np.array_equal(mask, 255 * expected) and Image.open(cut).size == size
+        assert (alpha == 255).sum() == expected.sum()
         assert np.array_equal(alpha, mask[: size[1], : size[0]])
 
 
@@ -293,7 +262,7 @@ def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
     draw(tmp_path / "two/a.jpg")
     (tmp_path / "empty").mkdir()
     for arguments, sentence in (
-        ((), "Pass images or folders of them: python predict.py photo.jpg folder/"),
+        ((), "Pass images or folders of them first: python predict.py photo.jpg folder/"),
         (("empty",), "empty contains no image, such as a .jpg or .png file."),
         (
             ("one", "two/a.jpg"),
@@ -317,45 +286,49 @@ def test_the_probabilities_are_those_of_a_submission(tmp_path, padding, tta):
     classifier = checkpoint(tmp_path / "best.pt", padding, tta, 0.3)
     path, texture = tmp_path / "a.png", np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype=np.uint8)
     Image.fromarray(texture).save(path)
-    finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
-    assert finder.threshold == 0.3
-    finder.classifier.precision = torch.float32
+    segmenter = predict.Segmenter(tmp_path / "best.pt", device="cpu")
+    assert segmenter.threshold == 0.3
+    (loaded,) = segmenter.ensemble.nets
+    loaded.precision = torch.float32
     image, _ = dataset.TestImageDataset([path], (188, 188), (4, 4), padding, tta=tta)[0]
     probs = classifier.predict_probs(image[None])
     assert probs.shape == ((1, 8, 8) if tta else (1, 4, 4))
     expected = F.interpolate(probs[None], (70, 90), mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(finder(decode_image(path.read_bytes())), expected)
+    torch.testing.assert_close(segmenter.probs(decode_image(path.read_bytes())), expected)
 
 
 @pytest.mark.seconds
 def test_it_works_in_the_environment_of_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 2)
     checkpoint(tmp_path / "best.pt", "reflect", False, 0.5)
-    finder = predict.CarFinder(tmp_path / "best.pt", "cpu")
-    assert finder.classifier.model is finder.classifier.net
+    (classifier,) = predict.Segmenter(tmp_path / "best.pt", device="cpu").ensemble.nets
+    assert classifier.model is classifier.net
 
 
 def test_a_file_that_is_not_a_model_is_refused_and_the_latest_model_is_found(tmp_path, monkeypatch):
+    other = f"other.pt is not a checkpoint of this version of the program, {version()}, but of an earlier one or"
     torch.save({"net_name": "UNetOriginal"}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is not a checkpoint of this program \(KeyError: 'in_shape'\)\.$"):
-        predict.CarFinder(tmp_path / "other.pt")
+    sentence = rf"{re.escape(other)} another program \(KeyError: 'in_shape'\)\. Use that version, or start a new run\.$"
+    with pytest.raises(UserError, match=sentence):
+        predict.Segmenter(tmp_path / "other.pt")
     torch.save({"net_name": "UNetOriginal", "in_shape": [3, 188]}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is not a checkpoint of this program "):
-        predict.CarFinder(tmp_path / "other.pt")
+    with pytest.raises(UserError, match=re.escape(other)):
+        predict.Segmenter(tmp_path / "other.pt")
     monkeypatch.chdir(tmp_path)
+    options = predict.Options((draw(tmp_path / "a.png"),))
     with pytest.raises(UserError, match=r"^There is no model in output/models\. Train one with main\.py"):
-        predict.find_model(None)
+        predict.main(options)
     for name in ("model_2026-01-02_00h00m00s", "model_2026-01-03_00h00m00s"):
         (tmp_path / "output/models" / name).mkdir(parents=True)
         (tmp_path / "output/models" / name / "best.pt").touch()
-    assert predict.find_model(None).parent.name == "model_2026-01-03_00h00m00s"
-    assert predict.find_model(tmp_path) == tmp_path / "best.pt"
+    with pytest.raises(UserError, match=r"^output/models/model_2026-01-03_00h00m00s/best.pt is not a checkpoint, or"):
+        predict.main(options)
 
 
 def test_the_command_of_the_readme_is_valid():
     (command,) = commands("python predict.py")
     options = predict.tyro.cli(predict.Options, args=command.split()[2:])
-    assert [path.name for path in options.images] == ["photo.jpg", "folder"] and options.model.name == "best.pt"
+    assert [path.name for path in options.images + options.model] == ["photo.jpg", "folder", "best.pt"]
 
 
 def test_help_explains_every_option(monkeypatch, capsys):
@@ -372,7 +345,6 @@ def test_names_of_masks_may_be_in_capitals(tmp_path):
     for name in ("a.JPG", "a_MASK.PNG", "ab.png"):
         Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
     assert [path.name for path in predict.find_images((tmp_path,))] == ["a.JPG", "ab.png"]
-    assert predict.find_masks(tmp_path) == {"a": [tmp_path / "a_MASK.PNG"]}
 
 
 def test_a_file_in_an_unsupported_format_is_named_with_a_remedy(predict_here, tmp_path):
@@ -400,18 +372,6 @@ def test_tta_is_that_of_the_model_by_default(tmp_path, monkeypatch, saved):
     for arguments, count in (([], 1 + saved), (["--tta", "True"], 2), (["--tta", "False"], 1)):
         predict.main(predict.tyro.cli(predict.Options, args=["a.png", "--model", ".", *arguments]))
         assert views.pop() == count
-
-
-@pytest.mark.seconds
-@pytest.mark.parametrize(
-    "wrong", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), np.zeros((3, 9, 9), np.uint8), "a.png"]
-)
-def test_a_wrong_image_is_refused_from_python(tmp_path, wrong):
-    checkpoint(tmp_path / "best.pt")
-    finder = predict.CarFinder(tmp_path, "cpu")
-    assert finder(torch.zeros(3, 9, 9, dtype=torch.uint8)).shape == (9, 9)  # control
-    with pytest.raises(UserError, match=r"^The image must be a uint8 tensor \(3, height, width\)"):
-        finder(wrong)
 
 
 @pytest.mark.seconds
