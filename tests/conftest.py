@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from data.sample import draw_sample
 from nn.unet import NETS
-from processes import ROOT, SMALL_MAIN, Program, in_folder
-from tiny import SMALL_NETS
+from processes import ROOT, SMALL_MAIN, Program, in_folder, models
+from tiny import SMALL, SMALL_NETS
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is not a failure
 hypothesis.settings.load_profile("any machine")
@@ -71,22 +71,50 @@ def run_main(tmp_path):
     return run
 
 
+def call_main(patch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> int | str:
+    """Run main.py in this process, with output and logs in `folder` -> the exit code."""
+    patch.setattr("sys.argv", ["main.py", *map(str, in_folder(folder, *arguments))])
+    patch.chdir(ROOT)
+    try:
+        runpy.run_path("main.py", run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
 @pytest.fixture
 def main_here(tmp_path, monkeypatch, capsys):
     """Runs main.py in this process -> the exit code and the output. With small_net, its nets are small."""
 
     def run(*arguments: str) -> tuple[int | str, str]:
-        monkeypatch.setattr("sys.argv", ["main.py", *map(str, in_folder(tmp_path, *arguments))])
-        monkeypatch.chdir(ROOT)
-        code = 0
-        try:
-            runpy.run_path("main.py", run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
+        code = call_main(monkeypatch, tmp_path, *arguments)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_runs(drawn, tmp_path_factory) -> dict[str, Path]:
+    """The folders of three runs of small nets, each trained on another one of the four drawn cars. Read only.
+
+    first, of UNet1024; original, of UNetOriginal at another size; second, which began with the weights of first.
+    """
+    folder, runs = tmp_path_factory.mktemp("small_runs"), {}
+    one_car = ["--input-dir", drawn, *SMALL, *"--sample-size 0.5 --epochs 2 --workers 0 --no-predict".split()]
+    size, others = "--input-img-resize {} --output-img-resize {}", "--optimizer AdamW --learning-rate 0.002"
+    for name, options in (
+        ("first", ["--seed", "0"]),
+        ("original", ["--seed", "4", "--net", "UNetOriginal", *size.format("64 80", "48 64").split()]),
+        ("second", ["--seed", "3", "--weights", "FIRST", *size.format("64 80", "64 80").split(), *others.split()]),
+    ):
+        options = [runs["first"] if option == "FIRST" else option for option in options]
+        with pytest.MonkeyPatch.context() as patch:
+            for net_name, net in SMALL_NETS.items():
+                patch.setitem(NETS, net_name, net)
+            assert call_main(patch, folder / name, *one_car, *options) == 0
+        (runs[name],) = models(folder / name)
+    return runs
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 These environment variables change more:
 
 READ_LOG: a file that gets the path of each image and mask that is read, a line each.
+LOAD_LOG: a file that gets a line for each checkpoint that is read: the rank of the process, and the path.
 DISTRIBUTED_TIMEOUT: in place of distributed.TIMEOUT, in seconds.
 CHANGE_LOG: a file that gets a line for each change of a file in the output folder: what happens, and the file's name.
   A checkpoint that is half written is a change too.
@@ -27,7 +28,7 @@ from runtime import distributed
 from tiny import SMALL_NETS
 
 WRITE = os.O_WRONLY | os.O_RDWR
-read, save = data.reader.read, torch.save
+read, save, load = data.reader.read, torch.save, torch.load
 changes = []
 
 
@@ -35,6 +36,13 @@ def logged(path, *arguments):
     with open(os.environ["READ_LOG"], "a") as file:
         file.write(f"{path}\n")
     return read(path, *arguments)
+
+
+def load_logged(file, **options):
+    if isinstance(file, str | Path):  # not the tensors that a process gets from another one
+        with open(os.environ["LOAD_LOG"], "a") as log:
+            log.write(f"{distributed.RANK} {file}\n")
+    return load(file, **options)
 
 
 def count_change(event, arguments):
@@ -65,6 +73,8 @@ process = os.getpid()
 unet.NETS.update(SMALL_NETS)
 if "READ_LOG" in os.environ:
     data.reader.read = logged
+if "LOAD_LOG" in os.environ:
+    torch.load = load_logged
 if "DISTRIBUTED_TIMEOUT" in os.environ:
     distributed.TIMEOUT = timedelta(seconds=int(os.environ["DISTRIBUTED_TIMEOUT"]))
 if {"CHANGE_LOG", "KILL_AT"} & set(os.environ):
