@@ -52,6 +52,7 @@ class Segmenter:
 
     def __init__(self, *models: str | Path, device: str | None = None, threshold: float | None = None,
                  tta: bool | None = None):
+        errors.require(len(models) > 0, "Pass a model, such as output/models/model_<time>.")
         checkpoints = {path: files.load_checkpoint(path) for path in models}
         self.ensemble = Ensemble(checkpoints, machine.choose_machine(device, workers=0))
         path, first = next(iter(checkpoints.items()))
@@ -95,10 +96,11 @@ class Segmenter:
             with reading("The image"):
                 return decode_image(image, bits=self.reader.bits or 16)
         if isinstance(image, Image.Image) and image.mode[0] not in "IF":  # of unknown range
-            return from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
+            with reading("The image"):
+                return from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
-            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,)
+            image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,) and image.numel()
         errors.require(valid, "An image must be a path, bytes, a Pillow image of 8 bits, or uint8 in RGB: an array "
                        "(height, width, 3) or a tensor (3, height, width).")
         return image.cpu()
@@ -176,7 +178,7 @@ def main(options: Options) -> None:
     errors.require(len(models) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
     segmenter = Segmenter(*models, device=options.device, threshold=options.threshold, tta=options.tta)
     files.make_writable(options.output_dir)
-    for model, classifier in zip(models, segmenter.ensemble.nets, strict=True):
+    for model, classifier in zip(dict.fromkeys(models), segmenter.ensemble.nets, strict=True):
         print(f"{model}: {type(classifier.net).__name__}, on {classifier.device}")
     # How many bits of 16-bit images are used, unless the model was trained on some
     survey = Survey({image: () for image in images}, MaskOptions(saved=segmenter.reader.state()))

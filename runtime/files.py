@@ -111,9 +111,10 @@ def checkpoint_errors(path: str | Path, checkpoint: dict[str, Any]) -> Iterator[
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if ran_out_of_memory(error):
             raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path} is not a checkpoint of this version of the program, {version()}, but of "
                         f"{checkpoint.get('version', 'an earlier one or another program')} "
-                        f"({type(error).__name__}: {error!s:.200}). Use that version, or start a new run.") from error
+                        f"({reason:.200}). Use that version, or start a new run.") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
