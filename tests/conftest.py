@@ -102,7 +102,8 @@ def small_runs(drawn, tmp_path_factory) -> dict[str, Path]:
     """
     folder, runs = tmp_path_factory.mktemp("small_runs"), {}
     one_car = ["--input-dir", drawn, *SMALL, *"--sample-size 0.5 --epochs 2 --workers 0 --no-predict".split()]
-    size, others = "--input-img-resize {} --output-img-resize {}", "--optimizer AdamW --learning-rate 0.002"
+    one_car += "--optimizer AdamW --learning-rate 0.009 --batch-size 2".split()
+    size, others = "--input-img-resize {} --output-img-resize {}", "--optimizer RMSprop --learning-rate 0.001"
     for name, options in (
         ("first", ["--seed", "0"]),
         ("original", ["--seed", "4", "--net", "UNetOriginal", *size.format("64 80", "48 64").split()]),

@@ -185,6 +185,7 @@ def test_weights_that_cannot_be_used_end_in_a_sentence(small_runs, main_here, sm
     assert not models(tmp_path)
 
 
+@pytest.mark.seconds
 def test_validation_images_that_the_weights_were_trained_on_are_a_warning(small_runs, drawn, begin):
     """Also by the run that these weights began with."""
     first, second = (small_runs[name] for name in ("first", "second"))
