@@ -1,6 +1,8 @@
 import errno
 import fcntl
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -156,3 +158,45 @@ def test_a_disk_that_cannot_sync_a_folder_is_no_error(tmp_path, monkeypatch):
     with save_atomically(tmp_path / "a") as file:
         file.write(b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
+
+
+NUMBER = re.search(r'^version = "([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+
+
+def test_the_version_has_the_commit_of_a_clone(tmp_path, monkeypatch):
+    """A tag does not hide it, and changes that are not committed show. Without git, there is only the number."""
+    (tmp_path / "runtime").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr("runtime.files.__file__", str(tmp_path / "runtime" / "files.py"))
+    assert files.version() == NUMBER
+
+    def git(*arguments):
+        command = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    assert files.version() == NUMBER  # nothing is committed yet
+    git("add", "pyproject.toml")
+    git("commit", "--message", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "--short", "HEAD")
+    assert len(commit) >= 7 and files.version() == f"{NUMBER} ({commit})"
+    with (tmp_path / "pyproject.toml").open("a") as file:
+        file.write("# changed")
+    assert files.version() == f"{NUMBER} ({commit}-dirty)"
+    monkeypatch.setenv("PATH", "")
+    assert files.version() == NUMBER
+
+
+def test_the_sentence_about_another_version_names_both(monkeypatch):
+    monkeypatch.setattr(files, "version", lambda: "1.2.0 (aaaaaaa)")
+    for saved, other in (({"version": "1.1.0"}, "1.1.0"), ({}, "an earlier one or another program")):
+        with pytest.raises(UserError) as raised, files.checkpoint_errors("a.pt", saved):
+            raise RuntimeError("Error(s) in loading:\n\tMissing key")
+        assert str(raised.value) == (
+            f"a.pt is not a checkpoint of this version of the program, 1.2.0 (aaaaaaa), but of {other} (RuntimeError: "
+            "Error(s) in loading: Missing key). Use that version, or start a new run.")
+    with pytest.raises(UserError, match="^another sentence$"), files.checkpoint_errors("a.pt", {}):
+        raise UserError("another sentence")
+    with pytest.raises(RuntimeError, match="out of memory"), files.checkpoint_errors("a.pt", {}):
+        raise RuntimeError("CUDA out of memory")
