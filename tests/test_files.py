@@ -196,7 +196,7 @@ def test_the_sentence_about_another_version_names_both(monkeypatch):
         assert str(raised.value) == (
             f"a.pt is not a checkpoint of this version of the program, 1.2.0 (aaaaaaa), but of {other} (RuntimeError: "
             "Error(s) in loading: Missing key). Use that version, or start a new run.")
-    with pytest.raises(UserError, match="^another sentence$"), files.checkpoint_errors("a.pt", {}):
+    with pytest.raises(UserError, match=r"^another sentence$"), files.checkpoint_errors("a.pt", {}):
         raise UserError("another sentence")
     with pytest.raises(RuntimeError, match="out of memory"), files.checkpoint_errors("a.pt", {}):
         raise RuntimeError("CUDA out of memory")
