@@ -3,12 +3,14 @@
 import io
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
+import predict
 from data.reader import Reader
 from nn.classifier import CarvanaClassifier
 from predict import Segmenter
@@ -234,3 +236,18 @@ def test_a_run_is_a_model(small_runs, small_net):
     for form in (str(small_runs["first"]), small_runs["first"] / "best.pt"):
         assert torch.equal(Segmenter(form, device="cpu").probs(array), probs)
     assert not torch.equal(Segmenter(*small_runs.values(), device="cpu").probs(array), probs)
+
+
+def test_predict_averages_its_models(save, tmp_path, monkeypatch, capsys):
+    """One that is named twice counts once."""
+    paths = save(0), save(1, "UNetOriginal", (64, 80))
+    (tmp_path / "a.png").write_bytes(encoded(pixels()))
+    monkeypatch.chdir(tmp_path)
+    for models in (paths, (*paths, paths[0]), paths[:1]):
+        predict.main(predict.Options((Path("a.png"),), model=models, device="cpu"))
+        expected = Segmenter(*dict.fromkeys(models), device="cpu").mask(pixels())
+        assert np.array_equal(np.asarray(Image.open("cutouts/a_mask.png")), 255 * expected.byte().numpy())
+        printed = capsys.readouterr().out
+        for path, name in zip(paths, ("UNet1024", "UNetOriginal"), strict=True):
+            assert printed.count(f"{path}: {name}, on cpu\n") == (path in models)
+    assert not torch.equal(expected, Segmenter(*paths, device="cpu").mask(pixels()))  # control
