@@ -19,7 +19,7 @@ from processes import SMALL_MAIN, Program, in_folder, models
 from runtime.errors import UserError
 from test_predictions_saver import rows_of
 from test_weights import cars, load
-from tiny import SMALL_NETS
+from tiny import SMALL, SMALL_NETS
 
 
 def checkpoint(seed, name="UNet1024", size=(32, 48), padding="reflect"):
@@ -90,7 +90,7 @@ def test_a_checkpoint_without_a_net_is_named(small_net):
 
 # Runs as a user starts them
 
-ALONE = ["--workers", "0", "--precision", "float32"]
+ALONE = [*SMALL, "--workers", "0", "--precision", "float32"]
 
 
 def contents(folder):
@@ -111,13 +111,13 @@ def expected_probs(path, runs):
 
 
 @pytest.fixture
-def predict_with(main_here, small_net, tmp_path):
+def predict_with(main_here, small_net, drawn, tmp_path):
     """Runs main.py --predict-with -> the exit code and the output. Nothing in the folders of the runs may change."""
 
     def run(*arguments):
         runs = [Path(each) for each in arguments if Path(each).is_dir() and (Path(each) / "best.pt").exists()]
         before = {each: contents(each.parent.parent.parent) for each in runs}
-        code, printed = main_here("--predict-with", *arguments, *ALONE)
+        code, printed = main_here("--input-dir", drawn, "--predict-with", *arguments, *ALONE)
         assert runs and {each: contents(each.parent.parent.parent) for each in runs} == before
         assert not models(tmp_path) and not (tmp_path / "logs").exists()
         return code, printed
@@ -179,32 +179,20 @@ def with_seen(run, drawn, path):
 
 def test_without_unseen_cars_only_test_images_are_predicted(small_runs, drawn, main_here, small_net, tmp_path):
     path = with_seen(small_runs["first"], drawn, tmp_path / "all.pt")
-    code, printed = main_here("--predict-with", path, *ALONE)
+    code, printed = main_here("--predict-with", path, "--input-dir", drawn, *ALONE)
     assert code == 0 and "data        0 images to score, of cars or groups that none of them trained on; 16" in printed
     assert len(masks_of(tmp_path / "output/submit.csv.gz")) == 16
     assert not (tmp_path / "output/score.csv").exists() and "score  " not in printed
-    code, printed = main_here("--predict-with", path, *ALONE, "--no-predict")
+    code, printed = main_here("--predict-with", path, "--input-dir", drawn, *ALONE, "--no-predict")
     assert code == "main.py: No image can be scored: 1 model trained on all. Pass fewer, or add images."
-    code, printed = main_here("--predict-with", path, small_runs["first"], *ALONE, "--no-predict")
+    code, printed = main_here("--predict-with", path, small_runs["first"], "--input-dir", drawn, *ALONE, "--no-predict")
     assert code.startswith("main.py: No image can be scored: 2 models trained on all.")
 
 
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
-        ("--epochs 9", "epochs must stay 2, not 9: omit it."),
-        ("--batch-size 8", "batch_size must stay 2, not 8: omit it."),
-        ("--seed 1", "seed must stay 0, not 1: omit it."),
-        ("--rotation 9", "augment_img must stay "),
-        ("--input-img-resize 64 80 --output-img-resize 64 80", "input_img_resize must stay (32, 48), not (64, 80)"),
-        ("--resume last", "resume must stay None, not last: omit it."),
-        ("--score-only", "score_only must stay False, not True: omit it."),
-        ("--weights other", "weights must stay None, not other: omit it."),
-    ],
-)
-def test_what_has_no_effect_on_a_prediction_is_refused(small_runs, main_here, small_net, tmp_path, option, expected):
-    code, _ = main_here("--predict-with", small_runs["first"], *option.split())
-    assert code.startswith(f"main.py: --predict-with trains nothing, so {expected}"), code
+@pytest.mark.parametrize("option", ["--resume last", "--weights other"])
+def test_what_is_for_a_training_is_refused(small_runs, main_here, small_net, tmp_path, option):
+    code, _ = main_here("--predict-with", small_runs["first"], *ALONE, *option.split())
+    assert code == "main.py: --predict-with trains nothing: omit --resume and --weights."
     assert not (tmp_path / "output").exists()
 
 
@@ -232,17 +220,17 @@ def test_own_images_are_scored_by_runs_that_never_saw_them(small_runs, predict_w
     code, printed = predict_with(small_runs["first"], small_runs["second"], *options)
     assert code == 0, printed
     table = pd.read_csv(tmp_path / "output/score.csv")
-    assert list(table) == ["image", "car", "dice"] and len(table) == 8
+    assert list(table)[:3] == ["image", "car", "dice"] and len(table) == 8
     assert set(table["car"]) == {f"cat {number}" for number in range(4)}
     assert "data        8 images to score" in printed and "; 0 to predict" in printed
     assert not (tmp_path / "output/submit.csv.gz").exists()
 
 
 @pytest.mark.seconds
-def test_two_processes_write_the_bytes_of_one(small_runs, predict_with, tmp_path):
+def test_two_processes_write_the_bytes_of_one(small_runs, predict_with, drawn, tmp_path):
     runs = [small_runs["first"], small_runs["original"]]
     assert predict_with(*runs)[0] == 0
-    options = ["--predict-with", *runs, *ALONE]
+    options = ["--input-dir", drawn, "--predict-with", *runs, *ALONE]
     both = Program(*SMALL_MAIN, *in_folder(tmp_path / "both", *options), processes=2)
     assert both.ended() and both.code == 0, both.printed
     for name in ("score.csv", "submit.csv.gz"):
@@ -266,5 +254,5 @@ def test_a_run_that_cannot_be_used_is_named_before_data_are_read(small_runs, mai
     else:
         (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:2000])
     for runs in ([run, small_runs["first"]], [small_runs["first"], run]):
-        code, _ = main_here("--predict-with", *runs, "--input-dir", tmp_path / "none")
+        code, _ = main_here("--predict-with", *runs, "--input-dir", tmp_path / "none", *SMALL)
         assert code.startswith("main.py: " + sentence.replace("PATH", str(run))) and "\n" not in code
