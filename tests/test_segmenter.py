@@ -142,7 +142,8 @@ def test_an_array_in_bgr_is_reversed_without_a_copy(segmenter):
         (None, WRONG),
         ("nosuch.jpg", r"^nosuch\.jpg cannot be read \(No such file or directory\)\.$"),
     ],
-    ids=str,
+    ids="float_tensor rows_first_tensor rows_first_array float_array gray_array rgba_array empty_array pillow_16_bits "
+        "pillow_float truncated_pillow truncated_bytes text tuple none missing".split(),
 )
 def test_what_is_no_image_is_refused_in_one_sentence(segmenter, wrong, sentence):
     for method in (segmenter.probs, segmenter.mask, segmenter.cut_out):
