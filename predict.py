@@ -58,7 +58,8 @@ class Segmenter:
         path, first = next(iter(checkpoints.items()))
         with files.checkpoint_errors(path, first):
             hp, self.reader = first["hyperparameters"], Reader.from_state(first["reader"])
-            self.threshold, self.tta = threshold or hp["threshold"], hp["tta"] if tta is None else tta
+            self.threshold = hp["threshold"] if threshold is None else threshold
+            self.tta = hp["tta"] if tta is None else tta
 
     def probs(self, images: Any) -> Any:
         """The probability of car at each pixel: (H, W) float32 on the CPU."""

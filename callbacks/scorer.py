@@ -91,7 +91,7 @@ class ScorerCallback(Callback):
             images += f" of {pluralize(len(cars), 'car' if self.groups is None else 'group')}"
         lines = [f"score       {self.score:.6f}, as Kaggle computes it: mean Dice at full resolution",
                  f"            {images}"]
-        if len(cars) > 1:
+        if cars.nunique() > 1:
             low, high = np.clip(confidence_interval(cars), 0, 1)
             lines.append(f"            95% confidence interval {low:.4f} to {high:.4f}")
         lines.append(f"means       {_join(table[['iou', 'precision', 'recall']].mean(), per_line=3)}")

@@ -48,7 +48,7 @@ class RunOptions:
     weights: str | None = None  # start with the net of another run: its folder, or a file such as best.pt
     resume: str | None = None  # "last", or the folder of a run in output_dir/models: continue it
     score_only: bool = False  # with --resume: only score the run's best epoch again
-    predict_with: tuple[str, ...] = ()  # runs: only score and predict, with the mean of their nets' probabilities
+    predict_with: tuple[str, ...] | None = None  # runs: only score and predict, with the mean of their nets' probabilities
     check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 
@@ -137,7 +137,7 @@ def from_command_line(hyperparameters: type) -> Run:
     resume = options.resume or distributed.broadcast(
         lambda: "last" if restarted and saved_runs(options.output_dir) else None)
     loaded, folder = {}, options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
-    if options.predict_with:
+    if options.predict_with is not None:
         check(hp, options)
         loaded = distributed.broadcast(lambda: load_models(options.predict_with))
     elif resume is None:
@@ -236,6 +236,7 @@ def seen_by(checkpoint: dict[str, Any]) -> set[str]:
 
 def load_models(paths: Sequence[str]) -> dict[str, Any]:
     """The checkpoints for --predict-with, all that they have `seen`, and the first one's reader."""
+    require(len(paths) > 0, "--predict-with needs at least one run, such as output/models/model_<time>.")
     models, seen, readers = {path: load_checkpoint(path) for path in paths}, set(), []
     for path, checkpoint in models.items():
         with checkpoint_errors(path, checkpoint):

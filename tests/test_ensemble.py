@@ -256,3 +256,9 @@ def test_a_run_that_cannot_be_used_is_named_before_data_are_read(small_runs, mai
     for runs in ([run, small_runs["first"]], [small_runs["first"], run]):
         code, _ = main_here("--predict-with", *runs, "--input-dir", tmp_path / "none", *SMALL)
         assert code.startswith("main.py: " + sentence.replace("PATH", str(run))) and "\n" not in code
+
+
+def test_a_list_of_runs_that_is_empty_is_no_training(main_here, small_net, tmp_path):
+    code, _ = main_here("--predict-with", *ALONE)
+    assert code == "main.py: --predict-with needs at least one run, such as output/models/model_<time>."
+    assert not (tmp_path / "output").exists()

@@ -377,11 +377,12 @@ def test_tta_is_that_of_the_model_by_default(tmp_path, monkeypatch, saved):
 @pytest.mark.seconds
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    run = tmp_path / re.search(r'CarFinder\("(.*?)"\)', code)[1]
+    run = tmp_path / re.search(r'Segmenter\("(.*?)"\)', code)[1]
     run.mkdir(parents=True)
     checkpoint(run / "best.pt")
     draw(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    assert names["photo"].shape == (3, 40, 60) and names["probs"].shape == (40, 60)
+    assert names["probs"].shape == names["mask"].shape == (40, 60) and names["mask"].dtype == torch.bool
+    assert Image.open(tmp_path / "car.png").size == (60, 40)
