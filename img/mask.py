@@ -12,8 +12,7 @@ from img.headers import SIDEWAYS
 from img.transformer import draft_scale, exif_transpose, load
 
 TOLERANCE = 20  # levels by which JPEG may change background and object
-KINDS = {"gray": "gray levels", "index": "palette indices", "alpha": "transparency", "color": "colors", "": "values",
-         "nonzero": "values"}
+KINDS = {"gray": "gray levels", "index": "palette indices", "color": "colors", "": "values", "nonzero": "values"}
 
 
 class MaskValues(NamedTuple):
@@ -84,10 +83,10 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
 
     kind: that of its data set; None: not known yet. Raises ValueError if its values are invalid or ambiguous.
     """
-    if kind in (None, "", "nonzero", "alpha") and image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        if (kind == "alpha" and np.ptp(pixels[..., 3])) or alpha_decides(pixels, image.mode):
-            return "alpha", pixels[..., 3]
+    if kind != "gray" and image.has_transparency_data:
+        lowest, highest = image.convert("RGBA").getchannel("A").getextrema()
+        if lowest < highest or highest == 0:
+            raise ValueError("it is partly or fully transparent; save it as white on black, without transparency")
     if image.mode == "P" and kind != "color":
         palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         levels, is_gray = np.pad(palette[:, 0], (0, 256 - len(palette))), (palette == palette[:, :1]).all()
@@ -120,28 +119,6 @@ def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[
     if kind == "color" or (abs(found - between) > 1.5).any():
         return "color", packed
     return f"#{pack(color):06x}", levels
-
-
-def alpha_decides(pixels: np.ndarray, mode: str) -> bool:
-    """Whether a mask (H, W, 4) is drawn in the transparency, as in a cut-out, and not in the colors. mode: its file's.
-
-    Raises ValueError if both are different drawings, or if all of it is transparent.
-    """
-    alpha, levels = pixels[..., 3], np.maximum.reduce([*np.moveaxis(pixels[..., :3], -1, 0)])
-    if not alpha.any():
-        raise ValueError("it is transparent everywhere; save it without transparency")
-    if alpha.min() == alpha.max():
-        return False
-    counts = [count for _, count in count_values(pack(pixels[..., :3])[alpha > 0])]
-    if len(counts) == 1:
-        return True
-    if len(counts) > 64 and sum(counts[:2]) < 0.9 * sum(counts):  # a photo, unless one of its colors is transparent
-        return mode not in ("L", "RGB")
-    opaque, drawn = alpha > 127, levels > levels.max() / 2
-    is_binary = ((alpha == alpha.min()) | (alpha == alpha.max())).mean() > 0.99
-    if is_binary and 0.01 < opaque.mean() < 0.99 and (drawn != opaque).any():
-        raise ValueError("its colors and its transparency show different objects; save it without transparency")
-    return False
 
 
 def pack(colors: np.ndarray) -> np.ndarray:

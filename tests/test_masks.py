@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from PIL import ExifTags, Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps
 
 import predict
 from data import masks
@@ -114,7 +114,6 @@ BINARIES = {  # what is saved -> the pixels that are object
     "gray as RGB": gray(BINARY).convert("RGB"),
     "almost black on black": gray(np.stack([BINARY * 0, BINARY * 0, BINARY // 255], axis=-1)),
     "red on black": Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]),
-    "white, and transparent elsewhere": Image.merge("LA", [Image.new("L", SIZE[::-1], 255), gray(BINARY)]),
     "gray and alpha": Image.merge("LA", [gray(BINARY), Image.new("L", SIZE[::-1], 255)]),
 }
 
@@ -286,16 +285,14 @@ def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys)
     save(tmp_path, "ones.png", BINARY // 255)
     save(tmp_path, "white.png", BINARY)
     save(tmp_path, "red.png", Image.merge("RGB", [gray(BINARY), *[Image.new("L", SIZE[::-1])] * 2]))
-    save(tmp_path, "cutout.png", with_alpha(Image.new("RGB", SIZE[::-1], "white"), BINARY))
     save(tmp_path, "ones.jpg", BINARY // 255)
     (tmp_path / "images/ones.jpg").rename(tmp_path / "images/jpeg.jpg")
     (tmp_path / "masks/ones.jpg").rename(tmp_path / "masks/jpeg.jpg")
     save(tmp_path, "ones.png", BINARY // 255)
     problems = {path.name: problem for path, problem in survey(tmp_path, "1").problems.items()}
     assert "has the color #ff0000, so --mask-values must be a color" in problems["red.png"]
-    assert "has transparency, so --mask-values must be" in problems["cutout.png"]
     assert "was compressed as JPEG, which changes values as low as 1" in problems["jpeg.jpg"]
-    assert len(problems) == 3
+    assert len(problems) == 2
     printed = capsys.readouterr().out
     assert "empty       1 mask with other values only: white.png\n" in printed
     assert [path.name for path in survey(tmp_path, "nonzero").problems] == ["jpeg.jpg"]
@@ -354,10 +351,6 @@ def with_alpha(colors, alpha):
     return image
 
 
-def photo():
-    return gray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
-
-
 def corner():
     """Opaque but for a corner."""
     alpha = np.full(SIZE, 255, np.uint8)
@@ -378,56 +371,32 @@ def gray_with_transparency(value):
     return image
 
 
-SOFT_ALPHA = np.asarray(gray(BINARY).filter(ImageFilter.GaussianBlur(2)))
-OTHER = np.roll(BINARY, 60, axis=1)
-ALPHA = {
-    "a drawing, opaque": (with_alpha(gray(BINARY), 255), BINARY),
-    "a drawing with a transparent corner": (with_alpha(gray(BINARY), corner()), BINARY),
-    "a drawing, half transparent everywhere": (with_alpha(gray(BINARY), 128), BINARY),
-    "a drawing, transparent outside": (with_alpha(gray(BINARY), BINARY), BINARY),
-    "a drawing on a gradient": (with_alpha(gray(BINARY), gray(BINARY).filter(ImageFilter.GaussianBlur(50))), BINARY),
-    "one color": (with_alpha(Image.new("RGB", SIZE[::-1], (9, 8, 7)), SOFT_ALPHA), SOFT_ALPHA),
-    "a cut-out": (with_alpha(photo(), SOFT_ALPHA), SOFT_ALPHA),
-    "a cut-out on black": (with_alpha(ImageChops.multiply(photo(), gray(BINARY).convert("RGB")), BINARY), BINARY),
-    "palette": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), BINARY),
-    "palette of a GIF": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), BINARY),
-    "palette of a GIF, transparent nowhere": (palette_with_transparency((0, 0, 0), (1, 1, 1), 7), BINARY),
-    "a transparent gray level": (gray_with_transparency(255), BINARY),
-    "another drawing": (with_alpha(gray(BINARY), OTHER), "show different objects"),
-    "transparent everywhere": (with_alpha(gray(BINARY), 0), "transparent everywhere"),
+ALPHA = {  # what is saved -> whether it can be used
+    "a drawing, opaque": (with_alpha(gray(BINARY), 255), True),
+    "a drawing, half transparent everywhere": (with_alpha(gray(BINARY), 128), True),
+    "palette of a GIF, transparent nowhere": (palette_with_transparency((0, 0, 0), (1, 1, 1), 7), True),
+    "a drawing with a transparent corner": (with_alpha(gray(BINARY), corner()), False),
+    "a drawing, transparent outside": (with_alpha(gray(BINARY), BINARY), False),
+    "one color": (with_alpha(Image.new("RGB", SIZE[::-1], (9, 8, 7)), BINARY), False),
+    "white, and transparent elsewhere": (Image.merge("LA", [Image.new("L", SIZE[::-1], 255), gray(BINARY)]), False),
+    "palette": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), False),
+    "palette of a GIF": (palette_with_transparency((255, 255, 255), (0, 0, 0), 0), False),
+    "a transparent gray level": (gray_with_transparency(255), False),
+    "transparent everywhere": (with_alpha(gray(BINARY), 0), False),
 }
 
 
 @pytest.mark.parametrize("name", ALPHA)
-def test_colors_or_transparency_decide(tmp_path, name):
-    image, expected = ALPHA[name]
+@pytest.mark.parametrize("values", [(), ("nonzero",), ("#ffffff", "#010101")])
+def test_transparent_masks_are_refused_unless_all_of_it_is_equally_transparent(tmp_path, name, values):
+    image, is_used = ALPHA[name]
     file = "a.gif" if "GIF" in name else "a.png"
     save(tmp_path, file, image)
-    if isinstance(expected, str):
-        (problem,) = survey(tmp_path).problems.values()
-        assert expected in problem
+    if is_used:
+        assert (read(tmp_path, *values)[file] == BINARY).all()
     else:
-        assert (read(tmp_path)[file] == expected).all()
-
-
-def test_an_empty_mask_among_cut_outs_is_empty(tmp_path):
-    for name in ("a.png", "b.png"):
-        save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
-    save(tmp_path, "opaque.png", with_alpha(Image.new("RGB", SIZE[::-1]), 255))
-    save(tmp_path, "gray.png", Image.new("L", SIZE[::-1]))
-    save(tmp_path, "jpeg.jpg", Image.new("L", SIZE[::-1]))
-    masks = read(tmp_path)
-    assert not any(masks[name].any() for name in ("opaque.png", "gray.png", "jpeg.jpg")) and masks["a.png"].any()
-
-
-def test_classes_on_transparency_are_classes_and_soft_edges_on_a_transparent_gray_are_soft(tmp_path):
-    classes = gray(voc_colors()[shapes(1, 2, 3)])
-    save(tmp_path / "colors", "a.png", with_alpha(classes, 255 * (shapes(1, 2, 3) > 0).astype(np.uint8)))
-    assert "class map" in str(survey(tmp_path / "colors").problems)
-    soft = gray(BINARY).filter(ImageFilter.GaussianBlur(8))
-    soft.info["transparency"] = 0
-    save(tmp_path / "soft", "a.png", soft)
-    assert (read(tmp_path / "soft")["a.png"] == np.asarray(soft)).all()
+        (problem,) = survey(tmp_path, *values).problems.values()
+        assert problem.endswith("transparent; save it as white on black, without transparency). Replace it.")
 
 
 @pytest.mark.parametrize("object_color", [(255, 0, 0), (128, 0, 0), (0, 128, 0)])
@@ -443,14 +412,6 @@ def test_16_bit_colors_are_no_mask(tmp_path):
     save(tmp_path, "a.png", BINARY)
     save_deep(tmp_path / "masks/a.png", 1, channels=3)
     assert "a mask of 16 bits must be gray" in str(survey(tmp_path).problems)
-
-
-def test_an_opaque_photo_is_no_cutout(tmp_path):
-    for name in ("a.png", "b.png"):
-        save(tmp_path, name, with_alpha(photo(), SOFT_ALPHA))
-    save(tmp_path, "photo.png", photo())
-    ((path, problem),) = survey(tmp_path).problems.items()
-    assert path.name == "photo.png" and "has colors, unlike this data set: transparency." in problem
 
 
 def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None):
