@@ -121,12 +121,10 @@ def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
 class MaskOptions(NamedTuple):
     """mask_values: the values of the object, such as ("1", "3"), ("#ff0000",) or ("nonzero",). None: decide.
 
-    rotate_masks: rotate masks without EXIF data like their images? None: only if they fit no other way.
     saved: Reader.state() of the run to resume.
     """
 
     mask_values: Sequence[str] | None = None
-    rotate_masks: bool | None = None
     saved: dict | None = None
 
     def known(self) -> MaskValues | None:
@@ -161,18 +159,17 @@ class Survey:
     def _read_headers(self, images: list[Path]) -> None:
         """Compare sizes, and find the masks that need the EXIF rotation of their images."""
         self.headers, self.problems = map_files(get_header, images + [mask for _, mask in self.pairs])
-        rotated, ambiguous, rotate = [], [], self.options.rotate_masks
+        rotated, ambiguous = [], []
         for image, mask in self.pairs:
             if not {image, mask} <= self.headers.keys():
                 continue
             (upright, orientation, *_), (size, own, *_) = self.headers[image], self.headers[mask]
             stored = upright[::-1] if orientation in SIDEWAYS else upright
-            if orientation > 1 and own == 1 and size == stored and rotate is not False:
-                if rotate is None and size == upright:
+            if orientation > 1 and own == 1 and size == stored:
+                if size == upright:
                     ambiguous.append(mask)
                 else:
-                    self.reader.rotations[mask.name] = orientation
-                    size = upright
+                    self.reader.rotations[mask.name], size = orientation, upright
                     rotated.append(mask)
             try:
                 check_pair(image, upright, mask, size)
@@ -181,7 +178,7 @@ class Survey:
         print_files("rotated     {}, as the EXIF data of the image say: {}", rotated)
         # CVAT, Label Studio and labelme show images upright
         print_files("Warning: {} would fit with and without the EXIF rotation of the image; not rotated: {}. "
-                    "If that is right, pass --rotate-masks False, or else True.", ambiguous)
+                    "If that is wrong, rotate them, or remove the EXIF data of their images.", ambiguous)
 
     def _read_masks(self, known: MaskValues | None) -> None:
         """Decide what the values mean, unless it is known, and find the masks that do not fit."""

@@ -34,7 +34,6 @@ class RunOptions:
     dataset: Literal["carvana", "sample", "own"] = "carvana"  # Kaggle's images, drawn cars, or images of your own
     group_regex: str | None = None  # own images: what the file names of one object share; None: an object per image
     mask_values: tuple[str, ...] | None = None  # own: mask values of the object (1 3, "#ff0000", nonzero); None: decide
-    rotate_masks: bool | None = None  # rotate own masks as their images' EXIF data say; None: only if nothing else fits
     hq_files: bool | None = None  # Kaggle's train_hq/ and test_hq/; None: whichever is there
     input_dir: Path = Path("input")  # train[_hq]/, train_masks/, test[_hq]/; what is missing is downloaded
     output_dir: Path = Path("output")  # for models/, cache/, submit.csv.gz and check.png
@@ -72,7 +71,7 @@ class Run:
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
-        self.mask_options = MaskOptions(options.mask_values, options.rotate_masks, reader)
+        self.mask_options = MaskOptions(options.mask_values, reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(
@@ -197,7 +196,7 @@ def check(hp: Any, options: RunOptions) -> None:
     require(not (options.predict_with and (options.resume or options.weights)),
             "--predict-with trains nothing: omit --resume and --weights.")
     require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
-    for name in ("group_regex", "mask_values", "rotate_masks"):
+    for name in ("group_regex", "mask_values"):
         value = getattr(options, name)
         require(options.dataset == "own" or value is None, f"--{name.replace('_', '-')} {value!r} is for images of "
                 "your own: pass --dataset own too, or omit it.")
@@ -289,7 +288,7 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
 def settings(hp: Any, options: RunOptions) -> dict[str, Any]:
     """The values, by name, that a resumed run must keep."""
     kept = vars(hp) | vars(hp.augment_img)
-    data_options = ("dataset", "group_regex", "hq_files", "mask_values", "rotate_masks", "weights")
+    data_options = ("dataset", "group_regex", "hq_files", "mask_values", "weights")
     kept |= {name: getattr(options, name) for name in data_options}
     return {name: value for name, value in kept.items() if name not in ("epochs", "tta", "augment_img")}
 

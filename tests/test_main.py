@@ -151,7 +151,6 @@ FAULTS = [
     ("--sample-size nan", "--sample-size must be above 0 and at most 1, not nan."),
     ("--validation-size 1.5", "--validation-size must be above 0 and below 1, not 1.5."),
     ("--mask-values 1", "--mask-values ('1',) is for images of your own: pass --dataset own too, or omit it."),
-    ("--rotate-masks True", "--rotate-masks True is for images of your own: pass --dataset own too, or omit it."),
     ("--batch-size 0", "--batch-size must be at least 1, not 0."),
     ("--workers -1", "--workers must be at least 0, not -1."),
     ("--rotation 181", "--rotation must be at least 0 and at most 180, not 181.0."),
