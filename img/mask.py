@@ -157,33 +157,29 @@ def count_values(values: np.ndarray) -> list[tuple[float, int]]:
 def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> bool:
     """Whether the values (H, W) between 0 and `top` are classes, ids or an image, and not soft edges.
 
-    Classes: most of these pixels equal their neighbors (3x3), and the median jump around such areas is above 2% of
-    `top`, or a fifth of the range has no value. Thin classes: almost all are in a block (2x2) of one value, of one or
-    two values, or more of them than of `top`. An image: almost all pixels but 0 are between, and differ irregularly.
+    Classes: most of these pixels are in a block (2x2) of one value, and most jumps around such blocks are above 2% of
+    `top`, or a fifth of the range has no value. An image: almost all pixels but 0 are between, and differ irregularly.
     """
+    from scipy import ndimage  # importing it takes a while
+
     between = (values > tolerance) & (values < top - tolerance)
     count = between.sum()
     if kind in ("color", "index") or count == 0 or (top < 64 and values.dtype.kind != "f"):  # no soft edges
         return bool(count)
-    rows, columns = (np.flatnonzero(between.any(axis=axis)) for axis in (1, 0))
-    box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(columns[0] - 2, 0) : columns[-1] + 3]
-    padded, inside = np.pad(values[box].astype(np.float32), 1, mode="edge"), between[box]
-    right, down = abs(np.diff(padded, axis=1)), abs(np.diff(padded, axis=0))  # the jumps to these neighbors
-    same_right, same_down = right <= tolerance / 10, down <= tolerance / 10
-    blocks = same_right[:-1] & same_right[1:] & same_down[:, :-1] & same_down[:, 1:]
-    around = [blocks[:-1, :-1], blocks[:-1, 1:], blocks[1:, :-1], blocks[1:, 1:]]  # those that contain a pixel
-    flat, in_block = (inside & each.reduce(around) for each in (np.logical_and, np.logical_or))
-    levels = np.unique(values[between])
-    thin = in_block.sum() > 0.9 * count and (len(levels) <= 2 or count > (values >= top - tolerance).sum())
-    if thin or flat.sum() > 0.5 * count:
-        area = np.pad(in_block, 1)
-        jumps = np.concatenate([right[area[:, 1:] | area[:, :-1]], down[area[1:] | area[:-1]]])
-        jumps = jumps[jumps > tolerance / 10]
+
+    def spread(side: int) -> np.ndarray:  # highest minus lowest of the pixels around each
+        return ndimage.maximum_filter(values, side) - ndimage.minimum_filter(values, side)
+
+    in_block = between & ndimage.maximum_filter(spread(2) <= tolerance / 10, 2, origin=-1)
+    if in_block.sum() > 0.5 * count:
+        jumps, levels = spread(3)[in_block], np.unique(values[between])
         gap = np.diff(levels, prepend=0, append=top).max()
-        return bool(gap > 0.2 * top or (len(jumps) > 0 and np.median(jumps) > 0.02 * top))
-    jump, change = (np.median(each[inside]) for each in (right[1:-1, 1:], abs(np.diff(padded, n=2, axis=1))[1:-1]))
-    is_most = count >= 512 and count > 0.9 * (values > tolerance).sum()
-    return bool(is_most and jump > 0.01 * top and change > 0.75 * jump)
+        return bool(gap > 0.2 * top or (jumps > 0.02 * top).sum() > 0.5 * (jumps > tolerance / 10).sum())
+    if count < 512 or count < 0.9 * (values > tolerance).sum():
+        return False
+    rows = values.astype(np.float32)
+    jump, change = (np.median(abs(ndimage.convolve1d(rows, weights))[between]) for weights in ((1, -1), (1, -2, 1)))
+    return bool(jump > 0.01 * top and change > 0.75 * jump)
 
 
 def value_of_object(counts: Sequence[tuple[float, int]], tolerance: int) -> float:
