@@ -13,13 +13,13 @@ from img.transformer import draft_scale, exif_transpose, load
 
 TOLERANCE = 20  # levels by which JPEG may change background and object
 KINDS = {"gray": "gray levels", "index": "palette indices", "color": "colors", "": "values", "nonzero": "values"}
+EXACT = ("index", "color")  # kinds that have no soft edges
 
 
 class MaskValues(NamedTuple):
     """What the values of a data set's masks mean. The defaults are Kaggle's.
 
-    kind: one of KINDS, or a color such as "#ff0000", whose values are the levels of its brightest channel.
-        "color" is 0xRRGGBB; "" is gray levels or palette indices, as each file has; "nonzero" is any kind.
+    kind: one of KINDS. "color" is 0xRRGGBB; "" is gray levels or palette indices, as each file has; "nonzero" is any.
     objects: the values that are the object; empty: all but 0
     soft: whether the values between 0 and the only one in `objects` are the fraction of a pixel that is object
     """
@@ -30,9 +30,8 @@ class MaskValues(NamedTuple):
 
     def __str__(self) -> str:
         objects = ", ".join(format_value(value, self.kind) for value in self.objects) or "all but 0"
-        has_edges = self.soft and self.kind not in ("index", "color")
-        between = "; values between 0 and it are soft labels" if has_edges else ""
-        return f"{kind_name(self.kind)}: the object is {objects}{between}"
+        between = "; values between 0 and it are soft labels" if self.soft and self.kind not in EXACT else ""
+        return f"{KINDS[self.kind]}: the object is {objects}{between}"
 
     def mismatch(self, kind: str, highest: float, tolerance: int, exact: bool = False) -> str:
         """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
@@ -42,18 +41,15 @@ class MaskValues(NamedTuple):
         if highest <= tolerance or self.kind == "nonzero":
             return ""
         if self.kind == "" and kind not in ("gray", "index"):
-            return f"has {kind_name(kind)}, so --mask-values must be a color such as '#ff0000', or nonzero"
+            return f"has {KINDS[kind]}, so --mask-values must be a color such as '#ff0000', or nonzero"
         if self.kind not in ("", kind):
-            return f"has {kind_name(kind)}, unlike this data set: {kind_name(self.kind)}"
+            return f"has {KINDS[kind]}, unlike this data set: {KINDS[self.kind]}"
         if self.soft:
-            wanted, exact = self.objects[0], exact or kind == "index" or 1 < self.objects[0] < 64  # often classes
+            wanted, exact = self.objects[0], exact or 1 < self.objects[0] < 64  # often classes
             if abs(float(highest) - wanted) > (tolerance or (0 if exact else 0.05 * wanted)):
-                return f"has {highest:.15g} as its highest value, unlike {wanted:.15g}, the object of this data set"
+                found, wanted = format_value(highest, kind), format_value(wanted, kind)
+                return f"has {found} as its highest value, unlike {wanted}, the object of this data set"
         return ""
-
-
-def kind_name(kind: str) -> str:
-    return KINDS.get(kind, f"the color {kind}")
 
 
 def format_value(value: float, kind: str) -> str:
@@ -106,25 +102,14 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
 
 
 def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[str, np.ndarray]:
-    """Colors (H, W, 3) uint8 -> kind, values (H, W): gray levels, levels of one color, or 0xRRGGBB of several."""
-    levels, lowest = (each.reduce([*np.moveaxis(colors, -1, 0)]) for each in (np.maximum, np.minimum))
-    if kind != "color" and (levels - lowest).max() <= tolerance:
-        return "gray", levels
+    """Colors (H, W, 3) uint8 -> kind, values (H, W): gray levels, or 0xRRGGBB."""
+    red, green, blue = np.moveaxis(colors, -1, 0)
+    highest, lowest = (each.reduce([red, green, blue]) for each in (np.maximum, np.minimum))
+    if kind != "color" and (highest - lowest).max() <= tolerance:
+        return "gray", highest
     if tolerance:
         raise ValueError("its colors were changed by lossy compression, as of JPEG; save the original as PNG")
-    packed = pack(colors)
-    found = np.array([value for value, _ in count_values(packed)])[:, None] >> np.array([16, 8, 0]) & 255  # (colors, 3)
-    color = found[found.max(axis=1) >= 0.9 * levels.max()][0]  # of the object, if the others are between black and it
-    between = found.max(axis=1, keepdims=True) * (color / max(1, color.max()))
-    if kind == "color" or (abs(found - between) > 1.5).any():
-        return "color", packed
-    return f"#{pack(color):06x}", levels
-
-
-def pack(colors: np.ndarray) -> np.ndarray:
-    """Colors (..., 3) -> (...) int32, 0xRRGGBB."""
-    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
+    return "color", red.astype(np.int32) << 16 | green.astype(np.int32) << 8 | blue
 
 
 def fraction_of_object(pixels: np.ndarray, values: MaskValues, tolerance: int) -> np.ndarray:
@@ -164,7 +149,7 @@ def is_class_map(values: np.ndarray, kind: str, top: float, tolerance: int) -> b
 
     between = (values > tolerance) & (values < top - tolerance)
     count = between.sum()
-    if kind in ("color", "index") or count == 0 or (top < 64 and values.dtype.kind != "f"):  # no soft edges
+    if kind in EXACT or count == 0 or (top < 64 and values.dtype.kind != "f"):
         return bool(count)
 
     def spread(side: int) -> np.ndarray:  # highest minus lowest of the pixels around each

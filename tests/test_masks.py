@@ -255,7 +255,7 @@ def test_a_mask_that_does_not_fit_the_others_is_refused_by_name(tmp_path):
     assert problems.keys() == {"almost black.png", "gray.png", "ones.png", "dim.png", "red.png"}
     expected = "almost black.png has 1 as its highest value, unlike 255, the object of this data set. Its values are "
     assert expected in problems["almost black.png"]
-    assert "has the color #ff0000, unlike this data set: gray levels. Its values are 0 (" in problems["red.png"]
+    assert "has colors, unlike this data set: gray levels. Its values are #000000 (" in problems["red.png"]
 
 
 @pytest.mark.parametrize(("values", "objects"), [
@@ -280,6 +280,16 @@ def test_colors_say_what_the_object_is(tmp_path):
     assert "has colors, so --mask-values must be a color" in str(survey(tmp_path, "1").problems)
 
 
+def test_a_color_is_exactly_that_of_most_masks(tmp_path):
+    for number, color in enumerate([(200, 0, 0), (200, 0, 0), (200, 0, 1), (0, 0, 200)]):
+        save(tmp_path, f"{number}.png", gray(BINARY[..., None] // 255 * np.array(color, np.uint8)))
+    save(tmp_path, "soft.png", gray(np.asarray(hair())[..., None] // 5 * np.array((4, 0, 0), np.uint8)))
+    problems = {path.name: problem for path, problem in survey(tmp_path).problems.items()}
+    assert problems.keys() == {"2.png", "3.png", "soft.png"}
+    assert "has #0000c8 as its highest value, unlike #c80000" in problems["3.png"]
+    assert "class map" in problems["soft.png"]
+
+
 def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys):
     """Or it is printed that they have other values only."""
     save(tmp_path, "ones.png", BINARY // 255)
@@ -290,7 +300,7 @@ def test_mask_values_cannot_be_right_for_masks_of_another_kind(tmp_path, capsys)
     (tmp_path / "masks/ones.jpg").rename(tmp_path / "masks/jpeg.jpg")
     save(tmp_path, "ones.png", BINARY // 255)
     problems = {path.name: problem for path, problem in survey(tmp_path, "1").problems.items()}
-    assert "has the color #ff0000, so --mask-values must be a color" in problems["red.png"]
+    assert "has colors, so --mask-values must be a color" in problems["red.png"]
     assert "was compressed as JPEG, which changes values as low as 1" in problems["jpeg.jpg"]
     assert len(problems) == 2
     printed = capsys.readouterr().out
