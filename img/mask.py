@@ -85,12 +85,10 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
             raise ValueError("it is partly or fully transparent; save it as white on black, without transparency")
     if image.mode == "P" and kind != "color":
         palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        levels, is_gray = np.pad(palette[:, 0], (0, 256 - len(palette))), (palette == palette[:, :1]).all()
-        if is_gray and kind != "gray":  # is it complete, with a level for each index in use?
-            used = np.flatnonzero(image.histogram())
-            is_gray = len({*levels[used]}) == len(used)
-        if is_gray:
-            return "gray", np.asarray(image.point(levels.tolist(), "L"))
+        levels = np.pad(palette[:, 0], (0, 256 - len(palette)))
+        used = levels[np.flatnonzero(image.histogram())]  # if it is complete, they differ
+        if (palette == palette[:, :1]).all() and (kind == "gray" or len({*used}) == len(used)):
+            return "gray", levels[np.asarray(image)]
         if kind == "" or not palette[0].any():  # otherwise, 0 may not be the background
             return "index", np.asarray(image)
     elif kind != "color" and (image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")):
