@@ -35,10 +35,10 @@ class MaskValues(NamedTuple):
 
     def mismatch(self, kind: str, highest: float, tolerance: int, exact: bool = False) -> str:
         """What is wrong with a mask of that kind and highest value, or "". exact: whether it has no soft edges."""
-        if 0 < highest <= tolerance or (tolerance and self.objects and min(self.objects) <= 2 * tolerance):
-            low = highest if 0 < highest <= tolerance else min(self.objects)
+        low = min([highest or 255, *self.objects])  # an empty mask fits all
+        if tolerance and low <= 2 * tolerance:
             return f"was compressed as JPEG, which changes values as low as {low:g}: save the original mask as PNG"
-        if highest <= tolerance or self.kind == "nonzero":
+        if highest == 0 or self.kind == "nonzero":
             return ""
         if self.kind == "" and kind not in ("gray", "index"):
             return f"has {KINDS[kind]}, so --mask-values must be a color such as '#ff0000', or nonzero"
