@@ -205,6 +205,7 @@ class OwnLayout(Layout):
                             "'(.+)_'.") from error
         self.image_dir = self._first_with_images(IMAGE_FOLDERS, self.input_dir)
         self.mask_dir = self._first_with_images(MASK_FOLDERS, self.image_dir)
+        self.stems = {stem_of(path) for path in self.image_dir.glob("*") if is_image(path)}
 
     def _first_with_images(self, names: tuple[str, ...], default: Path) -> Path:
         folders = [self.input_dir / name for name in names]
@@ -212,10 +213,6 @@ class OwnLayout(Layout):
 
     def folder(self, name: str) -> Path:
         return self.image_dir if name == "train" else self.mask_dir
-
-    def files(self, name: str) -> dict[str, list[Path]]:
-        self.stems = {stem_of(path) for path in self.image_dir.glob("*") if is_image(path)}
-        return super().files(name)
 
     def kind(self, path: Path, name: str) -> str:
         together = self.image_dir == self.mask_dir
