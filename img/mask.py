@@ -45,7 +45,7 @@ class MaskValues(NamedTuple):
         if self.kind not in ("", kind):
             return f"has {KINDS[kind]}, unlike this data set: {KINDS[self.kind]}"
         if self.soft:
-            wanted, exact = self.objects[0], exact or 1 < self.objects[0] < 64  # often classes
+            wanted = self.objects[0]
             if abs(float(highest) - wanted) > (tolerance or (0 if exact else 0.05 * wanted)):
                 found, wanted = format_value(highest, kind), format_value(wanted, kind)
                 return f"has {found} as its highest value, unlike {wanted}, the object of this data set"
