@@ -29,7 +29,7 @@ def check_data(ds_fetcher: DatasetFetcher, picture: Path) -> None:
         tests = set(layout.images("test").values())
 
     survey = ds_fetcher.survey({path: masks[stem] for stem, path in images.items() if stem in masks}, check=True)
-    mask_size = next((header.size for path, header in survey.headers.items() if path in images.values()), None)
+    mask_size = next((header.size for header in survey.headers.values()), None)
 
     def read_image(path: Path) -> None:
         survey.reader.image(path)
