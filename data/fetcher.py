@@ -63,7 +63,7 @@ class DatasetFetcher:
         self.split["image"] = [images[stem].name for stem in stems]
         train, valid = (stems[self.split["part"] == part].tolist() for part in ("train", "valid"))
         self.image_size = get_header(images[min(stems, default=min(images))]).size
-        _require_same(images[stem] for stem in train + valid)
+        distributed.require_same(images[stem] for stem in train + valid)
         processes = distributed.WORLD_SIZE
         require(not train or len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for "
                 f"{processes} processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
@@ -109,7 +109,7 @@ class DatasetFetcher:
         if self.image_size:
             for path in Progress(paths, "checking sizes", unit="image"):
                 check_test_size(path, self.image_size)
-        _require_same(paths)
+        distributed.require_same(paths)
         return paths
 
     @property
@@ -163,10 +163,6 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
 def _lock(folder: Path) -> ExitStack:
     make_writable(folder)
     return lock(folder, f"Another process is working in {folder}. Waiting for it.")
-
-
-def _require_same(paths: Iterable[Path]) -> None:
-    distributed.require_same("The images", ["/".join(path.parts[-2:]) for path in paths])
 
 
 def _raise_first(faults: Iterable[str]) -> None:

@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -140,12 +141,12 @@ def _data_barrier() -> None:
         dist.monitored_barrier(_groups["data"], timeout=DATA_TIMEOUT)
 
 
-def require_same(what: str, values: Sequence[object]) -> None:
-    """Raise UserError unless all processes have the same `values`."""
+def require_same(images: Iterable[Path]) -> None:
+    """Raise UserError unless all processes have images of these names, in folders of these names."""
     _data_barrier()
-    of_processes = all_gather(values)
-    others = [str(rank) for rank, theirs in enumerate(of_processes) if theirs != of_processes[0]]
-    require(not others, f"{what} of process {', '.join(others)} must be those of process 0. Copy them to each machine.")
+    of_processes = all_gather(["/".join(path.parts[-2:]) for path in images])
+    others = ", ".join(str(rank) for rank, theirs in enumerate(of_processes) if theirs != of_processes[0])
+    require(not others, f"The images of process {others} must be those of process 0. Copy them to each machine.")
 
 
 def average_buffers(net: nn.Module) -> None:

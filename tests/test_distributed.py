@@ -45,9 +45,9 @@ def test_a_restart_counts_in_all_processes(monkeypatch):
 
 def test_images_that_differ_and_too_few_of_them_are_refused(monkeypatch, drawn, main_here, small_net):
     with monkeypatch.context() as patch:
-        patch.setattr("runtime.distributed.all_gather", lambda value: [value, "another", value])
+        patch.setattr("runtime.distributed.all_gather", lambda names: [names, ["train/b.jpg"], ["train/a.jpg"]])
         with pytest.raises(UserError, match=r"^The images of process 1 must be those of process 0\. "):
-            distributed.require_same("The images", ["a.jpg"])
+            distributed.require_same([Path("somewhere/train/a.jpg")])
     monkeypatch.setattr("runtime.distributed.WORLD_SIZE", 17)
     for name, alone in (
         ("init_distributed", nullcontext),
