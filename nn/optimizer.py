@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import torch
 import torch.nn as nn
-from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -22,7 +22,7 @@ def make_optimizer(
         {"params": [param for param in net.parameters() if param.ndim <= 1], "weight_decay": 0.0},
     ]
     options = {"SGD": dict(momentum=momentum, fused=True), "RMSprop": {}, "AdamW": dict(fused=True)}[name]
-    return {"SGD": SGD, "RMSprop": RMSprop, "AdamW": AdamW}[name](groups, lr=learning_rate, **options)
+    return getattr(torch.optim, name)(groups, lr=learning_rate, **options)
 
 
 def make_scheduler(
@@ -62,7 +62,7 @@ class ModelEma:
     def __init__(self, net: nn.Module, decay: float):
         self.net = deepcopy(net) if decay else net  # the average
         self.decay, self.updates = decay, 0
-        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True)) if decay else []
+        pairs = zip(self.net.state_dict().values(), net.state_dict().values(), strict=True)
         self.floats = [pair for pair in pairs if pair[0].is_floating_point()]  # all but BatchNorm's counters of batches
 
     @torch.no_grad()
