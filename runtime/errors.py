@@ -47,10 +47,7 @@ def check_ranges(values: object, **ranges: str) -> None:
             continue
         above = float(low) <= value if "[" in text else float(low) < value
         below = value <= float(high) if "]" in text else value < float(high)
-        limits = f"at least {low}" if "[" in text else f"above {low}"
-        if high != "inf":
-            limits += f" and at most {high}" if "]" in text else f" and below {high}"
-        require(above and below, f"--{name.replace('_', '-')} must be {limits}, not {value}.")
+        require(above and below, f"--{name.replace('_', '-')} must be in the range {text}, not {value}.")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

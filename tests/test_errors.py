@@ -125,9 +125,9 @@ class Values:
     ("ranges", "expected"),
     [
         ({"share": "(0, 1]", "rate": "[0, 1)", "count": "[1, inf)", "none": "(0, 1)"}, None),
-        ({"share": "(0, 1)"}, "--share must be above 0 and below 1, not 1.0."),
-        ({"rate": "(0, 1]"}, "--rate must be above 0 and at most 1, not 0.0."),
-        ({"count": "[8, inf)"}, "--count must be at least 8, not 7."),
+        ({"share": "(0, 1)"}, "--share must be in the range (0, 1), not 1.0."),
+        ({"rate": "(0, 1]"}, "--rate must be in the range (0, 1], not 0.0."),
+        ({"count": "[8, inf)"}, "--count must be in the range [8, inf), not 7."),
     ],
 )
 def test_a_value_out_of_its_range_is_named_with_the_range(ranges, expected):
