@@ -47,7 +47,7 @@ class RunOptions:
     weights: str | None = None  # start with the net of another run: its folder, or a file such as best.pt
     resume: str | None = None  # "last", or the folder of a run in output_dir/models: continue it
     score_only: bool = False  # with --resume: only score the run's best epoch again
-    predict_with: tuple[str, ...] | None = None  # runs: only score and predict, with the mean of their nets' probabilities
+    predict_with: tuple[str, ...] | None = None  # runs: only score and predict, by their nets' mean probabilities
     check_data: bool = False  # only read all images and masks, list all problems, and draw masks to check.png
 
 

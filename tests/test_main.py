@@ -518,7 +518,7 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
         (tmp_path / "empty" / "sample").mkdir()
     code, printed = main_here(*arguments, "--input-dir", str(tmp_path / "empty"))
     ends = {"--resume": "run to resume", "sample": "sample", "--help": "usage: main.py"}
-    ends["own"] = "There are no images in"
+    ends |= {"own": "There are no images in", "--weights": "Cannot read", "--predict-with": "Cannot read"}
     expected = next((ends[word] for word in arguments if word in ends), "There is no")
     assert expected in str(code) + printed
 
