@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from data.dataset import preprocess
-from data.layout import IMAGE_FOLDERS, MASK_FOLDERS, is_cutout, is_image, is_mask, print_ignored, stem_of
+from data.layout import MASK_FOLDERS, is_cutout, is_image, is_mask, print_ignored, stem_of
 from data.masks import MaskOptions, Survey
 from data.reader import Reader, read, reading
 from helpers import Progress, pluralize
-from img.cutout import cut_out, keep_largest, read_colors
+from img.cutout import color_profile, cut_out, keep_largest
 from img.transformer import decode_image, from_pillow, halve, resize_size, to_pillow, upsample
 from nn.ensemble import Ensemble
 from runtime import errors, files, machine
@@ -84,9 +84,8 @@ class Segmenter:
         if isinstance(images, list):
             return [self.cut_out(image, background, crop) for image in images]
         image = self.load(images)
-        colors, profile = read_colors(images, image)
-        car = cut_out(colors, self.probs(image), self.threshold, background, crop)
-        car.info["icc_profile"] = profile
+        car = cut_out(image, self.probs(image), self.threshold, background, crop)
+        car.info["icc_profile"] = color_profile(images)
         return car
 
     def load(self, image: Any) -> Tensor:
@@ -134,13 +133,6 @@ def scan(folder: Path) -> list[Path]:
     return used
 
 
-def mask_folders(folder: Path) -> list[Path]:
-    """Return the folders that may have the masks of the images in `folder`, which must not be overwritten."""
-    folder = folder.resolve()
-    root = folder.parent if folder.name in IMAGE_FOLDERS else folder
-    return [folder, *(root / name for name in MASK_FOLDERS)]
-
-
 def load_background(name: str | None) -> Image.Image | None:
     """Return the image or the color of that name, without its transparency."""
     if name is None:
@@ -161,20 +153,20 @@ def process(path: Path, segmenter: Segmenter, options: Options, background: Imag
     if options.keep_largest:
         probs = keep_largest(probs, segmenter.threshold)
     mask = probs > segmenter.threshold
-    colors, profile = read_colors(path, image)
-    car = cut_out(colors, probs, segmenter.threshold, background, options.crop)
-    for name, made, icc in (("mask", Image.fromarray(mask.byte().numpy() * 255), None), ("cutout", car, profile)):
+    car = cut_out(image, probs, segmenter.threshold, background, options.crop)
+    car.info["icc_profile"] = color_profile(path)
+    for name, made in (("mask", Image.fromarray(mask.byte().numpy() * 255)), ("cutout", car)):
         with files.save_atomically(options.output_dir / f"{path.stem}_{name}.png") as file:
-            made.save(file, "PNG", icc_profile=icc)
+            made.save(file, "PNG")
     return mask
 
 
 def main(options: Options) -> None:
     errors.check_ranges(options, threshold="(0, 1)")
     images, background = find_images(options.images), load_background(options.background)
-    inputs = {folder for image in images for folder in mask_folders(image.parent)}
-    errors.require(options.output_dir.resolve() not in inputs, f"--output-dir {options.output_dir} must not be a "
-                   "folder of the images or of their masks. Pass another one.")
+    target = options.output_dir.resolve()
+    errors.require(target not in {image.parent.resolve() for image in images} and target.name not in MASK_FOLDERS,
+                   f"--output-dir {options.output_dir} must not be a folder of images or of masks. Pass another one.")
     models = options.model or files.saved_runs(Path("output"), holding="best.pt")[-1:]
     errors.require(len(models) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
     segmenter = Segmenter(*models, device=options.device, threshold=options.threshold, tta=options.tta)

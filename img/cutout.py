@@ -1,7 +1,6 @@
 """Cut the car out of an image: with a soft edge, without the background's color, and in the image's color space."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from img.headers import FORMATS
-from img.transformer import from_pillow
 
 
 def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Image | None = None,
@@ -53,19 +51,11 @@ def keep_largest(probs: Tensor, threshold: float) -> Tensor:
     return probs * torch.from_numpy(objects == sizes.argmax())
 
 
-def read_colors(path: Any, image: Tensor) -> tuple[Tensor, bytes | None]:
-    """Return the colors to write for an image (3, H, W) uint8 that was decoded from `path`, and their ICC profile.
-
-    path: None, for example: there is no profile. One that is broken, not for these colors, or too large for Pillow is
-    dropped. CMYK becomes sRGB, without a profile.
-    """
+def color_profile(path: Any) -> bytes | None:
+    """The ICC profile of an image file, unless it is broken, not for RGB, or too large for Pillow. None for others."""
     try:
-        original = Image.open(io.BytesIO(Path(path).read_bytes()), formats=FORMATS)
-        original.info.pop("xmp", None)  # which may rotate it
-        profile, mode = original.info["icc_profile"], "CMYK" if original.mode == "CMYK" else "RGB"
-        transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
-        if mode == "CMYK":
-            return from_pillow(transform.apply(ImageOps.exif_transpose(original))), None
+        profile = Image.open(path, formats=FORMATS).info["icc_profile"]
+        ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
     except Exception:  # Pillow raises many types
-        return image, None
-    return image, profile if len(profile) <= 2**20 else None
+        return None
+    return profile if len(profile) <= 2**20 else None

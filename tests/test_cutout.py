@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageCms, TiffImagePlugin, TiffTags
 from scipy import ndimage
 
-from img.cutout import cut_out, keep_largest, opacity, read_colors
-from img.transformer import decode_image, to_pillow
+from img.cutout import color_profile, cut_out, keep_largest, opacity
+from img.transformer import to_pillow
 from test_headers import PNG_METADATA, with_chunk
 
 CAR, STUDIO = (200, 30, 40), (60, 220, 70)
@@ -177,25 +177,18 @@ def test_the_gray_profile_is_valid():
         ImageCms.buildTransform(io.BytesIO(gray_profile()), ImageCms.createProfile("sRGB"), "RGB", "RGB")
 
 
-def saved(path, color, mode, icc=None, orientation=UPRIGHT):
-    """Save an image of (width, height) 60x40 -> what read_colors returns, and the image as it was decoded."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = Image.new(mode, (60, 40), color)
-    image.paste(0, (0, 0, 60, 20))
-    options = {} if orientation == UPRIGHT else {"exif": exif}
-    image.save(path, icc_profile=icc, **options)
-    decoded = decode_image(path.read_bytes())
-    return *read_colors(path, decoded), decoded
+def saved(path, color, mode, icc=None):
+    """Save an image of one color -> what color_profile returns."""
+    Image.new(mode, (60, 40), color).save(path, icc_profile=icc)
+    return color_profile(path)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
-def test_an_rgb_image_keeps_its_pixels_and_its_profile(tmp_path, extension):
+def test_an_rgb_image_keeps_its_profile(tmp_path, extension):
     long = struct.pack(">I", len(SRGB) + 200_000) + SRGB[4:] + np.random.default_rng(0).bytes(200_000)
     for icc in (SRGB, long):  # a JPEG file has the long one in several segments
-        pixels, kept, decoded = saved(tmp_path / f"a.{extension}", CAR, "RGB", icc)
-        assert kept == icc and torch.equal(pixels, decoded)
-    assert saved(tmp_path / f"b.{extension}", CAR, "RGB")[1] is None  # control
+        assert saved(tmp_path / f"a.{extension}", CAR, "RGB", icc) == icc
+    assert saved(tmp_path / f"b.{extension}", CAR, "RGB") is None  # control
 
 
 @pytest.mark.parametrize(
@@ -206,7 +199,7 @@ def test_an_rgb_image_keeps_its_pixels_and_its_profile(tmp_path, extension):
         ("RGB", SRGB[:128] + b"\xff" * (len(SRGB) - 128)),
         ("RGB", cmyk_profile()),
         ("L", gray_profile()),
-        ("CMYK", SRGB),
+        ("CMYK", cmyk_profile()),
         ("CMYK", b"no profile"),
         ("CMYK", None),
     ],
@@ -214,10 +207,7 @@ def test_an_rgb_image_keeps_its_pixels_and_its_profile(tmp_path, extension):
 @pytest.mark.parametrize("extension", ["jpg", "tif"])
 def test_a_broken_or_unfit_profile_is_dropped(tmp_path, mode, icc, extension):
     color = {"RGB": CAR, "L": 90, "CMYK": (200, 30, 10, 20)}[mode]
-    pixels, kept, decoded = saved(tmp_path / f"a.{extension}", color, mode, icc)
-    assert kept is None and torch.equal(pixels, decoded)
-    plain = np.asarray(Image.open(tmp_path / f"a.{extension}").convert("RGB")).astype(int)
-    assert np.abs(pixels.permute(1, 2, 0).numpy() - plain).max() <= 2
+    assert saved(tmp_path / f"a.{extension}", color, mode, icc) is None
 
 
 def test_a_profile_of_another_type_in_a_tiff_is_dropped(tmp_path):
@@ -226,30 +216,12 @@ def test_a_profile_of_another_type_in_a_tiff_is_dropped(tmp_path):
     tags[34675], tags.tagtype[34675] = 7, TiffTags.SHORT
     Image.new("RGB", (6, 4), CAR).save(path, tiffinfo=tags)
     assert not isinstance(Image.open(path).info["icc_profile"], bytes)  # control
-    assert read_colors(path, decode_image(path.read_bytes()))[1] is None
-
-
-@pytest.mark.parametrize("extension", ["jpg", "tif"])
-@pytest.mark.parametrize("orientation", [UPRIGHT, ROTATED])
-def test_cmyk_is_converted_with_its_profile(tmp_path, extension, orientation):
-    icc = cmyk_profile()
-    pixels, kept, decoded = saved(tmp_path / f"a.{extension}", (200, 30, 10, 102), "CMYK", icc, orientation)
-    assert kept is None
-    luminance = ((100 * (1 - 102 / 255) + 16) / 116) ** 3
-    gray = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055)  # the definitions of L* and sRGB
-    expected = torch.full((3, 40, 60), 255.0)  # the upper half has no ink
-    expected[:, 20:] = gray
-    if orientation == ROTATED:
-        expected = expected.rot90(-1, (1, 2))
-    assert pixels.shape == decoded.shape == expected.shape
-    assert (pixels - expected).abs().max() <= 3
-    assert (decoded - expected).abs().max() > 50  # control
+    assert color_profile(path) is None
 
 
 def test_a_profile_that_no_png_of_pillow_can_have_is_dropped(tmp_path):
     huge = struct.pack(">I", len(SRGB) + 2**20) + SRGB[4:] + bytes(2**20)
-    pixels, kept, decoded = saved(tmp_path / "a.jpg", CAR, "RGB", huge)
-    assert kept is None and torch.equal(pixels, decoded)
+    assert saved(tmp_path / "a.jpg", CAR, "RGB", huge) is None
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG", icc_profile=huge)
     with pytest.raises(ValueError, match="too large"):  # control
@@ -260,18 +232,9 @@ def test_a_profile_that_no_png_of_pillow_can_have_is_dropped(tmp_path):
 def test_a_png_that_only_pillow_refuses_has_no_profile(tmp_path, name):
     path = tmp_path / "a.png"
     path.write_bytes(with_chunk(PNG_METADATA[name]))
-    decoded = decode_image(path.read_bytes())
-    pixels, kept = read_colors(path, decoded)
-    assert kept is None and torch.equal(pixels, decoded)
+    assert color_profile(path) is None
     with pytest.raises((ValueError, OSError, SyntaxError)):  # control
         Image.open(path).load()
-
-
-def test_xmp_does_not_rotate_cmyk(tmp_path):
-    path, xmp = tmp_path / "a.jpg", b'<x tiff:Orientation="6"/>'
-    Image.new("CMYK", (60, 40)).save(path, icc_profile=cmyk_profile(), xmp=xmp)
-    assert Image.open(path).getexif()[0x0112] == ROTATED  # control
-    assert read_colors(path, decode_image(path.read_bytes()))[0].shape == (3, 40, 60)
 
 
 def test_pixels_inside_the_car_keep_their_colors_though_they_are_half_transparent():

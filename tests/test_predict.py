@@ -270,9 +270,9 @@ def test_mistakes_are_named_before_the_model_is_read(predict_here, tmp_path):
         ),
         (
             ("one", "--output-dir", "one"),
-            "--output-dir one must not be a folder of the images or of their masks. Pass another one.",
+            "--output-dir one must not be a folder of images or of masks. Pass another one.",
         ),
-        (("one", "--output-dir", "one/masks"), "--output-dir one/masks must not be a folder of the images or of their"),
+        (("one", "--output-dir", "one/masks"), "--output-dir one/masks must not be a folder of images or of masks."),
         (("one", "--threshold", "1"), "--threshold must be in the range (0, 1), not 1.0."),
     ):
         assert predict_here(*arguments)[0].startswith(f"predict.py: {sentence}"), sentence
