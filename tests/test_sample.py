@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from data.sample import draw_sample
 
@@ -35,6 +35,16 @@ def test_a_car_is_completely_inside_its_image_and_fills_a_good_part_of_it(drawn)
         mask = np.asarray(Image.open(path))
         assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()), path.name
         assert 0.05 < mask.mean() < 0.5, path.name
+
+
+def test_red_is_only_where_the_mask_of_a_red_car_is(drawn):
+    for path in (drawn / "test").iterdir():
+        red, green, _ = np.moveaxis(np.asarray(Image.open(path), np.int16), -1, 0)
+        mask = Image.open(drawn / "test_masks" / f"{path.stem}_mask.gif").convert("L")
+        near = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) > 0  # JPEG's colors spread by a pixel
+        seen = red - green > 40
+        assert seen.sum() > 500 and not (seen & ~near).any(), path.name
+        assert (seen & ~np.roll(near, 3, axis=1)).any(), path.name  # control
 
 
 def test_no_two_masks_are_the_same(drawn):
