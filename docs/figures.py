@@ -179,7 +179,7 @@ def geometry() -> None:
     net = original()
     (high, wide), (mask_high, mask_wide) = net.in_shape[1:], net.output_size
     edge, gap = (wide - mask_wide) // 2, 110
-    image, mask = pair(17, net.output_size)
+    image, mask = pair(33, net.output_size)
     figure, axis = full_axes((10, 5.4))
     axis.imshow(whiten(reflect_pad(image, (high, wide)), edge), extent=(0, wide, high, 0))
     axis.imshow(mask[0].numpy(), cmap="gray", extent=(wide + gap, wide + gap + mask_wide, edge + mask_high, edge))
@@ -208,8 +208,8 @@ def stretch() -> None:
     titles = [f"stretch: centered on i + {edge}, label at {zoom:.3f} i", f"reflect: both at i + {edge}"]
     figure, axes = panels(1, 2, 10, ratio=1, titles=titles, below=0.3)
     for axis, padding in zip(axes, ("stretch", "reflect"), strict=True):
-        image, _ = pair(17, resize_size(net.in_shape[1:], net.output_size, padding))
-        label = pair(17, net.output_size)[1][0]
+        image, _ = pair(33, resize_size(net.in_shape[1:], net.output_size, padding))
+        label = pair(33, net.output_size)[1][0]
         show(axis, reflect_pad(image, net.in_shape[1:]))
         places = np.arange(mask_size)
         axis.contour(places + edge, places + edge, label.numpy(), [127], colors=[WRONG], linewidths=2)
@@ -294,7 +294,7 @@ def tensorboard() -> None:
 
 def augmentation() -> None:
     """An image with the outline of its mask: as it is, six random draws, and one with color jitter and blur."""
-    image, mask = pair(20)
+    image, mask = pair(36)
     titles = ["the image", *(f"draw {draw}" for draw in range(1, 7)), "draw 6, color jitter and blur"]
     figure, axes = panels(2, 4, 10, titles=titles)
     for draw, axis in enumerate(axes):
