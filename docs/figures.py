@@ -245,14 +245,13 @@ def runs() -> None:
     for padding, color in (("reflect", CAR), ("stretch", WRONG)):
         axis.plot(metrics[padding]["epoch"], metrics[padding]["valid_dice"], color=color, marker="o", ms=4)
         axis.plot(metrics[padding]["epoch"], metrics[padding]["train_dice"], ":", color=color)
-    axis.set(xlabel="epoch", xticks=metrics["reflect"]["epoch"], ylim=(0.2, 1))
+    axis.set(xlabel="epoch", xticks=metrics["reflect"]["epoch"], ylim=(0.1, 1))
     axis.set_title("Dice", loc="left", fontsize=10)
     axis.grid(axis="y", color="#e5e7ea")
     axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Line2D([], [], color=CAR), plt.Line2D([], [], color=WRONG),
                plt.Line2D([], [], color=DARK, marker="o", ms=4), plt.Line2D([], [], color=DARK, ls=":")]
-    axis.legend(handles, ["reflect", "stretch", "validation", "training"], loc="center right",
-                bbox_to_anchor=(1, 0.47), fontsize=9, frameon=False)
+    axis.legend(handles, ["reflect", "stretch", "validation", "training"], loc="lower right", fontsize=9, frameon=False)
     for row, padding in enumerate(PADDINGS):
         probs = probabilities(padding, [X_valid[index] for index in chosen])
         for column, (image, prob, mask) in enumerate(zip(images, probs, masks, strict=True)):
