@@ -23,7 +23,7 @@ from img.transformer import resize_size
 from nn.classifier import CarvanaClassifier
 from nn.unet import NETS
 from runtime.errors import friendly_errors
-from runtime.run import Loaded, Run, RunOptions
+from runtime.run import Run, RunOptions
 
 CASES = {  # net, side of its images, batch size, augmentation of ours
     "recipe-256": ("UNet1024", 256, 2, RECIPE),
@@ -52,7 +52,7 @@ class Benchmark:
 def make_run(side: int, batch: int, device: str) -> Run:
     """The machine and the loaders that main.py has for images of that side."""
     hp = SimpleNamespace(input_img_resize=(side, side), batch_size=batch, accumulate_steps=1)
-    return Run(hp, RunOptions(device=device), Path(), Loaded())
+    return Run(hp, RunOptions(device=device), Path())
 
 
 def our_epoch(root: Path, images: int, case: str, device: str, cache_dir: Path, first: bool) -> Callable[[], object]:

@@ -398,7 +398,7 @@ def test_the_record_has_a_row_per_seed_from_an_empty_output_folder(drawn, small_
         return subprocess.CompletedProcess(command, 0)
 
     reads = []
-    monkeypatch.setattr(record.subprocess, "run", run)
+    monkeypatch.setattr(record, "subprocess", SimpleNamespace(run=run))  # main.py runs git
     record.main(record.Benchmark(drawn, seeds=(0, 1), device="cpu", side=32, epochs=3))
     *_, first, second, mean, deviation = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
     assert [row[0] for row in (first, second, mean, deviation)] == ["| 0", "| 1", "| mean", "| standard deviation"]

@@ -7,10 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps
 
-import predict
 from data import masks
 from data.layout import OwnLayout
 from data.masks import MaskOptions, Survey
@@ -549,7 +547,7 @@ def test_the_bits_of_16_bit_images_are_those_of_the_whole_data_set(tmp_path, cap
 
 @pytest.mark.seconds
 def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the_object_is(
-    tmp_path, main_here, small_net, monkeypatch, capsys
+    tmp_path, main_here, small_net
 ):
     for number in range(3):
         save(tmp_path / "own", f"{number}.png", shapes(1, 2, 3))
@@ -574,8 +572,6 @@ def test_classes_are_refused_before_the_first_step_until_an_option_says_what_the
     assert f"--mask-values must stay ('1',) in {run}, not ('2',)" in str(code)
     assert main_here("--resume", "last", "--mask-values", "1")[0] == 0
 
-    arguments = [tmp_path / "own/images/0.jpg", "--model", run, "--output-dir", tmp_path / "cutouts"]
-    monkeypatch.setattr(predict, "dice_per_image", lambda mask, truth: truth.float().mean())
     for more, value in (([], 1), (["--mask-values", "2"], 2)):  # the first one is the model's
-        predict.main(tyro.cli(predict.Options, args=list(map(str, arguments + more))))
-        assert f", Dice {(shapes(1, 2, 3) == value).mean():.4f} with 0.png" in capsys.readouterr().out
+        code, printed = main_here(*own, *SMALL, "--predict-with", run, *more)
+        assert code == 0 and f"masks       values: the object is {value}\n" in printed
