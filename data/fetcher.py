@@ -75,7 +75,7 @@ class DatasetFetcher:
         """-> X, y: paths of all images, and of their masks, that are not in `seen`, nor is their car."""
         _raise_first(self.layout.faults())
         rows = [(car, path.name, "valid") for car, paths in sorted(self.layout.groups().items())
-                for path in paths if not {car, path.name} & {*seen}]
+                for path in paths if {car, path.name}.isdisjoint(seen)]
         return self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))[2:]
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
