@@ -143,7 +143,7 @@ def from_command_line(hyperparameters: type) -> Run:
         check(hp, options)
         for name, value in (("--half-size-epochs", hp.half_size_epochs), ("--warmup-epochs", hp.warmup_epochs)):
             require(value < hp.epochs, f"{name} must be less than --epochs {hp.epochs}, not {value}.")
-        if options.weights:
+        if options.weights is not None:
             loaded = distributed.broadcast(lambda: load_weights(options.weights, hp.net))
     else:
         folder, checkpoint = distributed.broadcast(lambda: load_run(resume, options.output_dir))
