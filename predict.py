@@ -97,7 +97,7 @@ class Segmenter:
                 return decode_image(image, bits=self.reader.bits or 16)
         if isinstance(image, Image.Image) and image.mode[0] not in "IF":  # of unknown range
             with reading("The image"):
-                return from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
+                image = from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
             image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         valid = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,) and image.numel()

@@ -135,6 +135,7 @@ def test_an_array_in_bgr_is_reversed_without_a_copy(segmenter):
         (np.zeros((0, 9, 3), np.uint8), WRONG),
         (Image.new("I;16", (9, 9)), WRONG),
         (Image.new("F", (9, 9)), WRONG),
+        (Image.new("RGB", (0, 9)), WRONG),
         (Image.open(io.BytesIO(encoded(pixels(), "JPEG")[:-200])), r"^The image cannot be read as an image \(OSError"),
         (encoded(pixels(), "JPEG")[:-200], r"^The image cannot be read as an image \("),
         (b"no image", r"^The image cannot be read as an image \("),
@@ -143,7 +144,7 @@ def test_an_array_in_bgr_is_reversed_without_a_copy(segmenter):
         ("nosuch.jpg", r"^nosuch\.jpg cannot be read \(No such file or directory\)\.$"),
     ],
     ids="float_tensor rows_first_tensor rows_first_array float_array gray_array rgba_array empty_array pillow_16_bits "
-        "pillow_float truncated_pillow truncated_bytes text tuple none missing".split(),
+        "pillow_float empty_pillow truncated_pillow truncated_bytes text tuple none missing".split(),
 )
 def test_what_is_no_image_is_refused_in_one_sentence(segmenter, wrong, sentence):
     for method in (segmenter.probs, segmenter.mask, segmenter.cut_out):
