@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
 from conftest import ROOT
 from data.sampler import ShardedRandomSampler
 from processes import SMALL_MAIN, TORCHRUN, Program, Torchrun, in_folder, models
 from runtime import distributed
 from runtime.errors import UserError
-from test_main import commands, fetcher
+from test_main import PAGES, commands, fetcher
 from tiny import SMALL
 
 
@@ -146,11 +148,18 @@ def test_a_run_may_be_resumed_with_the_same_effective_batch_size(alone, tmp_path
 
 @pytest.mark.seconds
 def test_the_command_of_the_readme_starts_several_processes_of_which_one_prints():
-    (command,) = commands("torchrun")
+    (command,) = commands("torchrun", PAGES[:1])
     assert command == "torchrun --standalone --nproc_per_node=4 main.py"
     launch = [sys.executable, *TORCHRUN, *command.replace("=4", "=2").split()[1:], "--help"]
     done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("usage: main.py") == 1
+
+
+def test_the_torchrun_commands_of_the_pages_are_valid():
+    for command in commands("torchrun"):
+        assert parse_args(shlex.split(command)[1:]).training_script == "main.py"
+    with pytest.raises(SystemExit):
+        parse_args(["--nonsense", "main.py"])
 
 
 SAVED = r"Epoch \d+ of 1000 is saved; continue with: torchrun \.\.\. main.py --resume "

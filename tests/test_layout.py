@@ -146,11 +146,11 @@ def test_the_source_is_read_in_an_afternoon():
     assert characters <= CHARACTERS
 
 
-def test_the_readme_names_every_file():
-    readme = (ROOT / "README.md").read_text()
+def test_the_tutorial_names_every_file():
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text()
     files = {path for path in SOURCE if not path.endswith("__init__.py") and not path.startswith("callbacks/")}
-    named = {path for path in files if f"\n| `{path}` |" in readme}
-    assert named == files and "\n| `callbacks/` |" in readme
+    named = {path for path in files if f"\n| `{path}` |" in tutorial}
+    assert named == files and "\n| `callbacks/` |" in tutorial
 
 
 @pytest.mark.parametrize("name", TUTORIAL_NAMES)

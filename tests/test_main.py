@@ -1,4 +1,4 @@
-"""main.py and the commands of the README, run as a user runs them."""
+"""main.py and the commands of the README and of docs/, run as a user runs them."""
 
 import ast
 import multiprocessing
@@ -502,15 +502,18 @@ except SystemExit:
     assert not loaded & {"torchvision", "torch._dynamo", "sklearn", "scipy", "kaggle", "kagglesdk", "tensorboard"}
 
 
-def commands(prefix):
-    """The lines of README's code blocks that begin so, with continued lines joined."""
-    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip().startswith(prefix)]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands(prefix, pages=PAGES):
+    """The lines of the pages' code blocks that begin so, with continued lines joined, each of them once."""
+    blocks = [block for page in pages for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [" ".join(line.split("  #")[0].split()) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith(prefix)))
 
 
 @pytest.mark.parametrize("command", commands("python main.py"))
-def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, tmp_path):
+def test_the_commands_of_the_pages_get_as_far_as_the_data(command, main_here, tmp_path):
     """Net, sizes and options are accepted; then there are no photos, or no run to go on with."""
     (tmp_path / "empty").mkdir()
     arguments = shlex.split(command)[2:]
@@ -524,11 +527,12 @@ def test_the_commands_of_the_readme_get_as_far_as_the_data(command, main_here, t
 
 
 @pytest.mark.seconds
-def test_the_readme_goes_from_an_account_to_a_score_in_eight_lines():
+def test_kaggle_md_goes_from_an_account_to_a_score_in_eight_lines():
     """Its last commands are ones that Kaggle's client has, and the one that main.py prints."""
-    section = (ROOT / "README.md").read_text().partition("## On a GPU box\n")[2].partition("```\n")[2]
+    page = (ROOT / "docs" / "kaggle.md").read_text()
+    section = page.partition("## From an account to a score\n")[2].partition("```\n")[2]
     lines = section.partition("```")[0].splitlines()
-    assert len(lines) <= 8 and lines[3] == "python main.py" and lines[4:] == commands("kaggle")
+    assert len(lines) <= 8 and lines[3] == "python main.py" and sorted(lines[4:]) == sorted(commands("kaggle"))
     printed = fetcher("input").next_step("output/submit.csv.gz", "best.pt", "a.jpg")
     assert printed.partition("kaggle")[1:] == lines[4].partition("kaggle")[1:]
     for command, code in ((lines[4], 1), (lines[5], 1), (f"{lines[5]} --nonsense", 2)):  # the last one is the control
@@ -548,13 +552,14 @@ def test_test_images_are_downloaded_only_for_a_prediction(main_here, monkeypatch
 
 def test_make_demo_is_the_command_of_the_readme():
     recipe = " ".join((ROOT / "Makefile").read_text().replace("\\\n", " ").split())
-    (command,) = (each for each in commands("python main.py") if "sample" in each)
+    (command,) = (each for each in commands("python main.py", PAGES[:1]) if "sample" in each)
     assert " ".join(command.split()[1:]) in recipe
 
 
 def test_the_readme_has_the_tutorials_two_setups():
-    assert any(command == "python main.py" for command in commands("python main.py"))
-    second = [command for command in commands("python main.py") if "UNet1024" in command and "1024 1024" in command]
+    readme = commands("python main.py", PAGES[:1])
+    assert "python main.py" in readme
+    second = [command for command in readme if "UNet1024" in command and "1024 1024" in command]
     assert second and "--optimizer RMSprop --learning-rate 0.0002" in second[0] and "--batch-size 2" in second[0]
     told = (ROOT / "main.py").read_text().replace("\\\n", " ")
     assert " ".join(second[0].split()) in " ".join(told.split())

@@ -18,6 +18,7 @@ from data.fetcher import DatasetFetcher
 from data.layout import make_layout
 from main import Hyperparameters
 from runtime.run import check, parse
+from test_main import PAGES
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 FIGURES = ROOT / "docs" / "figures"
@@ -172,15 +173,27 @@ def test_an_error_map_is_the_middle_of_tensorboards_images(figures):
     assert (error_map[1, :, 48:] > error_map[0, :, 48:]).all()  # green
 
 
-def test_the_links_lead_somewhere():
-    places = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", TEXT, re.M)}
-    links = re.findall(r"(?<!!)\[[^\]]+\]\((.*?)\)", TEXT)
-    assert len(links) > 6
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the page's titles."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_lead_somewhere(page):
+    links = re.findall(r"\[[^\]]+\]\(([^)\s]+)\)", page.read_text())
+    assert links
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in places
-        elif not link.startswith("https://"):
-            assert (TUTORIAL.parent / link).exists()
+        name, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            place = page.parent / name if name else page
+            assert place.exists(), link
+            assert not anchor or anchor in anchors(place), link
+
+
+def test_the_anchors_are_those_of_github():
+    assert {"8-the-loop-nnclassifierpy-and-nnoptimizerpy", "where-things-are"} <= anchors(TUTORIAL)
+    assert "nowhere" not in anchors(TUTORIAL)
 
 
 def test_the_numbers_quoted_of_real_images_are_those_of_score_md():
@@ -191,6 +204,9 @@ def test_the_numbers_quoted_of_real_images_are_those_of_score_md():
     of_score = ("the tutorial's", "the recipe, without TTA", "the recipe")
     for (name, dice), row in zip(tables()["| | Dice |"], of_score, strict=True):
         assert name.startswith(row) and means[row] == dice
-    recipe = (ROOT / "README.md").read_text().partition("## The one to win with\n")[2].partition("\n## ")[0]
-    quoted = re.findall(r"0\.9\d{3}\b", recipe)
-    assert len(quoted) > 6 and all(f"| {figure} |" in score for figure in quoted)
+    recipe = score.partition("## The recipe, part by part\n")[2].partition("\n## ")[0]
+    results = (ROOT / "README.md").read_text().partition("## Results\n")[2].partition("\n## ")[0]
+    rest = score.replace(recipe, "")
+    for text, count in ((recipe, 6), (results, 2)):
+        quoted = re.findall(r"0\.9\d{3}\b", text)
+        assert len(quoted) > count and all(f"| {figure} |" in rest for figure in quoted)
