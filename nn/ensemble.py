@@ -29,7 +29,7 @@ class Ensemble:
         self.nets = {}  # classifier -> its sizes
         for path, checkpoint in checkpoints.items():
             with checkpoint_errors(path, checkpoint):
-                net = make_net(checkpoint["net_name"], tuple(checkpoint["in_shape"]), checkpoint["net"])
+                net = make_net(checkpoint["net_name"], tuple(checkpoint["in_shape"]), checkpoint["net"] or {})
                 sizes = net.in_shape[1:], net.output_size, checkpoint["hyperparameters"]["padding"]
             self.nets[CarvanaClassifier(net, 1, machine)] = sizes
         self.sizes = list(dict.fromkeys(self.nets.values()))
