@@ -185,7 +185,7 @@ def test_weights_that_cannot_be_used_end_in_a_sentence(small_runs, main_here, sm
     assert not models(tmp_path)
 
 
-def test_an_empty_path_of_weights_is_no_training_from_random_ones(main_here, tmp_path):
+def test_an_empty_path_of_weights_is_no_training_from_random_ones(main_here, small_net, tmp_path):
     """Such as that of a shell variable that is not set."""
     code, _ = main_here("--input-dir", tmp_path / "none", *ONE_CAR, "--weights", "")
     assert code == "main.py: Cannot read best.pt (No such file or directory)."
