@@ -45,6 +45,7 @@ def test_a_restart_counts_in_all_processes(monkeypatch):
     assert distributed.is_restart()
 
 
+@pytest.mark.seconds
 def test_images_that_differ_and_too_few_of_them_are_refused(monkeypatch, drawn, main_here, small_net):
     with monkeypatch.context() as patch:
         patch.setattr("runtime.distributed.all_gather", lambda names: [names, ["train/b.jpg"], ["train/a.jpg"]])

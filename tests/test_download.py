@@ -582,6 +582,7 @@ def test_a_kill_can_leave_an_incomplete_folder(server, kaggles, tmp_path):
     assert half_folders(tmp_path / "input", kaggles)
 
 
+@pytest.mark.seconds
 def test_a_kill_while_downloading_loses_at_most_a_chunk(server, kaggles, tmp_path):
     server.cut["train.zip"], server.stalls = 0.7, 2
     process = in_a_process(fetch, tmp_path)
