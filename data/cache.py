@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -50,6 +51,7 @@ class PairCache:
         self.pairs = sorted(zip(X, y, strict=True))
         self.index = {image: index for index, (image, _) in enumerate(self.pairs)}
         self.row = np.dtype([("pair", np.uint8, (4, *size)), ("aspect", np.float64)])
+        self.bytes = len(self.pairs) * self.row.itemsize
         files = [(path.name, path.stat()) for image, mask in self.pairs for path in (image, *reader.files(mask))]
         stats = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
         key = [VERSION, stats, reader.state(), reader.parts, reader.rotations]
@@ -69,7 +71,7 @@ class PairCache:
     def open(self) -> bool:
         """Map the file, unless it is mapped. Returns whether it is complete."""
         with suppress(OSError):
-            if self.rows is None and self.file.stat().st_size == len(self.pairs) * self.row.itemsize:
+            if self.rows is None and self.file.stat().st_size == self.bytes:
                 self.rows = np.memmap(self.file, self.row, mode="r")  # Linux refuses "c" if it is larger than memory
         return self.rows is not None
 
@@ -85,8 +87,9 @@ class PairCache:
                     with suppress(OSError):  # Windows keeps a file that is mapped
                         old.unlink()
                 if not self.open():
-                    size = len(self.pairs) * self.row.itemsize
-                    require_space(folder, size * 11 // 10, "the cache, with a tenth to spare,")
+                    require_space(folder, self.bytes * 11 // 10, "the cache, with a tenth to spare,")
+                    if _file_system(folder) in ("tmpfs", "ramfs"):
+                        raise WriteError(f"{folder} is in memory, of which it takes {format_bytes(self.bytes)}")
                     self._write()
                 total = sum(file.stat().st_size for file in folder.glob("*.cache"))
             print(f"cache       {folder}: {format_bytes(total)}, safe to delete; it contains copies of your images")
@@ -116,3 +119,10 @@ class PairCache:
 
 def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_system(folder: Path) -> str:
+    """Its type, such as tmpfs, or "" on a machine without `stat`."""
+    with suppress(OSError):
+        return subprocess.run(["stat", "-fc%T", folder], capture_output=True, text=True).stdout.strip()
+    return ""

@@ -11,7 +11,7 @@ from runtime.files import WriteError, write_errors
 
 
 class RefusedError(UserError):
-    """The zip is damaged or not the expected one."""
+    """The zip is damaged, empty or ambiguous."""
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -37,7 +37,10 @@ def _unpack_into(folder: Path, archive: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _list_members(opened)
-            _check_names([member.filename for member in members], archive)
+            names = {member.filename.lower() for member in members}
+            if not names or len(names) < len(members):
+                reason = "two files of the same name" if names else "no files"
+                raise RefusedError(f"{archive} contains {reason}. Download it again.")
             require_space(folder.parent, sum(member.file_size for member in members), f"unpacking {archive}")
             for member in Progress(members, f"unpacking {archive.name}", unit="file"):
                 with write_errors(folder / member.filename):
@@ -57,13 +60,6 @@ def _list_members(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             member.filename = path.name
             members.append(member)
     return members
-
-
-def _check_names(names: list[str], archive: Path) -> None:
-    if not names:
-        raise RefusedError(f"{archive} contains no files. Download it again.")
-    if len({name.lower() for name in names}) < len(names):
-        raise RefusedError(f"{archive} contains two files of the same name. Download it again.")
 
 
 def require_space(folder: Path, needed: int, task: str) -> None:

@@ -36,6 +36,12 @@ def no_account(monkeypatch, empty_home):
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
 
 
+@pytest.fixture(autouse=True)
+def no_tmpfs(monkeypatch):
+    """Cache files are written even where the folders of tests are in memory."""
+    monkeypatch.setattr("data.cache._file_system", lambda folder: "")
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """An input folder with five small drawn cars, four to train and one to test. Read only: copy it to change it."""

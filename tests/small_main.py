@@ -1,4 +1,5 @@
-"""Runs main.py or predict.py for a test, with small nets: small_main.py main.py ARGUMENTS.
+"""Runs main.py or predict.py for a test: small_main.py main.py ARGUMENTS. The nets are small, and a folder in
+memory may have a cache.
 
 These environment variables change more:
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 import torch
 
+import data.cache
 import data.reader
 from nn import unet
 from runtime import distributed
@@ -71,6 +73,7 @@ def save_slowly(state, file):
 
 process = os.getpid()
 unet.NETS.update(SMALL_NETS)
+data.cache._file_system = lambda folder: ""
 if "READ_LOG" in os.environ:
     data.reader.read = logged
 if "LOAD_LOG" in os.environ:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import cache as module
-from data.cache import PairCache, open_cache
+from data.cache import PairCache, _file_system, open_cache
 from data.dataset import TrainImageDataset
 from data.reader import Reader
 from data.unpack import format_bytes
@@ -251,7 +251,7 @@ def fill_and_die(pairs, folder, rows):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield row
 
-    PairCache._decode = limited
+    PairCache._decode, module._file_system = limited, lambda folder: ""
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     open_cache(Reader(), *pairs, SIZE, folder)
 
@@ -345,7 +345,7 @@ def fill_slowly(pairs, folder, started, go):
         wait_until(go.exists, 60)
         yield from decode(self)
 
-    PairCache._decode = waiting
+    PairCache._decode, module._file_system = waiting, lambda folder: ""
     open_cache(Reader(), *pairs, SIZE, folder)
 
 
@@ -412,6 +412,30 @@ def test_a_disk_that_gets_full_turns_the_cache_off(pairs, folder_on_small_disk, 
     assert_off(capsys.readouterr().out, ".cache (No space left on device). Make room, or fix the folder.", folder)
     (folder / "filler").unlink()
     assert open_cache(reader, *pairs, SIZE, folder).open()  # control
+
+
+def test_a_folder_in_memory_gets_no_cache(pairs, folder_on_small_disk, capsys, monkeypatch):
+    assert _file_system(folder_on_small_disk) == "tmpfs" and _file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(module, "_file_system", _file_system)
+    reader = Reader()
+    assert open_cache(reader, *pairs, SIZE, folder_on_small_disk) is reader
+    assert_off(capsys.readouterr().out, " is in memory, of which it takes 52.5k", folder_on_small_disk)
+
+
+@pytest.fixture(params=["My Disk", os.fsdecode(b"caf\xe9")])
+def oddly_named_disk(tmp_path, request):
+    """A small disk in memory, whose name has a space or is not UTF-8."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    disk = tmp_path / request.param
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "-", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_system_is_recognized_whatever_its_name(oddly_named_disk):
+    assert _file_system(oddly_named_disk) == "tmpfs" != _file_system(oddly_named_disk.parent)
 
 
 def test_images_may_be_in_a_folder_whose_name_is_not_utf_8(pairs, folder, tmp_path):
