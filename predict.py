@@ -92,11 +92,10 @@ class Segmenter:
         """Decode an image, rotate it as its EXIF data say -> (3, H, W) uint8 on the CPU."""
         if isinstance(image, str | Path):
             return self.reader.image(Path(image))
-        if isinstance(image, bytes):
-            with reading("The image"):
+        with reading("The image"):
+            if isinstance(image, bytes):
                 return decode_image(image, bits=self.reader.bits or 16)
-        if isinstance(image, Image.Image) and image.mode[0] not in "IF":  # of unknown range
-            with reading("The image"):
+            if isinstance(image, Image.Image) and image.mode[0] not in "IF":  # of unknown range
                 image = from_pillow(ImageOps.exif_transpose(image).convert("RGB"))
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
             image = torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -20,7 +20,7 @@ from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
 from runtime import distributed
 from runtime.errors import require, set_exit_hint
-from runtime.files import load_checkpoint, lock, save_atomically, version, write_errors
+from runtime.files import load_checkpoint, lock, save_atomically, save_table, version, write_errors
 
 
 class ModelSaverCallback(Callback):
@@ -28,7 +28,7 @@ class ModelSaverCallback(Callback):
 
     last.pt: the complete state after the latest epoch. best.pt: the weights with the highest validation Dice.
     hyperparameters.json. split.csv: the training and the validation images. metrics.csv: a row per epoch.
-    score.csv: the Dice of each validation image at its original size, with best.pt.
+    score.csv: the metrics of each validation image at its original size, with best.pt.
 
     folder: locked while it trains. hyperparameters, options: dataclass instances. split: columns car, image, part.
     reader: how the images and masks are read. seen: the cars and images that the first weights were trained on.
@@ -73,14 +73,14 @@ class ModelSaverCallback(Callback):
             self.folder_lock = lock(self.folder)
         with save_atomically(self.folder / "hyperparameters.json") as file:
             file.write((json.dumps(self.settings, indent=2) + "\n").encode())
-        self._save_table(self.split, "split.csv")
+        save_table(self.split, self.folder / "split.csv")
         self._save_last(classifier)
 
     def on_epoch_end(self, classifier: CarvanaClassifier, epoch: int, metrics: dict[str, float]) -> None:
         self._save_results(classifier, self._save_last(classifier))
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
-        self._save_table(table, "score.csv")
+        save_table(table, self.folder / "score.csv")
         print(f"scores      {self.folder / 'score.csv'}\nmodel       {self.best}\n")
 
     def _save_last(self, classifier: CarvanaClassifier) -> dict:
@@ -92,7 +92,8 @@ class ModelSaverCallback(Callback):
     def _save_results(self, classifier: CarvanaClassifier, state: dict) -> None:
         if classifier.best["epoch"] == classifier.epoch:
             self._save(self.best, {key: state[key] for key in state if key not in classifier.RESUME_KEYS})
-        self._save_table(pd.DataFrame(classifier.metrics).drop(columns=[*classifier.TIMING_METRICS]), "metrics.csv")
+        metrics = pd.DataFrame(classifier.metrics).drop(columns=[*classifier.TIMING_METRICS])
+        save_table(metrics, self.folder / "metrics.csv")
 
     def _save(self, path: Path, state: dict) -> None:
         run = {"split": self.split.to_dict(orient="list"), "reader": self.reader.state(),
@@ -102,10 +103,6 @@ class ModelSaverCallback(Callback):
                 torch.save(self.settings | run | state, file)
             except RuntimeError as error:  # that the file is unfinished, which hides the reason
                 raise error.__context__ or error from None
-
-    def _save_table(self, table: pd.DataFrame, name: str) -> None:
-        with save_atomically(self.folder / name) as file:
-            table.to_csv(file, index=False)
 
     def _set_exit_hint(self, classifier: CarvanaClassifier) -> None:
         """Set the last line that the program prints, however it ends: how to resume."""

@@ -54,14 +54,9 @@ class ScorerCallback(Callback):
         self.metrics |= result
 
     @property
-    def dice(self) -> dict[str, float]:
-        """Image name -> Dice at the threshold."""
-        return {name: metrics[self.threshold]["dice"] for name, metrics in self.metrics.items()}
-
-    @property
     def score(self) -> float:
         """The mean Dice of all images, which is Kaggle's score."""
-        return float(np.mean(list(self.dice.values())))
+        return float(self.table()["dice"].mean())
 
     def table(self) -> pd.DataFrame:
         """One row per image, the worst first: image, car, angle (unless there are groups), the metrics."""

@@ -112,7 +112,7 @@ class TestImageDataset(Dataset):
 
 
 class EnsembleDataset(Dataset):
-    """Images to predict with several nets: the items of several TestImageDatasets of the same files."""
+    """The items of several TestImageDatasets of the same files: images for several nets."""
 
     def __init__(self, datasets: Sequence[TestImageDataset]):
         self.datasets = datasets

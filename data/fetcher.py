@@ -72,7 +72,7 @@ class DatasetFetcher:
         return X_train, y_train, X_valid, y_valid
 
     def get_unseen_files(self, seen: Collection[str]) -> tuple[list[Path], list[Path]]:
-        """-> X, y: paths of all images, and of their masks, that are not in `seen`, nor is their car."""
+        """-> X, y: paths of images that are not in `seen`, nor is their car, and of their masks."""
         _raise_first(self.layout.faults())
         rows = [(car, path.name, "valid") for car, paths in sorted(self.layout.groups().items())
                 for path in paths if {car, path.name}.isdisjoint(seen)]

@@ -52,9 +52,10 @@ def keep_largest(probs: Tensor, threshold: float) -> Tensor:
 
 
 def color_profile(path: Any) -> bytes | None:
-    """The ICC profile of an image file, unless it is broken, not for RGB, or too large for Pillow. None for others."""
+    """The ICC profile of an image file, unless it is broken, not for RGB, or too large for Pillow; else None."""
     try:
-        profile = Image.open(path, formats=FORMATS).info["icc_profile"]
+        with Image.open(path, formats=FORMATS) as image:
+            profile = image.info["icc_profile"]
         ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
     except Exception:  # Pillow raises many types
         return None

@@ -19,8 +19,7 @@ class Ensemble:
 
     checkpoints: path -> contents. machine: where the nets run. Raises UserError if a checkpoint has no net.
 
-    sizes: input size, mask size and padding (see img.transformer.resize_size) of the images that the nets take, once
-        if several nets take the same.
+    sizes: the different (input size, mask size, padding) of the nets, see img.transformer.resize_size.
     """
 
     predict = CarvanaClassifier.predict  # calls predict_probs

@@ -69,6 +69,12 @@ def save_atomically(path: Path, suffix: str = ".part") -> Iterator[BinaryIO]:
             os.close(folder)
 
 
+def save_table(table: Any, path: Path) -> None:
+    """Save a DataFrame as CSV. Raises WriteError."""
+    with save_atomically(path) as file:
+        table.to_csv(file, index=False)
+
+
 def lock(folder: Path, waiting: str = "") -> ExitStack:
     """Lock `folder` against other processes until the returned object is closed or this process ends.
 
@@ -88,7 +94,7 @@ def lock(folder: Path, waiting: str = "") -> ExitStack:
 
 
 def version() -> str:
-    """That of this program and, in a clone, its commit, as in "1.0.0 (0a1b2c3)"."""
+    """The version and, in a clone, the commit, as in "1.0.0 (0a1b2c3)"."""
     root = Path(__file__).parent.parent
     number, commit = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"], ""
     if (root / ".git").exists():

@@ -14,11 +14,11 @@ from helpers import format_size, pluralize
 from nn.ensemble import Ensemble
 from runtime.distributed import is_main_process
 from runtime.errors import require
-from runtime.files import save_atomically
+from runtime.files import save_table
 
 
 def predict_with(hp: Any, run: Any) -> None:
-    """Steps 5 and 6 of main() with the mean of the probabilities of run.models. Of `hp`, threshold and tta count."""
+    """Steps 5 and 6 of main() with the mean probabilities of run.models. Of `hp`, threshold and tta count."""
     ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
     ds_fetcher.download_dataset(test_images=run.predict)
     X, y = ds_fetcher.get_unseen_files(run.seen)
@@ -40,8 +40,7 @@ def predict_with(hp: Any, run: Any) -> None:
     if X and is_main_process():
         scores = run.submission.with_name("score.csv")
         print(f"{scorer_cb.summary()}\nscores      {scores}")
-        with save_atomically(scores) as file:
-            scorer_cb.table().to_csv(file, index=False)
+        save_table(scorer_cb.table(), scores)
     pred_saver_cb = PredictionsSaverCallback(run.submission, ds_fetcher.image_size, hp.threshold)
     ensemble.predict(loader(full_x_test), [pred_saver_cb])
     pred_saver_cb.close_saver()

@@ -208,7 +208,7 @@ def check(hp: Any, options: RunOptions) -> None:
 
 
 def eval_batch_size(size: tuple[int, int]) -> int:
-    """How many images of (height, width) a batch has that is not trained on: at most 8, and 2^20 pixels."""
+    """Images of (height, width) per batch that is not trained on: at most 8, and 2^20 pixels."""
     return min(8, max(1, 2**20 // (size[0] * size[1])))
 
 
