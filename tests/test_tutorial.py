@@ -77,7 +77,7 @@ def test_the_commands_exist(command):
 
 
 def test_the_commands_are_those_that_are_meant():
-    assert {shlex.split(command)[0] for command in commands()} == {"make", "python", "tensorboard"}
+    assert {shlex.split(command)[0] for command in commands()} == {"make", "python", "tensorboard", "torchrun"}
     with pytest.raises(SystemExit):
         parse(Hyperparameters, ["--nonsense"])
 
@@ -171,6 +171,39 @@ def test_an_error_map_is_the_middle_of_tensorboards_images(figures):
     assert error_map.shape == image.shape
     assert (error_map[:, :, :48] == 0).all()  # black
     assert (error_map[1, :, 48:] > error_map[0, :, 48:]).all()  # green
+
+
+def unindented(text: str) -> str:
+    return re.sub("^ +", "", text, flags=re.M)
+
+
+def test_the_excerpts_are_in_the_source():
+    sources = [unindented((ROOT / name).read_text()) for name in ("main.py", "nn/classifier.py")]
+    excerpts = [unindented(part) for block in blocks("py") for part in block.split("\n\n")]
+    assert len(excerpts) == 5 and any("def optimizer_step" in excerpt for excerpt in excerpts)
+    assert all(any(excerpt in source for source in sources) for excerpt in excerpts)
+
+
+def test_the_gains_are_those_of_score_md_and_of_the_tables_above():
+    """Dice of the recipe minus that of the row without the change, in the tables of docs/score.md."""
+    gains = [float(row[2].split()[-1]) for row in tables()["| setting | reason | gain | measured with |"]]
+    assert gains == sorted(gains, reverse=True)
+    score, runs, ceiling = (ROOT / "docs" / "score.md").read_text(), *(
+        pd.read_csv(FIGURES / f"{name}.csv") for name in ("runs", "ceiling"))
+    def gain(table: str, row: str) -> float:
+        rows = score.partition(f"recipes.py {table} ")[2].partition("\n\n| ")[2].partition("\n\n")[0]
+        (line,) = (line for line in rows.splitlines() if line.startswith(f"| {row} |"))
+        return float(re.search(r"([+-]0\.\d{4}) \|", line)[1])
+    paddings = runs.dropna().set_index("padding")["score"]
+    side = ceiling.set_index("side").loc[256]
+    expected = [
+        paddings["reflect"] - paddings["stretch"], -gain("parts", "the tutorial's"),
+        -gain("changes", "small affine transforms"), -gain("changes", "batch size 8"),
+        side["upsampled_first"] - side["thresholded_first"], -gain("changes", "hard labels"),
+        gain("changes", "512x512"), gain('"an hour"', "the recipe") - gain('"an hour"', "the recipe, without TTA"),
+        -gain("changes", "without color jitter"),
+    ]
+    assert gains == pytest.approx(expected, abs=1e-6)
 
 
 def anchors(page: Path) -> set[str]:
