@@ -11,6 +11,8 @@ import shlex
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +29,7 @@ from runtime.files import save_atomically
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = "--optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --no-soft-labels"
+SECOND = "--optimizer RMSprop --learning-rate 0.0002 --batch-size 2 --no-soft-labels"  # the tutorial's second setup
 STEP = "--optimizer AdamW --learning-rate 0.001 --weight-decay 0.01 --batch-size 8 --schedule one_cycle"
 FLIPS = "--shift 0 --scale 0 --rotation 0"
 FOURS = f"{STEP} --batch-size 4 {FLIPS}"
@@ -36,9 +39,11 @@ LONG = "--epochs 18 --half-size-epochs 8"
 SHORT = "--epochs 6 --half-size-epochs 4"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
+LARGER = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512"
 PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
-# table -> row -> options of main.py. Each row is compared with the first one of its table
+# table -> row -> options of main.py, in front of them the name of an experiment of experiments.py, if there is one.
+# Each row is compared with the first one of its table
 TABLES = {
     "parts": {
         "AdamW, one cycle": f"{SMALL} {STEP} --epochs 3",
@@ -84,6 +89,37 @@ TABLES = {
         "the recipe, without TTA": f"{LARGE} {RECIPE} {SHORT}",
         "hard labels": f"{LARGE} {RECIPE} {SHORT} --no-soft-labels --tta",
     },
+    "256x256": {
+        "the tutorial's": f"{LARGE} {SECOND} --epochs 18",
+        "the recipe": f"{LARGE} {RECIPE} {LONG} --tta",
+        "the recipe, without TTA": f"{LARGE} {RECIPE} {LONG}",
+    },
+    "512x512": {
+        "the tutorial's": f"{LARGER} {SECOND} --epochs 18",
+        "the recipe": f"{LARGER} {RECIPE} {LONG} --tta",
+        "the recipe, without TTA": f"{LARGER} {RECIPE} {LONG}",
+    },
+    "winners": {
+        "the recipe": f"{LARGE} {RECIPE} {LONG}",
+        "higher weights of edges": f"edges {LARGE} {RECIPE} {LONG}",
+        "only the hardest pixels": f"hardest-pixels {LARGE} {RECIPE} {LONG}",
+        "no augmentation at the end": f"plain-end {LARGE} {RECIPE} {LONG}",
+        "twice as long": f"{LARGE} {RECIPE} --epochs 36 --half-size-epochs 16",
+        "EMA of a constant rate": f"{LARGE} {RECIPE} {LONG} --schedule constant --warmup-epochs 1 --ema-decay 0.999",
+        "batch size 8": f"{LARGE} {RECIPE} {LONG} --batch-size 8",
+        "8, rate 0.002, clipped": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --learning-rate 0.002 --grad-clip 1",
+        "4 batches of 2 per step": f"{LARGE} {RECIPE} {LONG} --accumulate-steps 4",
+    },
+    "batches": {
+        "batch size 2": f"{SMALL} {RECIPE} --epochs 1",
+        "batch size 8": f"{SMALL} {RECIPE} --epochs 1 --batch-size 8",
+        "4 batches of 2 per step": f"{SMALL} {RECIPE} --epochs 1 --accumulate-steps 4",
+    },
+    "the first command": {
+        "python main.py": "--epochs 50",
+        "momentum 0.9": "--epochs 50 --momentum 0.9",
+        "AdamW, one cycle": f"--epochs 50 {STEP} --batch-size 3",
+    },
     "the paper's net": {
         "reflect": f"{PAPERS} {FOURS} --epochs 8",
         "stretch": f"{PAPERS} {FOURS} --epochs 8 --padding stretch",
@@ -106,6 +142,7 @@ class Benchmark:
     output_dir: Path = Path("output/recipes")  # has a folder for each training
     seeds: tuple[int, ...] = (0, 1)  # of the split, the weights, the order and the augmentation
     rows: tuple[str, ...] = ()  # only these, and the first one, with which they are compared
+    parallel: bool = False  # train all seeds of a row at the same time, for a large GPU
     held_out: bool = False  # score test/ with test_masks/ (which Kaggle does not publish), not the validation images
 
 
@@ -121,10 +158,11 @@ def run(options: str, benchmark: Benchmark, seed: int) -> Path:
     scored = training / tta
     if not (scored / ("submit.csv.gz" if benchmark.held_out else "score.csv")).exists():
         started = sorted(training.glob("models/model_*/last.pt"))
-        command = ["--resume", started[-1].parent] if started else [*shlex.split(trained_with), "--seed", seed]
+        experiment, words = split_experiment(trained_with)
+        command = ["--resume", started[-1].parent] if started else [*words, "--seed", seed]
         command += ["--input-dir", benchmark.input_dir, "--output-dir", training, "--logs-dir", training / "logs"]
         command += ["--predict" if benchmark.held_out else "--no-predict", f"--{tta}"]
-        train(list(map(str, command)))
+        train(list(map(str, command)), experiment)
         trained = max(training.glob("models/model_*/last.pt")).parent
         scored.mkdir(exist_ok=True)
         with save_atomically(scored / "score.csv") as file:
@@ -134,9 +172,17 @@ def run(options: str, benchmark: Benchmark, seed: int) -> Path:
     return scored
 
 
-def train(options: list[str]) -> None:
-    print(f"python main.py {shlex.join(options)}", file=sys.stderr)
-    done = subprocess.run([sys.executable, str(ROOT / "main.py"), *options], stdout=sys.stderr)
+def split_experiment(options: str) -> tuple[list[str], list[str]]:
+    """The name of the experiment, if the options begin with one, and the options of main.py."""
+    words = shlex.split(options)
+    named = not words[0].startswith("--")
+    return words[:named], words[named:]
+
+
+def train(options: list[str], experiment: Sequence[str] = ()) -> None:
+    command = ["benchmarks/experiments.py" if experiment else "main.py", *experiment, *options]
+    print(f"python {shlex.join(command)}", file=sys.stderr)
+    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], stdout=sys.stderr)
     if done.returncode:
         sys.exit(done.returncode)  # it has printed why
 
@@ -169,7 +215,9 @@ def main(benchmark: Benchmark) -> None:
     print("| --- " * (len(seeds) + 6) + "|", flush=True)
     base = None
     for name in [first, *(row for row in others if row in benchmark.rows or not benchmark.rows)]:
-        cars = {seed: dice_per_car(run(table[name], benchmark, seed), benchmark) for seed in seeds}
+        with ThreadPoolExecutor(len(seeds) if benchmark.parallel else 1) as pool:
+            scored = pool.map(lambda seed, options=table[name]: run(options, benchmark, seed), seeds)
+            cars = {seed: dice_per_car(folder, benchmark) for seed, folder in zip(seeds, scored, strict=True)}
         base = cars if base is None else base
         means = [cars[seed].mean() for seed in seeds]
         print(f"| {' | '.join([name, *(f'{mean:.4f}' for mean in (*means, sum(means) / len(means)))])} | ", end="")

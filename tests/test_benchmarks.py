@@ -25,8 +25,10 @@ import data.reader
 from callbacks.predictions_saver import PredictionsSaverCallback
 from conftest import ROOT
 from img import rle
+from img.augmentation import NUMBERS
 from img.mask import decode_mask
 from main import Hyperparameters
+from nn.losses import binary_cross_entropy
 from nn.unet import UNet1024
 from nn.unet_origin import UNetOriginal
 from runtime.errors import UserError
@@ -231,15 +233,62 @@ def test_a_step_that_can_not_be_timed_is_refused(words, sentence, monkeypatch):
 
 @pytest.mark.seconds
 def test_main_knows_the_options_of_every_row():
-    recipes = importlib.import_module("recipes")
+    recipes, experiments = importlib.import_module("recipes"), importlib.import_module("experiments")
     for table in recipes.TABLES.values():
         seen = set()
         for options in table.values():
-            hp, run_options = parse(Hyperparameters, options.split())
+            experiment, words = recipes.split_experiment(options)
+            hp, run_options = parse(Hyperparameters, words)
             check(hp, run_options)
-            seen.add(str(hp))
+            assert set(experiment) <= set(experiments.EXPERIMENTS)
+            seen.add((str(experiment), str(hp)))
             assert "--tta" not in options.removesuffix(" --tta")  # where run() looks for it
         assert len(seen) == len(table)  # no two rows are the same
+
+
+def test_an_experiment_is_run_by_its_own_script(trained, monkeypatch):
+    recipes, _, benchmark = trained
+    commands, run = [], subprocess.run
+    monkeypatch.setattr("subprocess.run", lambda command, stdout: commands.append(command) or run(
+        [command[0], "main.py", *command[3:]] if "edges" in command else command, stdout))
+    recipes.run("edges --epochs 1", benchmark, 0)
+    recipes.run("--epochs 1", benchmark, 0)  # another training
+    (_, script, name, *_), (_, other, *_) = commands
+    assert (Path(script).name, name, Path(other).name) == ("experiments.py", "edges", "main.py")
+
+
+def test_edges_have_three_times_the_weight_and_the_mean_stays():
+    experiments = importlib.import_module("experiments")
+    targets = torch.zeros(1, 48, 48)
+    targets[:, :, 24:] = 1
+    weights = experiments.edge_weights(targets)  # windows of 5 pixels
+    assert weights.mean().item() == pytest.approx(1)
+    (row,) = weights[:, 0] / weights.min()
+    assert row.tolist() == pytest.approx([1.0] * 22 + [3.0] * 4 + [1.0] * 22)
+    logits = torch.randn(1, 48, 48)
+    assert experiments.weighted_cross_entropy(logits, torch.zeros(1, 48, 48)) == pytest.approx(
+        binary_cross_entropy(logits, torch.zeros(1, 48, 48)).item())  # no edge: the same for all pixels
+
+
+def test_the_hardest_quarter_of_the_pixels_counts():
+    experiments = importlib.import_module("experiments")
+    logits, targets = torch.full((1, 2, 4), -20.0), torch.zeros(1, 2, 4)
+    targets[0, 0, :2] = 1  # two of eight pixels are missed
+    assert experiments.hardest_pixels(logits, targets).item() == pytest.approx(20)
+    assert binary_cross_entropy(logits, targets).item() == pytest.approx(5)
+
+
+def test_the_last_sixth_of_the_epochs_is_not_augmented():
+    experiments = importlib.import_module("experiments")
+    loader = SimpleNamespace(dataset=SimpleNamespace(X_transform="augmentation"))
+    plain = []
+    for number in range(1, 13):
+        experiments.train_epoch(SimpleNamespace(epoch=number, epochs=12), loader, of_package=lambda *_: None)
+        plain.append(loader.dataset.X_transform != "augmentation")
+    assert plain == [False] * 10 + [True] * 2
+    pairs = torch.rand(2, 4, 6, 8) * 255
+    images, masks = loader.dataset.X_transform(pairs, torch.ones(2), torch.rand(2, NUMBERS))
+    assert torch.equal(torch.cat([images, masks], dim=1), pairs)
 
 
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):

@@ -1,0 +1,63 @@
+"""Changes to the training that winners of the competition made and the package does not have, to measure their gain.
+
+    python benchmarks/experiments.py edges --net UNet1024    (an experiment, and the options of main.py)
+
+Each replaces a function of the package before main.py runs. benchmarks/recipes.py compares them: table "winners".
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import nn.classifier  # noqa: E402
+from img.augmentation import Augmentation  # noqa: E402
+from nn.classifier import CarvanaClassifier  # noqa: E402
+
+
+def edge_weights(targets: Tensor) -> Tensor:
+    """Weights of pixels (N, H, W), of mean 1: near an edge they are three times as high as elsewhere.
+
+    Near: within 1/24 of the height, about 10 pixels of 256, as in weighted_bce_dice_loss of
+    https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
+    """
+    size = targets.shape[-2] // 24 * 2 + 1
+    means = F.avg_pool2d(targets[:, None], size, stride=1, padding=size // 2, count_include_pad=False)[:, 0]
+    weights = 1 + 2 * ((means > 0.005) & (means < 0.995)).float()
+    return weights / weights.mean()
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy with edge_weights: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, edge_weights(targets))
+
+
+def hardest_pixels(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross entropy of a quarter of the pixels of each image, those where it is highest."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").flatten(1)  # (N, H * W)
+    return losses.topk(losses.shape[1] // 4, sorted=False).values.mean()
+
+
+def train_epoch(self, loader, of_package=CarvanaClassifier.train_epoch):
+    """Trains without augmentation in the last sixth of the epochs."""
+    if self.epoch > self.epochs - self.epochs // 6:
+        loader.dataset.X_transform = Augmentation(flip=False, shift=0, scale=0, rotation=0)
+    return of_package(self, loader)
+
+
+EXPERIMENTS = {  # name -> what is replaced: an object, its attribute, the replacement
+    "edges": (nn.classifier, "binary_cross_entropy", weighted_cross_entropy),
+    "hardest-pixels": (nn.classifier, "binary_cross_entropy", hardest_pixels),
+    "plain-end": (CarvanaClassifier, "train_epoch", train_epoch),
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS:
+        sys.exit(f"Pass one of {', '.join(EXPERIMENTS)}, and then the options of main.py.")
+    setattr(*EXPERIMENTS[sys.argv.pop(1)])
+    runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
