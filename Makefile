@@ -1,4 +1,4 @@
-.PHONY: demo test test-fast test-all test-browser bench lint figures tensorboard
+.PHONY: demo test test-fast test-all test-browser bench lint figures notebook tensorboard
 PYTHON := .venv/bin/python
 
 # Trains UNet1024 on drawn cars and predicts others: needs two cores, but no GPU and no Kaggle account.
@@ -31,6 +31,10 @@ lint: .venv/installed-dev
 # Draws the figures of docs/tutorial.md. The first time, it trains two nets for them.
 figures: .venv/installed-dev
 	@$(PYTHON) docs/figures.py
+
+# Makes docs/tutorial.ipynb of docs/tutorial.md and its figures.
+notebook:
+	@python3 docs/notebook.py
 
 tensorboard: .venv/installed
 	$(PYTHON) -m tensorboard.main --logdir=./logs --samples_per_plugin=images=1000
