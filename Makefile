@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Other options: make demo ARGS="--epochs 3"
 demo: .venv/installed
 	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
-	    --optimizer RMSprop --learning-rate 0.0002 --batch-size 8 --epochs 14 $(ARGS)
+	    --optimizer AdamW --learning-rate 0.001 --schedule one_cycle --batch-size 4 --epochs 6 $(ARGS)
 	@echo "what next   make tensorboard, or: source .venv/bin/activate && python main.py --help"
 
 test: .venv/installed-dev
@@ -34,7 +34,7 @@ figures: .venv/installed-dev
 
 # Makes docs/tutorial.ipynb of docs/tutorial.md and its figures.
 notebook:
-	@python3 docs/notebook.py
+	@python3 docs/make_notebook.py
 
 tensorboard: .venv/installed
 	$(PYTHON) -m tensorboard.main --logdir=./logs --samples_per_plugin=images=1000

@@ -1,4 +1,4 @@
-"""docs/tutorial.ipynb is what docs/notebook.py makes of docs/tutorial.md, and it runs."""
+"""docs/tutorial.ipynb is what docs/make_notebook.py makes of docs/tutorial.md, and it runs."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ from test_tutorial import TEXT, anchors
 from tiny import SMALL
 
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
-make_notebook = runpy.run_path(str(ROOT / "docs" / "notebook.py"))["make_notebook"]
+make_notebook = runpy.run_path(str(ROOT / "docs" / "make_notebook.py"))["make_notebook"]
 
 
 def cells(text: str, kind: str = "code") -> list[tuple[str, str]]:

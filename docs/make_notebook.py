@@ -1,6 +1,6 @@
 """Make docs/tutorial.ipynb, a notebook for Jupyter, Colab and Kaggle, of docs/tutorial.md.
 
-    python docs/notebook.py        (or: make notebook)
+    python docs/make_notebook.py        (or: make notebook)
 
 A snippet becomes a code cell per output, which comes with this output: the notebook can be read without being run.
 A figure becomes a code cell that has it as output, because Colab shows neither images with a relative path nor
