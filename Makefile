@@ -28,9 +28,10 @@ bench: .venv/installed-dev
 lint: .venv/installed-dev
 	.venv/bin/ruff check
 
-# Draws the figures of docs/tutorial.md. The first time, it trains two nets for them.
+# Draws the figures of the docs. The first time, it trains three nets for them.
+# Only some of them: make figures ARGS="gains speed"
 figures: .venv/installed-dev
-	@$(PYTHON) docs/figures.py
+	@$(PYTHON) docs/figures.py $(ARGS)
 
 # Makes docs/tutorial.ipynb of docs/tutorial.md and its figures.
 notebook:

@@ -1,55 +1,79 @@
-"""Draw the figures of the tutorial and of the README from the drawn sample, with the package's own functions.
+"""Draw the figures of the docs from the drawn sample and from tables, with the package's own functions.
 
-    python docs/figures.py        (or: make figures)
+    python docs/figures.py [NAME ...]        (or: make figures)
 
-Trains the paper's net twice, once with each padding, unless output/figures/ has both runs; they take a gigabyte there.
-Writes the figures to docs/figures/, and the tables that the tutorial quotes: runs.csv, zoom.csv and ceiling.csv.
+Without names it draws all of them. It trains the nets that they need, unless output/figures/ has them: the paper's net
+with each padding, and the net of `make demo`. They take 1.4 GB there. Writes the figures to docs/figures/, and the
+tables that the tutorial quotes: runs.csv, zoom.csv and ceiling.csv.
 """
 
 import io
+import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlencode
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from drawing import (
+    CAR,
+    COPY,
+    DARK,
+    GRAY,
+    OUT,
+    ROOT,
+    SMALL,
+    VIOLET,
+    WRONG,
+    arrow,
+    full_axes,
+    keep_table,
+    measure,
+    panels,
+    save,
+    save_png,
+    show,
+    whiten,
+)
 from matplotlib import pyplot as plt
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
+from plots import gains, speed
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from callbacks.tensorboard import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, side_by_side
+from data.dataset import TestImageDataset
+from data.fetcher import DatasetFetcher
+from data.layout import make_layout
+from data.reader import read
+from img.augmentation import augment_img
+from img.mask import decode_mask
+from img.transformer import decode_image, from_pillow, reflect_pad, resize, resize_size, upsample
+from nn.classifier import CarvanaClassifier
+from nn.metrics import dice_per_image
+from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop
+from predict import Segmenter
+from runtime.errors import UserError, friendly_errors, require
+from runtime.run import saved_runs
 
-from callbacks.tensorboard import side_by_side  # noqa: E402
-from data.dataset import TestImageDataset  # noqa: E402
-from data.fetcher import DatasetFetcher  # noqa: E402
-from data.layout import make_layout  # noqa: E402
-from data.reader import read  # noqa: E402
-from img.augmentation import augment_img  # noqa: E402
-from img.mask import decode_mask  # noqa: E402
-from img.transformer import decode_image, reflect_pad, resize, resize_size, upsample  # noqa: E402
-from nn.classifier import CarvanaClassifier  # noqa: E402
-from nn.metrics import dice_per_image  # noqa: E402
-from nn.unet_origin import ConvBnRelu, UNetOriginal, center_crop  # noqa: E402
-from runtime.errors import friendly_errors  # noqa: E402
-from runtime.files import save_atomically  # noqa: E402
-from runtime.run import saved_runs  # noqa: E402
-
-OUT = ROOT / "docs" / "figures"
 PADDINGS = ("reflect", "stretch")
 TRAINING = (  # of both runs, which differ in --padding alone
     "--dataset sample --input-img-resize 284 284 --output-img-resize 100 100 --batch-size 4 --optimizer AdamW "
     "--learning-rate 0.001 --schedule one_cycle --epochs 5 --no-predict"
 )
-SMALL = (256, 384)  # (height, width) of an image in a figure
-DARK, GRAY, CAR, WRONG, COPY, VIOLET = "#222222", "#6b7280", "#0b6fc2", "#d1401f", "#2f8f46", "#7a3fb0"
-matplotlib.use("agg")
-plt.rcParams |= {"font.size": 10, "text.color": DARK, "axes.edgecolor": GRAY, "axes.labelcolor": DARK}
+DEMO = re.search(r"main\.py (.*?)\$\(ARGS\)", (ROOT / "Makefile").read_text(), re.DOTALL)[1].replace("\\\n", "")
+OPTIONS = {padding: f"{TRAINING} --padding {padding}" for padding in PADDINGS} | {"demo": f"{DEMO} --no-predict"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_BROWSER = "tensorboard_page.png needs a browser. Run make .venv/installed-browser, which installs one."
 
 
 # What the figures show -----------------------------------------------------------------------------------------------
@@ -60,11 +84,19 @@ def pair(index: int, size: tuple[int, int] = SMALL) -> tuple[Tensor, Tensor]:
     return resize(read(X_train[index], decode_image), size), resize(read(y_train[index], decode_mask), size)
 
 
+@cache
 def fetcher() -> DatasetFetcher:
-    return DatasetFetcher(make_layout("sample", ROOT / "input", hq_files=None, group_regex=None))
+    sample = DatasetFetcher(make_layout("sample", ROOT / "input", hq_files=None, group_regex=None))
+    sample.download_dataset()  # draws it, if it is not there
+    return sample
 
 
-def levels(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:
+def original() -> UNetOriginal:
+    with torch.device("meta"):
+        return UNetOriginal((3, 572, 572))
+
+
+def layers(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:
     """Each layer of a net applied to one image: (its name, its type, the (channels, height, width) of its output).
 
     net: on PyTorch's meta device, which computes shapes only.
@@ -79,16 +111,28 @@ def levels(net: nn.Module) -> list[tuple[str, str, tuple[int, int, int]]]:
     return steps
 
 
-def run_of(padding: str) -> Path:
-    """The folder of the run with that padding. Trains it, or resumes it, if it is not finished."""
-    output, logs = (Path(folder, "figures", padding) for folder in ("output", "logs"))
+def run_of(name: str) -> Path:
+    """The folder of that run. Trains it, or resumes it, if it is not finished."""
+    output, logs = (Path(folder, "figures", name) for folder in ("output", "logs"))
     if not saved_runs(ROOT / output, "score.csv"):
-        resume = ["--resume", "last"] if saved_runs(ROOT / output) else [*TRAINING.split(), "--padding", padding]
+        resume = ["--resume", "last"] if saved_runs(ROOT / output) else OPTIONS[name].split()
         folders = ["--output-dir", output, "--logs-dir", logs]
         code = subprocess.run([sys.executable, "main.py", *resume, *folders], cwd=ROOT).returncode
         if code:  # it has printed why
             sys.exit(code)
     return saved_runs(ROOT / output, "score.csv")[-1]
+
+
+def logs_of(name: str, kind: str) -> Path:
+    """What TensorBoard shows of that run. kind: tb_logs or tb_viz."""
+    run = run_of(name).name.removeprefix("model_")
+    return ROOT / "logs" / "figures" / name / kind / run
+
+
+def demo() -> tuple[Segmenter, pd.DataFrame]:
+    """The demo's net, and the score of each validation image, the worst first."""
+    run = run_of("demo")
+    return Segmenter(run), pd.read_csv(run / "score.csv")
 
 
 def probabilities(padding: str, paths: list[Path]) -> Tensor:
@@ -102,8 +146,8 @@ def probabilities(padding: str, paths: list[Path]) -> Tensor:
 
 def in_tensorboard(padding: str) -> dict[tuple[str, int], np.ndarray]:
     """The images that TensorboardVisualizerCallback wrote in that run, (height, width, 3), by tag and epoch."""
-    images, run = {}, run_of(padding).name.removeprefix("model_")
-    for file in sorted((ROOT / "logs" / "figures" / padding / "tb_viz" / run).glob("events.*")):
+    images = {}
+    for file in sorted(logs_of(padding, "tb_viz").glob("events.*")):
         for event in LegacyEventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 encoded = value.image.encoded_image_string
@@ -123,11 +167,11 @@ def photo_mask_cutout() -> None:
     save(figure, "photo_mask_cutout.png")
 
 
-def unet_levels() -> None:
+def levels() -> None:
     """The U of UNetOriginal at 572x572, from the shapes of its modules. The heights of the boxes are to scale."""
     figure, axis = full_axes((10, 6.6))
     top, x, level, last, traces = [0, 802, 1316, 1686, 1984], 0, 0, None, {}  # top: of the boxes of each level
-    for _, kind, (channels, height, _) in levels(original()):
+    for _, kind, (channels, height, _) in layers(original()):
         wide = 10 + channels // 16
         level += {"MaxPool2d": 1, "ConvTranspose2d": -1}.get(kind, 0)
         if kind == "MaxPool2d":
@@ -340,90 +384,113 @@ def zoom() -> None:
     keep_table(pd.DataFrame(rows, columns=["image", "mask", "zoom", "dice_of_window"]), "zoom.csv")
 
 
-# Drawing -------------------------------------------------------------------------------------------------------------
-
-def original() -> UNetOriginal:
-    with torch.device("meta"):
-        return UNetOriginal((3, 572, 572))
-
-
-def panels(
-    rows: int, columns: int, width: float, titles: list[str], ratio: float = SMALL[0] / SMALL[1], below: float = 0
-):
-    """A figure and its axes, row by row.
-
-    width, below: of the figure and of the space below the axes, in inches. ratio: height / width of the images.
-    """
-    height = rows * (width / columns * ratio + 0.27) + below
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
-    for axis, title in zip(axes.flat, titles, strict=True):
-        axis.set_axis_off()
-        axis.set_title(title, fontsize=10, loc="left", pad=3)
-    return figure, list(axes.flat)
-
-
-def full_axes(size: tuple[float, float]):
-    """A figure of that width and height, in inches, and axes without a frame that fill it."""
-    figure = plt.figure(figsize=size)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_axis_off()
-    return figure, axis
+def cutout() -> None:
+    """A test image, the mask that the demo's net predicts for it, and the car that it cuts out, on two backgrounds."""
+    segmenter, _ = demo()
+    path = fetcher().get_test_files()[-13]
+    row, column = np.indices(SMALL) // 16
+    squares = Image.fromarray(np.where((row + column) % 2, 255, 215).astype(np.uint8)).convert("RGBA")
+    car, on_color = (
+        segmenter.cut_out(path, background).resize(squares.size, Image.Resampling.LANCZOS)
+        for background in (None, Image.new("RGB", (1, 1), "#f2b632"))
+    )
+    mask = 255 * segmenter.mask(path).byte()
+    images = [
+        resize(read(path, decode_image), SMALL), resize(mask.expand(3, -1, -1), SMALL),
+        from_pillow(Image.alpha_composite(squares, car).convert("RGB")), from_pillow(on_color),
+    ]
+    titles = ["a test image", "its predicted mask", "the cut-out: transparent", "with another background"]
+    figure, axes = panels(1, 4, 10, titles)
+    for axis, image in zip(axes, images, strict=True):
+        show(axis, image)
+    save(figure, "cutout.png")
 
 
-def show(axis, image: Tensor) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy())
+def worst() -> None:
+    """Error maps of the demo's worst validation images, all of the same part of the image."""
+    segmenter, scores = demo()
+    _, _, X_valid, y_valid = fetcher().get_train_files()
+    paths = {image.name: (image, mask) for image, mask in zip(X_valid, y_valid, strict=True)}
+    scores = scores.head(6)
+    maps = [error_map(read(image, decode_image), segmenter.mask(image), read(mask, decode_mask)[0] > 127)
+            for image, mask in (paths[name] for name in scores["image"])]
+    rows, columns = window(torch.stack(maps).amax((0, 1)) > 0)
+    figure, axes = panels(2, 3, 10, [f"{row.image}  Dice {row.dice:.4f}" for row in scores.itertuples()], below=0.3)
+    for axis, each in zip(axes, maps, strict=True):
+        show(axis, resize(each[:, rows, columns], SMALL))
+    meanings = {"hit": TRUE_POSITIVE, "miss": FALSE_NEGATIVE, "false alarm": FALSE_POSITIVE, "background": (0, 0, 0)}
+    handles = [Patch(color=np.array(color) / 255, label=meaning) for meaning, color in meanings.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, "worst.png")
 
 
-def whiten(image: Tensor, edge: int) -> np.ndarray:
-    """(3, H, W) -> (H, W, 3), paler in a margin of `edge` pixels."""
-    pale = image.float() * 0.55 + 255 * 0.45
-    pale[:, edge:-edge, edge:-edge] = image[:, edge:-edge, edge:-edge].float()
-    return pale.permute(1, 2, 0).round().byte().numpy()
+def window(mask: Tensor) -> tuple[slice, slice]:
+    """The rows and columns of a part of the image that shows a mask (H, W), in the proportions of the image."""
+    size, places = np.array(mask.shape), np.argwhere(mask.numpy())
+    first, last = places.min(0), places.max(0)
+    part = min(1, 1.15 * ((last - first) / size).max())
+    start = np.clip((first + last - part * size) / 2, 0, (1 - part) * size).astype(int)
+    rows, columns = map(slice, start, start + (part * size).astype(int))
+    return rows, columns
 
 
-def arrow(axis, start, end, color: str, line: str = "-", size: int = 11) -> None:
-    style = dict(arrowstyle="-|>", color=color, ls=line, lw=1.1, shrinkA=0, shrinkB=0, mutation_scale=size)
-    axis.annotate("", end, start, arrowprops=style)
+def tensorboard_page() -> None:
+    """The demo's curves in TensorBoard, as a browser shows them, with the values of the best epoch."""
+    with open_browser() as browser:
+        from tensorboard import program  # importing it takes a second
+
+        board = program.TensorBoard()  # a thread, which ends with this script
+        logs, metrics = logs_of("demo", "tb_logs"), metrics_of(run_of("demo"))
+        options = "--host 127.0.0.1 --port 0 --load_fast false".split()
+        board.configure(["tensorboard", "--logdir", str(logs), *options])
+        page = browser.new_page(viewport={"width": 960, "height": 607})
+        # Without the pane of settings, and without the time that the training took
+        columns = [dict(type=name.upper(), name=name, displayName=name.title(), enabled=True)
+                   for name in ("run", "value", "step")]
+        settings = json.dumps({"timeSeriesSettingsPaneOpened": False, "singleSelectionHeaders": columns})
+        page.add_init_script(f"localStorage._tb_global_settings = {settings!r}")
+        shown = {"tagFilter": "masks/(dice|loss)$", "runFilter": "train|valid", "smoothing": 0}
+        page.goto(f"{board.launch()}?{urlencode(shown)}#timeseries")
+        page.locator("card-view", has_text="masks/loss").get_by_text("valid").first.wait_for()
+        for step in page.get_by_label("Edit step").all():
+            step.fill(str(metrics["epoch"][metrics["valid_dice"].idxmax()]))
+            step.press("Enter")
+        page.wait_for_timeout(3_000)  # until all is drawn
+        save_png(page.screenshot(), "tensorboard_page.png")
 
 
-def measure(axis, x: float, y: float, length: float, upright: bool) -> None:
-    """A line with an arrowhead at both ends and its length in pixels in the middle."""
-    end = (x, y + length) if upright else (x + length, y)
-    axis.annotate("", end, (x, y), arrowprops=dict(arrowstyle="<->", color=DARK, lw=1, shrinkA=0, shrinkB=0))
-    middle = (x, y + length / 2) if upright else (x + length / 2, y)
-    axis.text(*middle, f"{length}", ha="center", va="center", rotation=90 * upright,
-              bbox=dict(fc="white", ec="none", pad=1.5))
+@contextmanager
+def open_browser() -> Iterator:
+    """Chromium without a window, controlled by Playwright. Raises UserError if one of them is missing."""
+    try:
+        from playwright import sync_api
+    except ImportError:
+        raise UserError(NO_BROWSER) from None
+    with sync_api.sync_playwright() as playwright:
+        path = next(filter(None, map(shutil.which, BROWSERS)), None)
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except sync_api.Error:
+            raise UserError(NO_BROWSER) from None
+        yield browser
+        browser.close()
 
 
-def save(figure: plt.Figure, name: str, colors: int | None = 256) -> None:
-    """Write a PNG with a palette of so many colors, which takes a third of the bytes; None: without a palette."""
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=100)
-        image = Image.open(file).convert("RGB")
-    image = image if colors is None else image.quantize(colors, dither=Image.Dither.NONE)
-    plt.close(figure)
-    with save_atomically(OUT / name) as file:
-        image.save(file, format="png", optimize=True)
-    print(f"{name:24} {image.width}x{image.height}  {(OUT / name).stat().st_size / 1000:.0f} kB", flush=True)
+DRAW = {draw.__name__: draw for draw in (  # in this order: if there is no browser, the last one ends the script
+    photo_mask_cutout, levels, geometry, stretch, augmentation, gains, speed, zoom, ceiling, cutout, worst, tensorboard,
+    runs, tensorboard_page,
+)}
 
 
-def keep_table(table: pd.DataFrame, name: str) -> None:
-    with save_atomically(OUT / name) as file:
-        table.to_csv(file, index=False)
-    print(f"\n{name}\n{table.to_string(index=False, na_rep='')}\n", flush=True)
-
-
-def main() -> None:
-    fetcher().download_dataset()
-    for padding in PADDINGS:
-        run_of(padding)
-    for draw in (photo_mask_cutout, unet_levels, geometry, stretch, augmentation, zoom, ceiling, tensorboard, runs):
-        draw()
+def main(names: list[str]) -> None:
+    unknown = set(names) - DRAW.keys()
+    require(not unknown, f"There is no figure {', '.join(unknown)}. There are {', '.join(DRAW)}.")
+    for name in names or DRAW:
+        DRAW[name]()
     total = sum(path.stat().st_size for path in OUT.iterdir())
     print(f"{OUT.relative_to(ROOT)}: {total / 1000:.0f} kB in total")
 
 
 if __name__ == "__main__":
     with friendly_errors():
-        main()
+        main(sys.argv[1:])

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import re
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import predict
 from conftest import ROOT
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
+from data.reader import Reader
 from main import Hyperparameters
+from runtime.errors import UserError
 from runtime.run import check, parse
 from test_main import PAGES
 
@@ -91,7 +94,7 @@ def test_the_training_is_the_one_that_is_run():
 
 
 def source() -> str:
-    return (ROOT / "docs" / "figures.py").read_text()
+    return "".join(path.read_text() for path in (ROOT / "docs").glob("*.py"))
 
 
 def tables() -> dict[str, list[list[str]]]:
@@ -126,12 +129,12 @@ def test_the_table_of_both_runs_is_the_one_that_was_made():
         assert cells == [f"{dice:.4f}" for dice in [*run["valid_dice"], run["score"].dropna().item()]]
 
 
-def test_each_figure_exists_and_is_made_by_the_script():
-    named = re.findall(r"!\[[^\]]+\]\((.*?)\)", TEXT)
-    assert sorted(named) == sorted(f"figures/{path.name}" for path in FIGURES.glob("*.png")) and len(named) > 6
-    for name in named:
-        assert f'"{Path(name).name}"' in source()
-        with Image.open(TUTORIAL.parent / name) as image:
+def test_each_figure_is_shown_and_is_made_by_the_script():
+    shown = {page.parent / name for page in PAGES for name in re.findall(r"!\[[^\]]+\]\((.*?)\)", page.read_text())}
+    assert {path.resolve() for path in shown} == set(FIGURES.glob("*.png")) and len(shown) > 6
+    for path in FIGURES.glob("*.png"):
+        assert f'"{path.name}"' in source()
+        with Image.open(path) as image:
             assert 700 < image.width <= 1000
     assert sum(path.stat().st_size for path in FIGURES.iterdir()) < 1_000_000
 
@@ -142,18 +145,63 @@ def figures(drawn, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     script = importlib.import_module("figures")
-    monkeypatch.setattr(script, "OUT", tmp_path)
+    monkeypatch.setattr(importlib.import_module("drawing"), "OUT", tmp_path)
+    monkeypatch.setattr(script, "run_of", None)  # no test trains
     monkeypatch.setattr(script, "fetcher", lambda: DatasetFetcher(make_layout("carvana", drawn, None, None)))
     return script
 
 
+class Stub(predict.Segmenter):
+    """In place of the demo's net: finds a car in the middle of each image."""
+
+    def __init__(self):
+        self.threshold, self.reader = 0.5, Reader()
+
+    def probs(self, images):
+        probs = torch.zeros(self.load(images).shape[1:])
+        probs[30:60, 30:90] = 1
+        return probs
+
+
 @pytest.mark.seconds
-@pytest.mark.parametrize("name", ["photo_mask_cutout", "unet_levels", "geometry", "stretch", "augmentation"])
-def test_the_figures_that_need_no_training_can_be_drawn(figures, name, tmp_path):
-    getattr(figures, name)()
+@pytest.mark.parametrize("name", [
+    "photo_mask_cutout", "levels", "geometry", "stretch", "augmentation", "gains", "speed", "cutout", "worst"])
+def test_the_figures_that_need_no_training_can_be_drawn(figures, name, tmp_path, monkeypatch):
+    _, _, X_valid, _ = figures.fetcher().get_train_files()
+    table = pd.DataFrame({"image": [path.name for path in X_valid], "dice": 0.5})
+    monkeypatch.setattr(figures, "demo", lambda: (Stub(), table))  # of any net
+    figures.DRAW[name]()
     (drawn,) = tmp_path.iterdir()
     with Image.open(drawn) as image, Image.open(FIGURES / drawn.name) as committed:
         assert image.size == committed.size
+        assert image.info.get("rows") == committed.info.get("rows")  # or the table has changed: make figures
+
+
+def test_the_plots_have_all_rows_of_their_tables(figures):
+    plots = importlib.import_module("plots")
+    table = (ROOT / plots.SCORES).read_text().partition("\n## The parts, in")[2].partition("\n## ")[0]
+    assert len(plots.gain_rows()) == table.count("\n| ") - 3  # less the titles, the rule and the first row
+    names = [name for name, _ in plots.speed_rows()]
+    assert {name.split()[0] for name in names} >= {"step", "train", "prediction"}
+    assert not [name for name in names if "memory" in name]
+
+
+def test_without_a_browser_all_other_figures_are_drawn(figures, monkeypatch):
+    drawn = []
+    for name in list(figures.DRAW)[:-1]:
+        monkeypatch.setitem(figures.DRAW, name, lambda name=name: drawn.append(name))
+    monkeypatch.setitem(sys.modules, "playwright", None)
+    with pytest.raises(UserError, match="installed-browser, which installs one"):
+        figures.main([])
+    assert drawn == list(figures.DRAW)[:-1]
+    assert "\n.venv/installed-browser: " in (ROOT / "Makefile").read_text()
+
+
+def test_only_the_figures_that_are_named_are_drawn(figures, tmp_path):
+    figures.main(["geometry", "ceiling"])
+    assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "ceiling.csv"}
+    with pytest.raises(UserError, match="There is no figure nothing"):
+        figures.main(["nothing"])
 
 
 def test_the_tables_that_need_no_training_can_be_made(figures, tmp_path):
