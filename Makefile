@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 demo: .venv/installed
 	@$(PYTHON) main.py --dataset sample --net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128 \
 	    --optimizer AdamW --learning-rate 0.001 --schedule one_cycle --batch-size 4 --epochs 6 $(ARGS)
-	@echo "what next   make tensorboard, or: source .venv/bin/activate && python main.py --help"
+	@echo "what next   $(PYTHON) predict.py input/sample/test    (cuts these cars out; or: make tensorboard)"
 
 test: .venv/installed-dev
 	@$(PYTHON) -m pytest -m "not slow"
