@@ -83,7 +83,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     run.announce(ds_fetcher, net, full_x_test)
 
     # 3. Decode images and masks once, and read batches of them (run.loading: batch size). Only training images are
-    #    shuffled and augmented: by train_ds.prepare(), on the device
+    #    shuffled, and augmented by train_ds.prepare() on the device
     sizes, reader = (hp.input_img_resize, hp.output_img_resize, hp.padding), ds_fetcher.reader
     cache = open_cache(reader, X_train + X_valid, y_train + y_valid, resize_size(*sizes), run.cache_dir)
     train_ds = TrainImageDataset(
