@@ -6,7 +6,7 @@ Edit the hyperparameters below, or override them for one run (python main.py --h
     python main.py --net UNet1024 --input-img-resize 1024 1024 --output-img-resize 1024 1024 \
         --optimizer RMSprop --learning-rate 0.0002 --batch-size 2
 
-README.md has a third one, which scores higher. Several GPUs: torchrun --standalone --nproc_per_node=4 main.py
+README.md has a third one. Several GPUs: torchrun --standalone --nproc_per_node=4 main.py
 Resume the latest run, from its last complete epoch: python main.py --resume last
 """
 
