@@ -105,7 +105,8 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
     assert "baseline" in title and line.split() == "step images/s 4 1 4.00 3.00 5.00 50%".split()
 
 
-@pytest.mark.parametrize("name", "__main__ step loader epoch prediction learning scaling recipes record".split())
+@pytest.mark.parametrize(
+    "name", "__main__ step loader epoch prediction learning scaling recipes record batchnorm".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -289,6 +290,27 @@ def test_the_last_sixth_of_the_epochs_is_not_augmented():
     pairs = torch.rand(2, 4, 6, 8) * 255
     images, masks = loader.dataset.X_transform(pairs, torch.ones(2), torch.rand(2, NUMBERS))
     assert torch.equal(torch.cat([images, masks], dim=1), pairs)
+
+
+def test_wrong_running_averages_are_found_and_made_anew(small_runs, small_net, drawn, tmp_path, capsys):
+    batchnorm = importlib.import_module("batchnorm")
+
+    def dice(folder):
+        batchnorm.main(batchnorm.Benchmark(folder, drawn))
+        rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        return {name: [float(value) for value in values] for name, *values in rows[2:]}
+
+    right = dice(small_runs["original"])
+    last = pd.read_csv(small_runs["original"] / "metrics.csv").iloc[-1]
+    assert right["running averages"][1] == pytest.approx(last["valid_dice"], abs=0.01)
+    checkpoint = torch.load(small_runs["original"] / "last.pt", weights_only=True)
+    for name, values in checkpoint["net"].items():
+        if name.endswith("running_mean"):
+            values += 100
+    torch.save(checkpoint, tmp_path / "last.pt")
+    wrong = dice(tmp_path)
+    assert wrong["running averages"] != right["running averages"]
+    assert {**wrong, "running averages": 0} == {**right, "running averages": 0}
 
 
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
