@@ -7,17 +7,14 @@ Each replaces a function of the package before main.py runs. benchmarks/recipes.
 
 import runpy
 import sys
-from pathlib import Path
 
 import torch.nn.functional as F
+from measure import ROOT
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import nn.classifier  # noqa: E402
-from img.augmentation import Augmentation  # noqa: E402
-from nn.classifier import CarvanaClassifier  # noqa: E402
+import nn.classifier
+from img.augmentation import Augmentation
+from nn.classifier import CarvanaClassifier
 
 
 def edge_weights(targets: Tensor) -> Tensor:

@@ -110,11 +110,6 @@ TABLES = {
         "8, rate 0.002, clipped": f"{LARGE} {RECIPE} {LONG} --batch-size 8 --learning-rate 0.002 --grad-clip 1",
         "4 batches of 2 per step": f"{LARGE} {RECIPE} {LONG} --accumulate-steps 4",
     },
-    "batches": {
-        "batch size 2": f"{SMALL} {RECIPE} --epochs 1",
-        "batch size 8": f"{SMALL} {RECIPE} --epochs 1 --batch-size 8",
-        "4 batches of 2 per step": f"{SMALL} {RECIPE} --epochs 1 --accumulate-steps 4",
-    },
     "the first command": {
         "python main.py": "--epochs 50",
         "momentum 0.9": "--epochs 50 --momentum 0.9",
