@@ -40,6 +40,7 @@ SHORT = "--epochs 6 --half-size-epochs 4"
 SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
 LARGER = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512"
+BRIEF = f"{SMALL} {RECIPE} --epochs 2"
 PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
 # table -> row -> options of main.py, in front of them the name of an experiment of experiments.py, if there is one.
@@ -90,16 +91,16 @@ TABLES = {
         "hard labels": f"{LARGE} {RECIPE} {SHORT} --no-soft-labels --tta",
     },
     "128x128": {
-        "the recipe": f"{SMALL} {RECIPE} --epochs 2",
-        "the recipe, with TTA": f"{SMALL} {RECIPE} --epochs 2 --tta",
+        "the recipe": BRIEF,
+        "the recipe, with TTA": f"{BRIEF} --tta",
         "the tutorial's": f"{SMALL} {SECOND} --epochs 2",
-        "hard labels": f"{SMALL} {RECIPE} --epochs 2 --no-soft-labels",
-        "batch size 8": f"{SMALL} {RECIPE} --epochs 2 --batch-size 8",
-        "4 batches of 2 per step": f"{SMALL} {RECIPE} --epochs 2 --accumulate-steps 4",
-        "8, rate 0.002, clipped": f"{SMALL} {RECIPE} --epochs 2 --batch-size 8 --learning-rate 0.002 --grad-clip 1",
-        "higher weights of edges": f"edges {SMALL} {RECIPE} --epochs 2",
-        "only the hardest pixels": f"hardest-pixels {SMALL} {RECIPE} --epochs 2",
-        "EMA of a constant rate": f"{SMALL} {RECIPE} --epochs 2 --schedule constant --warmup-epochs 0.2 --ema-decay 0.999",
+        "hard labels": f"{BRIEF} --no-soft-labels",
+        "batch size 8": f"{BRIEF} --batch-size 8",
+        "4 batches of 2 per step": f"{BRIEF} --accumulate-steps 4",
+        "8, rate 0.002, clipped": f"{BRIEF} --batch-size 8 --learning-rate 0.002 --grad-clip 1",
+        "higher weights of edges": f"edges {BRIEF}",
+        "only the hardest pixels": f"hardest-pixels {BRIEF}",
+        "EMA of a constant rate": f"{BRIEF} --schedule constant --warmup-epochs 0.2 --ema-decay 0.999",
         "twice as long": f"{SMALL} {RECIPE} --epochs 4",
     },
     "256x256": {

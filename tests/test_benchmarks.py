@@ -106,7 +106,7 @@ def test_rows_are_objects_or_lines_of_one_table(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", "__main__ step loader epoch prediction learning scaling recipes record batchnorm".split())
+    "name", "__main__ step loader epoch prediction learning scaling recipes record batchnorm resolution".split())
 def test_each_benchmark_explains_itself(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     script = importlib.import_module(name) if name != "__main__" else load_main()
@@ -311,6 +311,21 @@ def test_wrong_running_averages_are_found_and_made_anew(small_runs, small_net, d
     wrong = dice(tmp_path)
     assert wrong["running averages"] != right["running averages"]
     assert {**wrong, "running averages": 0} == {**right, "running averages": 0}
+
+
+def test_a_perfect_net_scores_more_with_soft_labels_and_larger_masks(drawn, capsys):
+    resolution = importlib.import_module("resolution")
+    resolution.main(resolution.Benchmark(drawn / "train_masks", sizes=(20, 40)))
+    title, _, header, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "64 masks, the last one of 120x80 pixels"
+    assert header == "| output | soft labels | hard labels | soft, with TTA |"
+    small, large = ([float(value) for value in row.strip("| ").split(" | ")[1:]] for row in rows)
+    for soft, hard, tta in (small, large):
+        assert hard < soft < tta < 1
+    assert all(a < b for a, b in zip(small, large, strict=True))
+    square = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    square[:, 16:48, 8:40] = 255
+    assert set(resolution.dice_of_labels(square, 64).values()) == {1.0}  # nothing is lost at its own size
 
 
 def test_cars_held_out_are_scored_by_their_masks(drawn, trained):
