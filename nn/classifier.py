@@ -162,7 +162,8 @@ class CarvanaClassifier:
         """
         def write_batch(names: Sequence[str], probs: Tensor) -> None:
             results = [callback.on_predict_batch(names, probs) for callback in callbacks]
-            for images, of_process in distributed.gather((len(names), results)):
+            gathered = distributed.all_gather((len(names), results))
+            for images, of_process in gathered if distributed.is_main_process() else ():
                 for callback, result in zip(callbacks, of_process, strict=True):
                     callback.on_batch_gathered(result)
                 bar.update(images)

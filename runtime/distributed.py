@@ -114,12 +114,6 @@ def all_gather(value: Any) -> list[Any]:
     return values
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank, in the main process; [] in the others."""
-    values = all_gather(value)
-    return values if is_main_process() else []
-
-
 def all_reduce(sums: Tensor) -> None:
     """Replace `sums`, a tensor on the CPU, with the sum over all processes."""
     if WORLD_SIZE > 1:
