@@ -16,7 +16,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from img.headers import read_header
 from img.transformer import from_pillow, resize
 from nn.callback import Callback
 from nn.classifier import CarvanaClassifier
@@ -123,14 +122,13 @@ class TensorboardVisualizerCallback(Callback):
             self.log.add(epoch, summary.image(tag, self._panel(classifier, index)))
 
     def _panel(self, classifier: CarvanaClassifier, index: int) -> Tensor:
-        path = self.dataset.X[index]
-        images, masks = self.dataset.prepare(default_collate([self.dataset[index]]), torch.device("cpu"))
+        item = self.dataset[index]  # with the aspect of the image
+        images, masks = self.dataset.prepare(default_collate([item]), torch.device("cpu"))
         image, mask = (images[0] * 255).round().byte(), masks[0]  # (3, H, W) uint8, (h, w) in [0, 1]
         prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
         image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
-        height, width = read_header(path).size
-        size = round(self.width * height / width), self.width
-        return panel(image, prediction, mask > 0.5, size, path.name)
+        size = round(self.width / item[1]), self.width
+        return panel(image, prediction, mask > 0.5, size, self.dataset.X[index].name)
 
 
 def panel(image: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:
