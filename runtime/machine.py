@@ -35,12 +35,11 @@ def choose_machine(device: str | None = None, precision: str | None = None, work
     where, why_device = choose_device(device)
     dtype, why_dtype = choose_precision(precision, where)
     count, why_count = choose_workers(workers, where)
+    mode, why_mode = choose_mode(compile, where, dtype, accumulate_steps)
     if where.type == "cpu" and LOCAL_WORLD_SIZE > 1:  # torchrun gives each process a single thread
         torch.set_num_threads(max(count_cores() // LOCAL_WORLD_SIZE, 1))
     reasons = [f"device {where} ({why_device})", f"precision {str(dtype).removeprefix('torch.')} ({why_dtype})",
-               f"workers {count} ({why_count})"]
-    mode, why_mode = choose_mode(compile, where, dtype, accumulate_steps)
-    reasons.append(f"{mode} mode ({why_mode})")
+               f"workers {count} ({why_count})", f"{mode} mode ({why_mode})"]
     return Machine(where, dtype, count, mode, "\n            ".join(reasons))
 
 
