@@ -84,8 +84,6 @@ class Layout:
         """Print the files that are ignored, and yield a sentence for every problem, with `shown` names (None: all)."""
         problems = []
         for name in ("train", "train_masks") if part == "train" else ("test",):
-            files = self.files(name)
-            print_ignored(self.folder(name), files["ignored"])
             problems += self._problems(name)
         if part == "train":
             problems += self._pair_problems()
@@ -97,6 +95,7 @@ class Layout:
 
     def _problems(self, name: str) -> Iterator[Problem]:
         files, folder, noun = self.files(name), self.folder(name), "mask" if name == "train_masks" else "image"
+        print_ignored(folder, files["ignored"])
         not_text = [repr(path.name) for path in files["not text"]]
         misnamed = [path.name for path in files["misnamed"]]
         stems = Counter(stem_of(path) for path in files["used"])
