@@ -67,7 +67,7 @@ class Hyperparameters:
 
 def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, options and, to resume, the split
     # 1. Get the paths of images (X) and masks (y). No car is in both training and validation
-    ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
+    ds_fetcher = DatasetFetcher(run.layout, run.known_reader)
     ds_fetcher.download_dataset(test_images=run.predict)
     X_train, y_train, X_valid, y_valid = ds_fetcher.get_train_files(
         hp.sample_size, hp.validation_size, hp.seed, split=run.split)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.dataset import preprocess
 from data.layout import MASK_FOLDERS, is_cutout, is_image, is_mask, print_ignored, stem_of
-from data.masks import MaskOptions, Survey
+from data.masks import Survey
 from data.reader import Reader, read, reading
 from helpers import Progress, pluralize
 from img.cutout import color_profile, cut_out, keep_largest
@@ -173,8 +173,7 @@ def main(options: Options) -> None:
     for model, classifier in zip(dict.fromkeys(models), segmenter.ensemble.nets, strict=True):
         print(f"{model}: {type(classifier.net).__name__}, on {classifier.device}")
     # How many bits of 16-bit images are used, unless the model was trained on some
-    survey = Survey({image: () for image in images}, MaskOptions(saved=segmenter.reader.state()))
-    segmenter.reader.bits = survey.reader.bits
+    segmenter.reader.bits = Survey({image: () for image in images}, segmenter.reader).reader.bits
     failed = 0
     for path in Progress(images, "cut out", unit="img"):
         try:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, default_collate
 from data.dataset import TrainImageDataset
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
-from data.masks import MaskOptions
+from data.reader import Reader
 from nn.metrics import dice_per_image
 from nn.unet import make_net
 from runtime.errors import friendly_errors
@@ -50,7 +50,7 @@ def loaders(benchmark: Benchmark, checkpoint: dict) -> list[DataLoader]:
     """Of training and of validation images, chosen at random; batches are as large as in the training."""
     hp, options = checkpoint["hyperparameters"], checkpoint["options"]
     layout = make_layout(options["dataset"], benchmark.input_dir, options["hq_files"], options["group_regex"])
-    fetcher = DatasetFetcher(layout, MaskOptions(saved=checkpoint["reader"]))  # masks mean what they meant to the run
+    fetcher = DatasetFetcher(layout, Reader.from_state(checkpoint["reader"]))  # masks mean what they meant to the run
     fetcher.download_dataset(test_images=False)
     X_train, y_train, X_valid, y_valid = fetcher.get_train_files(split=checkpoint["split"])
     made = []

@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.download import SLUG, TEST_COUNT, download, is_there, sign_in
 from data.layout import CarvanaLayout, Layout, stem_of
-from data.masks import MaskOptions, Survey
+from data.masks import Survey
 from data.reader import Reader, get_header
 from data.sample import draw_sample
 from helpers import Progress, first_few, format_size, pluralize
@@ -26,8 +26,8 @@ class DatasetFetcher:
     reader: reads the images and masks
     """
 
-    def __init__(self, layout: Layout, mask_options: MaskOptions = MaskOptions()):
-        self.layout, self.mask_options = layout, mask_options
+    def __init__(self, layout: Layout, known_reader: Reader | None = None):
+        self.layout, self.known_reader = layout, known_reader
         self.reader = Reader()
         self.split: pd.DataFrame | None = None
         self.image_size: tuple[int, int] | None = None
@@ -79,7 +79,7 @@ class DatasetFetcher:
         return self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))[2:]
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
-        return Survey(pairs, self.mask_options, kaggle=self.layout.unit == "car", check=check)
+        return Survey(pairs, self.known_reader, kaggle=self.layout.unit == "car", check=check)
 
     def _draw_split(self, sample_size: float | None, validation_size: float, seed: int) -> pd.DataFrame:
         groups = self.layout.groups()

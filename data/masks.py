@@ -61,6 +61,12 @@ def parse_values(texts: Sequence[str]) -> MaskValues:
     raise UserError(f"--mask-values {' '.join(texts)} must be numbers, colors such as '#ff0000', or nonzero.")
 
 
+def known_reader(mask_values: Sequence[str] | None, saved: dict[str, Any] | None) -> Reader | None:
+    """What need not be decided: --mask-values, or else what Reader.state() of another run has. None: nothing."""
+    reader = Reader.from_state(saved) if saved else None
+    return reader if mask_values is None else Reader(parse_values(mask_values), reader and reader.bits)
+
+
 def examine(path: Path, wanted: MaskValues | None) -> MaskStats:
     """Look at a mask. wanted: what --mask-values says. Raises UserError if it cannot be read."""
     with reading(path):
@@ -118,41 +124,25 @@ def problem_of(path: Path, stats: MaskStats, values: MaskValues) -> str:
     return problem and f"{path} {problem}. Its values are {stats}.{remedy}"
 
 
-class MaskOptions(NamedTuple):
-    """mask_values: the values of the object, such as ("1", "3"), ("#ff0000",) or ("nonzero",). None: decide.
-
-    saved: Reader.state() of the run to resume.
-    """
-
-    mask_values: Sequence[str] | None = None
-    saved: dict | None = None
-
-    def known(self) -> MaskValues | None:
-        """What the values mean, if that was passed or saved."""
-        if self.mask_values is not None:
-            return parse_values(self.mask_values)
-        return Reader.from_state(self.saved).values if self.saved else None
-
-
 class Survey:
     """Decides how the images and masks of a data set are read, and prints it.
 
-    pairs: image -> its masks. kaggle: the masks are Kaggle's, so that only headers are read, unless `check`.
+    pairs: image -> its masks. known: what need not be decided.
+    kaggle: the masks are Kaggle's, so that only headers are read, unless `check`.
 
     reader: reads the data set. problems, headers, stats: of each unusable file, readable file, readable mask.
     """
 
-    def __init__(self, pairs: Mapping[Path, Sequence[Path]], options: MaskOptions = MaskOptions(),
-                 kaggle: bool = False, check: bool = False):
-        self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
-        self.options, self.stats = options, {}
+    def __init__(self, pairs: Mapping[Path, Sequence[Path]], known: Reader | None = None, kaggle: bool = False,
+                 check: bool = False):
+        self.pairs, self.stats = [(image, mask) for image, masks in pairs.items() for mask in masks], {}
         parts = {masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values() if masks}
-        self.reader = Reader(parts=parts)
+        self.reader = Reader(bits=known and known.bits, parts=parts)
         several = [path for path, masks in pairs.items() if len(masks) > 1]
         print_files("merged      the masks of {} with more than one: {}", several, "image")
         self._read_headers(list(pairs))
         if check or not kaggle:
-            self._read_masks(MaskValues() if kaggle else options.known())
+            self._read_masks(MaskValues() if kaggle else known and known.values)
         if not kaggle:
             self._read_16_bit_images(list(pairs))
 
@@ -212,7 +202,6 @@ class Survey:
     def _read_16_bit_images(self, images: list[Path]) -> None:
         """Find out how many bits 16-bit images use, from the highest value of all."""
         found = [image for image in images if image in self.headers and self.headers[image].is_16_bit]
-        self.reader.bits = self.options.saved["bits"] if self.options.saved else None
         if found and self.reader.bits is None:
             highest, problems = map_files(highest_value, found)
             self.problems |= problems

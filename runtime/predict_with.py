@@ -19,7 +19,7 @@ from runtime.files import save_table
 
 def predict_with(hp: Any, run: Any) -> None:
     """Steps 5 and 6 of main() with the mean probabilities of run.models. Of `hp`, threshold and tta count."""
-    ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
+    ds_fetcher = DatasetFetcher(run.layout, run.known_reader)
     ds_fetcher.download_dataset(test_images=run.predict)
     X, y = ds_fetcher.get_unseen_files(run.seen)
     full_x_test = ds_fetcher.get_test_files(predict=run.predict)

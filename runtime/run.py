@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.check import check_data
 from data.fetcher import DatasetFetcher
 from data.layout import make_layout
-from data.masks import MaskOptions
+from data.masks import known_reader
 from data.sampler import shard
 from helpers import format_size, get_model_timestamp
 from nn.callback import Callback
@@ -71,7 +71,7 @@ class Run:
         self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
-        self.mask_options = MaskOptions(options.mask_values, reader)
+        self.known_reader = known_reader(options.mask_values, reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(
@@ -124,7 +124,7 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
             with advise(run.hp, run.machine):
                 (predict_with if run.models else main)(run.hp, run)
             return
-        ds_fetcher = DatasetFetcher(run.layout, run.mask_options)
+        ds_fetcher = DatasetFetcher(run.layout, run.known_reader)
         ds_fetcher.download_dataset(test_images=False)
         if distributed.is_main_process():
             check_data(ds_fetcher, run.options.output_dir / "check.png")

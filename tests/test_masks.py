@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps
 
 from data import masks
 from data.layout import OwnLayout
-from data.masks import MaskOptions, Survey
+from data.masks import Survey, known_reader
 from img.mask import MaskValues
 from runtime.errors import UserError
 from tiny import SMALL
@@ -41,10 +41,10 @@ def save(folder, name, pixels, palette=None, **options):
     Image.new("RGB", image.size, (60, 90, 60)).save(folder / "images" / f"{path.stem}.jpg")
 
 
-def survey(folder, *mask_values, check=False, **options):
+def survey(folder, *mask_values, check=False, saved=None):
     layout = OwnLayout(folder)
     pairs = {path: layout.masks()[stem] for stem, path in layout.images().items()}
-    return Survey(pairs, MaskOptions(mask_values or None, **options), check=check)
+    return Survey(pairs, known_reader(mask_values or None, saved), check=check)
 
 
 def read(folder, *mask_values):
