@@ -81,7 +81,7 @@ class PairCache:
         try:
             with write_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)  # another machine may have no output folder yet
-            with lock(folder, f"Another process is writing to {folder}. Waiting for it."):
+            with lock(folder, wait=True):
                 outdated = [] if self.open() else folder.glob(f"{self.prefix}*")
                 for old in [*outdated, *folder.glob("*.part")]:
                     with suppress(OSError):  # Windows keeps a file that is mapped

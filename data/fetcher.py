@@ -162,7 +162,7 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
 
 def _lock(folder: Path) -> ExitStack:
     make_writable(folder)
-    return lock(folder, f"Another process is working in {folder}. Waiting for it.")
+    return lock(folder, wait=True)
 
 
 def _raise_first(faults: Iterable[str]) -> None:

@@ -75,18 +75,18 @@ def save_table(table: Any, path: Path) -> None:
         table.to_csv(file, index=False)
 
 
-def lock(folder: Path, waiting: str = "") -> ExitStack:
+def lock(folder: Path, wait: bool = False) -> ExitStack:
     """Lock `folder` against other processes until the returned object is closed or this process ends.
 
-    If another process has locked it, print `waiting` and wait; without `waiting`, raise UserError.
+    If another process has locked it, wait for it, or else raise UserError.
     """
     file_lock = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
     held = ExitStack()
     try:
-        held.enter_context(file_lock.acquire(timeout=0 if waiting else 2))  # a process that was killed takes a moment
+        held.enter_context(file_lock.acquire(timeout=0 if wait else 2))  # a process that was killed takes a moment
     except Timeout:
-        require(bool(waiting), f"{folder} is in use by another process. Wait for it, or stop it.")
-        print(waiting)
+        require(wait, f"{folder} is in use by another process. Wait for it, or stop it.")
+        print(f"Another process is writing to {folder}. Waiting for it.")
         held.enter_context(file_lock.acquire())
     except OSError:  # a file system without locks
         pass

@@ -635,9 +635,9 @@ def test_waiting_for_a_lock_prints_a_sentence(tmp_path, monkeypatch):
         (tmp_path / "release").touch()
 
     monkeypatch.setattr(files, "print", print_and_release, raising=False)
-    with files.lock(tmp_path, "Waiting for another process."):
+    with files.lock(tmp_path, wait=True):
         assert ended(process) == 0
-    assert printed == ["Waiting for another process."]
+    assert printed == [f"Another process is writing to {tmp_path}. Waiting for it."]
 
 
 MAIN = """

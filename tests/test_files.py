@@ -85,9 +85,9 @@ def test_a_folder_is_locked_against_other_processes(tmp_path, capsys):
             files.lock(tmp_path)
         assert not (tmp_path / "finished").exists()
         Timer(0.2, process.stdin.close).start()
-        with files.lock(tmp_path, "Waiting for another process."):
+        with files.lock(tmp_path, wait=True):
             assert (tmp_path / "finished").exists()
-            assert capsys.readouterr().out == "Waiting for another process.\n"
+            assert capsys.readouterr().out == f"Another process is writing to {tmp_path}. Waiting for it.\n"
             files.lock(tmp_path).close()  # a process may lock a folder twice
     with (tmp_path / ".lock").open() as file:  # control: it is unlocked
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
