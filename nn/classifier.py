@@ -91,7 +91,7 @@ class CarvanaClassifier:
         self.model.train()
         meter = Meter(f"train {self.epoch}/{self.epochs}", loader)
         with meter.bar:
-            for batch, loaded in enumerate(distributed.lockstep(loader, []), start=1):
+            for batch, loaded in enumerate(distributed.lockstep(loader), start=1):
                 images, targets = loader.dataset.prepare(loaded, self.device)  # (N, 3, H, W), (N, h, w) in [0, 1]
                 ends_step = batch % self.accumulate_steps == 0 or batch == meter.batches
                 with nullcontext() if ends_step else self.no_sync():  # the processes average gradients once per step
@@ -174,7 +174,7 @@ class CarvanaClassifier:
         try:
             with bar, ThreadPoolExecutor(max_workers=1) as writer:
                 written = writer.submit(bar.update, 0)
-                for images, names in distributed.lockstep(loader, ([], [])):
+                for images, names in distributed.lockstep(loader):
                     probs = self.predict_probs(images) if len(names) else torch.empty(0, 1, 1)
                     written.result()  # or the error that ended it
                     written = writer.submit(write_batch, names, probs)

@@ -170,12 +170,12 @@ def count_batches(loader: DataLoader) -> int:
     return math.ceil(len(loader.dataset) / (loader.batch_size * WORLD_SIZE))
 
 
-def lockstep(loader: DataLoader, empty: Sequence) -> Iterator[Sequence]:
+def lockstep(loader: DataLoader) -> Iterator[Sequence]:
     """The loader's batches, then empty ones while other processes still have some: all take the same steps.
 
-    A batch is a sequence of tensors or lists. empty: an empty batch, for a process without images.
+    A batch is a sequence of tensors or lists; ([], []) in a process without images to predict.
     """
-    batch = empty
+    batch = [], []
     for batch in loader:
         yield batch
     for _ in range(count_batches(loader) - len(loader)):
