@@ -179,7 +179,7 @@ class Survey:
             return
         values = known or decide(list(self.stats.values()))
         if values is None:
-            found = first_few({str(stats): None for stats in self.stats.values()})
+            found = first_few(dict.fromkeys(map(str, self.stats.values())))
             self.problems[masks[0].parent] = (f"No mask has both object and background, only {found}. "
                                               "Add one that has, or pass the value of the object: --mask-values.")
             return
@@ -187,12 +187,12 @@ class Survey:
         for path, stats in self.stats.items():
             if problem := problem_of(path, stats, values):
                 self.problems.setdefault(path, problem)
-        if self.stats.keys() - self.problems.keys():
+        fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
+        if fit:
             print(f"masks       {values}")
         if wanted and not any(stats.area for stats in self.stats.values()):
             example = next(iter(self.stats.values()))
             self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
-        fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
         print_files("empty       {} with other values only: {}",
                     [path for path, each in fit.items() if wanted and each.area == 0 and each.highest > each.tolerance])
         inverted = [path for path, each in fit.items() if not each.has_one_value and each.border > 0.5]
