@@ -54,6 +54,7 @@ class RunOptions:
 USUAL_LEARNING_RATE = {"SGD": 0.01, "RMSprop": 0.0002, "AdamW": 0.001}
 
 
+@dataclass
 class Run:
     """Where and how main() runs. folder: output_dir/models/model_<time>.
 
@@ -61,17 +62,23 @@ class Run:
     were trained on. models: of --predict-with, path -> checkpoint.
     """
 
-    def __init__(self, hp: Any, options: RunOptions, folder: Path, split: dict[str, list[str]] | None = None,
-                 reader: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None,
-                 seen: Collection[str] = (), models: dict[str, dict[str, Any]] | None = None):
-        self.hp, self.folder, self.split = hp, folder, split
-        self.weights, self.seen, self.models = weights, seen, models
-        self.score_only, self.resumed = options.score_only, split is not None
+    hp: Any
+    options: RunOptions
+    folder: Path
+    split: dict[str, list[str]] | None = None
+    reader: dict[str, Any] | None = None
+    weights: dict[str, Tensor] | None = None
+    seen: Collection[str] = ()
+    models: dict[str, dict[str, Any]] | None = None
+
+    def __post_init__(self):
+        hp, options = self.hp, self.options
+        self.score_only, self.resumed = options.score_only, self.split is not None
         self.options = replace(options, resume=None, score_only=False)  # what is saved
-        self.name, self.logs_dir = folder.name.removeprefix("model_"), options.logs_dir
+        self.name, self.logs_dir = self.folder.name.removeprefix("model_"), options.logs_dir
         self.submission = options.output_dir / "submit.csv.gz"
         self.layout = make_layout(options.dataset, options.input_dir, options.hq_files, options.group_regex)
-        self.known_reader = known_reader(options.mask_values, reader)
+        self.known_reader = known_reader(options.mask_values, self.reader)
         self.predict = options.predict and self.layout.has_test_images and not self.score_only
         self.cache_dir = options.output_dir / "cache" if options.cache and not self.score_only else None
         self.machine = choose_machine(
