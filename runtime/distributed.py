@@ -93,9 +93,12 @@ def _elect_reporter(store: dist.Store | None) -> int:
     return elected[-1]
 
 
-def is_restart() -> bool:
-    """Whether torchrun has restarted the processes. All must call this: only one machine counts a restart."""
-    return any(all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
+def first_name(name: str) -> str:
+    """`name`, or the one that this returned before torchrun restarted the processes: its store outlives them."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return name
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    return store.compare_set("name of the run", "", name).decode()
 
 
 def broadcast(make: Callable[[], Any]) -> Any:

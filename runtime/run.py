@@ -139,10 +139,10 @@ def launch(main: Callable[[Any, Run], None], hyperparameters: type) -> None:
 
 def from_command_line(hyperparameters: type) -> Run:
     hp, options = parse(hyperparameters)
-    restarted = distributed.is_restart()
-    resume = options.resume or distributed.broadcast(
-        lambda: "last" if restarted and saved_runs(options.output_dir) else None)
-    loaded, folder = {}, options.output_dir / "models" / f"model_{distributed.broadcast(get_model_timestamp)}"
+    name = distributed.broadcast(lambda: distributed.first_name(get_model_timestamp()))
+    loaded, folder = {}, options.output_dir / "models" / f"model_{name}"
+    # After a restart by torchrun, the run may have been saved
+    resume = options.resume or distributed.broadcast(lambda: str(folder) if (folder / "last.pt").exists() else None)
     if options.predict_with is not None:
         check(hp, options)
         loaded = distributed.broadcast(lambda: load_models(options.predict_with))

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.run import parse_args
 
 from conftest import ROOT
@@ -35,14 +36,12 @@ def start_torchrun(folder, *arguments, options=()):
     return Torchrun(["--standalone", "--nproc_per_node=2", *options], *SMALL_MAIN, *in_folder(folder, *arguments))
 
 
-def test_a_restart_counts_in_all_processes(monkeypatch):
-    """torchrun counts it only on the machine where a process failed."""
-    assert not distributed.is_restart()
-    monkeypatch.setattr("runtime.distributed.all_gather", lambda value: [value, True])
-    assert distributed.is_restart()
-    monkeypatch.undo()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert distributed.is_restart()
+def test_a_restart_keeps_the_name_of_the_run(monkeypatch):
+    assert [distributed.first_name(name) for name in ("a", "b")] == ["a", "b"]  # without torchrun
+    store = dist.HashStore()  # in place of that of torchrun
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    assert [distributed.first_name(name) for name in ("a", "b")] == ["a", "a"]
 
 
 @pytest.mark.seconds
@@ -215,12 +214,30 @@ def test_torchrun_restarts_a_killed_training_from_its_last_epoch(drawn, tmp_path
     assert sorted(of_masks) == [1] * 16 + [2] * 16  # the score reads those that validate
     run = start_torchrun(tmp_path / "killed", *training, options=["--max-restarts=1"])
     run.read_until("epoch 2/8")
+    (own,) = models(tmp_path / "killed")
+    shutil.copytree(models(tmp_path / "straight")[0], own.with_name("model_9999"))  # another run that began later
     os.kill(run.of_rank(1), signal.SIGKILL)
-    assert "Resuming " in run.ended() and "submission  " in run.printed and run.code == 0
+    assert f"Resuming {own} after" in run.ended() and "submission  " in run.printed and run.code == 0
     for name in ("metrics.csv", "score.csv"):
-        mine, theirs = ((models(tmp_path / each)[0] / name).read_bytes() for each in ("killed", "straight"))
-        assert mine == theirs
-    assert len(models(tmp_path / "killed")) == 1
+        assert (own / name).read_bytes() == (models(tmp_path / "straight")[0] / name).read_bytes()
+    assert len(models(tmp_path / "killed")) == 2
+
+
+@pytest.mark.seconds
+def test_torchrun_does_not_resume_an_older_run(drawn, tmp_path):
+    """Its own was killed before it was saved."""
+    training = ["--input-dir", drawn, *HALF, "--epochs", "1", "--no-predict"]
+    start(tmp_path, 1, *training).ended()
+    (older,) = models(tmp_path)
+    run = Torchrun(["--standalone", "--nproc_per_node=1", "--max-restarts=1"], *SMALL_MAIN,
+                   *in_folder(tmp_path, *training))
+    pid = None
+    while pid is None:
+        with suppress(AssertionError, OSError):  # not started yet
+            pid = run.of_rank(0)
+    os.kill(pid, signal.SIGKILL)
+    assert "Resuming " not in run.ended() and "is finished" not in run.printed and run.code == 0, run.printed
+    assert len(set(models(tmp_path)) - {older}) == 1
 
 
 @pytest.mark.seconds
