@@ -89,8 +89,8 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
         used = levels[np.flatnonzero(image.histogram())]  # if it is complete, they differ
         if (palette == palette[:, :1]).all() and (kind == "gray" or len({*used}) == len(used)):
             return "gray", levels[np.asarray(image)]
-        if kind == "" or not palette[0].any():  # otherwise, 0 may not be the background
-            return "index", np.asarray(image)
+        if kind == "" or (not palette[0].any() and (kind == "index" or not palette.any())):
+            return "index", np.asarray(image)  # otherwise by color, as each file may have its own palette
     elif kind != "color" and (image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")):
         values = np.asarray(image.getchannel(0) if image.mode == "LA" else image)
         if (values.dtype.kind == "f" and not np.isfinite(values).all()) or values.min() < 0:
