@@ -90,9 +90,9 @@ class ScorerCallback(Callback):
             low, high = np.clip(confidence_interval(cars), 0, 1)
             lines.append(f"            95% confidence interval {low:.4f} to {high:.4f}")
         lines.append(f"means       {_join(table[['iou', 'precision', 'recall']].mean(), per_line=3)}")
-        lines.append(f"boundary    {table['boundary_distance'].mean():.2f} pixels from the true one")
-        if empty := table["boundary_distance"].isna().sum():
-            lines[-1] += f"; left out: {pluralize(empty, 'image')} with an empty mask"
+        distance, empty = table["boundary_distance"].mean(), table["boundary_distance"].isna().sum()
+        lines.append("boundary    " + ("none" if empty == len(table) else f"{distance:.2f} pixels from the true one"))
+        lines[-1] += f"; left out: {pluralize(empty, 'image')} with an empty mask" * bool(empty)
         lines.append(f"worst       {_join(table.head(5).set_index('image')['dice'], per_line=2)}")
         if "angle" in table:
             lines.append(f"by angle    {_join(table.groupby('angle')['dice'].mean(), per_line=4)}")

@@ -84,7 +84,7 @@ class TensorboardLoggerCallback(Callback):
 
     def on_score(self, classifier: CarvanaClassifier, score: float, table: pd.DataFrame) -> None:
         best, log = classifier.best, EventLog(self.path / "valid", classifier.epoch + 1)
-        for name, mean in table.rename(columns={"dice": "score"}).mean(numeric_only=True).items():
+        for name, mean in table.rename(columns={"dice": "score"}).mean(numeric_only=True).dropna().items():
             log.add(best["epoch"], summary.scalar(f"masks/{name}", mean))
         self._log_row({"Score": score, "Validation Dice": best["valid_dice"]})
 
@@ -127,8 +127,8 @@ class TensorboardVisualizerCallback(Callback):
         image, mask = (images[0] * 255).round().byte(), masks[0]  # (3, H, W) uint8, (h, w) in [0, 1]
         prediction = (classifier.predict_probs(image[None])[0] > classifier.threshold).cpu()  # (h, w)
         image = center_crop(image, mask.shape) if self.dataset.padding == "reflect" else resize(image, mask.shape)
-        size = round(self.width / item[1]), self.width
-        return panel(image, prediction, mask > 0.5, size, self.dataset.X[index].name)
+        height = min(max(1, round(self.width / item[1])), 4 * self.width)
+        return panel(image, prediction, mask > 0.5, (height, self.width), self.dataset.X[index].name)
 
 
 def panel(image: Tensor, prediction: Tensor, mask: Tensor, size: tuple[int, int], title: str) -> Tensor:

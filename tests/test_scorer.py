@@ -117,6 +117,8 @@ def test_all_metrics_are_at_the_size_of_the_mask_and_at_the_threshold(masks):
     others = np.nanmean(table["boundary_distance"])
     assert f"boundary    {others:.2f} pixels from the true one; left out: 1 image with an empty mask\n" in summary
     assert "left out" not in scored(masks, noisy(masks, (20, 30))).summary()
+    nothing = f"boundary    none; left out: {len(masks)} images with an empty mask\n"
+    assert nothing in scored(masks, torch.zeros(len(masks), 20, 30)).summary()
 
 
 def test_the_confidence_interval_is_over_cars():

@@ -28,7 +28,7 @@ from callbacks.tensorboard import (
     spread,
 )
 from data.dataset import TrainImageDataset
-from img.transformer import resize
+from img.transformer import resize, to_pillow
 from nn.classifier import CarvanaClassifier
 from runtime.errors import UserError
 from test_model_saver import load, make_saver, resume
@@ -122,6 +122,10 @@ def test_a_score_is_added_at_the_best_epoch(drawn, tmp_path):
     log = events(tmp_path / "valid")
     assert [(event.step, event.value) for event in log.Scalars("masks/score")] == [(best, 0.25), (best, 0.5)]
     assert [event.step for event in log.Scalars("masks/dice")] == [1, 2, 3]
+    TensorboardLoggerCallback(tmp_path / "empty", Settings()).on_score(
+        classifier, 0.5, table_of(0.5).assign(boundary_distance=float("nan")))
+    assert set(events(tmp_path / "empty/valid").Tags()["scalars"]) == {
+        f"masks/{name}" for name in ("score", "iou", "precision", "recall")}
     for name, mean in {"iou": 0.125, "precision": 0.25, "recall": 0.375, "boundary_distance": 1.5}.items():
         assert [(event.step, event.value) for event in log.Scalars(f"masks/{name}")] == [(best, mean)] * 2
 
@@ -162,6 +166,16 @@ def test_the_worst_images_of_each_epoch_are_shown(drawn, tmp_path):
         shown = [pixels(image) for image in events(tmp_path).Images(f"worst_of_the_epoch/{rank}")]
         for shown_panel, index in zip(shown, (np.argsort(alone)[rank - 1], (4, 3)[rank - 1]), strict=True):
             assert (shown_panel[:16, :24] == prepared(dataset, index)[0][:, 2:-2, 2:-2].permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize(("size", "height"), [((1, 600), 1), ((600, 1), 4 * 24)])
+def test_a_panel_of_a_very_wide_or_high_image_can_be_drawn(tmp_path, size, height):
+    for name in ("a.png", "a_mask.gif"):
+        to_pillow(torch.full((3, *size), 255, dtype=torch.uint8)).save(tmp_path / name)
+    dataset = TrainImageDataset([tmp_path / "a.png"], [tmp_path / "a_mask.gif"], (20, 28), (16, 24))
+    callback = TensorboardVisualizerCallback(tmp_path, 1, width=24)
+    callback.on_train_begin(CarvanaClassifier(Bright(), 1), DataLoader(dataset))
+    assert callback._panel(CarvanaClassifier(Bright(), 1), 0).shape == (3, height + CAPTION_HEIGHT, 3 * 24)
 
 
 @pytest.mark.parametrize("padding", ["reflect", "stretch"])
