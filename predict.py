@@ -60,6 +60,7 @@ class Segmenter:
             hp, self.reader = first["hyperparameters"], Reader.from_state(first["reader"])
             self.threshold = hp["threshold"] if threshold is None else threshold
             self.tta = hp["tta"] if tta is None else tta
+        errors.check_ranges(self, threshold="(0, 1)")
 
     def probs(self, images: Any) -> Any:
         """The probability of car at each pixel: (H, W) float32 on the CPU."""

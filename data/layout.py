@@ -18,7 +18,7 @@ CAR_STEM = re.compile(r".+_(0[1-9]|1[0-6])(_mask)?", re.IGNORECASE)  # Kaggle's:
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
-MASK_STEM = re.compile(r"(.+?)(?:(_masks?)(_\d+)?)?", re.IGNORECASE)  # NAME, of a mask, its number if there are several
+MASK_STEM = re.compile(r"(?s)(.+?)(?:(_masks?)(_\d+)?)?", re.IGNORECASE)  # NAME, of a mask, its number
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
 OWN_HINT = "For images of your own, pass --dataset own."
@@ -199,7 +199,7 @@ class OwnLayout(Layout):
         self.input_dir, self.unit = Path(input_dir), "image" if group_regex is None else "group"
         try:
             self.pattern = re.compile(".+" if group_regex is None else unicodedata.normalize("NFC", group_regex))
-        except re.error as error:
+        except (re.error, OverflowError) as error:
             raise UserError(f"--group-regex {group_regex!r} is not a regular expression ({error}). Pass one such as "
                             "'(.+)_'.") from error
         self.image_dir = self._first_with_images(IMAGE_FOLDERS, self.input_dir)

@@ -29,7 +29,7 @@ def cut_out(image: Tensor, probs: Tensor, threshold: float, background: Image.Im
     if background is None:
         car.putalpha(alpha)
     else:
-        car = Image.composite(car, ImageOps.fit(background, car.size), alpha)
+        car = Image.composite(car, ImageOps.fit(background.convert("RGB"), car.size), alpha)
     boxes = ndimage.find_objects(mask.astype(int))  # one, or none
     if crop and boxes:
         margin = round(0.05 * max(side.stop - side.start for side in boxes[0]))

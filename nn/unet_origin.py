@@ -22,11 +22,11 @@ class SizeError(UserError):
 
 def check_size(net: type[nn.Module], size: Sequence[int]) -> tuple[int, int]:
     """(height, width) of an image -> that of its mask. Raises SizeError."""
-    start, step = net.valid_sizes.start, net.valid_sizes.step
-    below = tuple(max(start, side - (side - start) % step) for side in size)
+    start, step, last = net.valid_sizes.start, net.valid_sizes.step, net.valid_sizes[-1]
+    below = tuple(min(max(start, side - (side - start) % step), last) for side in size)
     if below == tuple(size):
         return size[0] - net.margin, size[1] - net.margin
-    above = tuple(lower if lower == side else lower + step for lower, side in zip(below, size, strict=True))
+    above = tuple(lower if lower == side else min(lower + step, last) for lower, side in zip(below, size, strict=True))
     error = SizeError(
         f"{net.__name__} does not support images of {format_size(size)} (height x width): both sides must be {start}, "
         f"{start + step}, {start + 2 * step}, ... pixels. The nearest valid sizes are {format_size(below)} and "

@@ -125,6 +125,13 @@ def test_diagonal_pixels_are_connected_and_faint_specks_are_not_kept():
     assert not keep_largest(torch.full((4, 4), 0.4), 0.5).any()  # no object
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_a_cut_out_on_a_background_is_rgb(mode):
+    background = Image.new(mode, (3, 3), 1)
+    made = cut_out(torch.full((3, 6, 8), 200, dtype=torch.uint8), torch.zeros(6, 8), 0.5, background)
+    assert made.mode == "RGB" and made.getpixel((0, 0)) == background.convert("RGB").getpixel((0, 0))
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "expected"),
     [

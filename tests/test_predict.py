@@ -207,6 +207,8 @@ def test_masks_and_cut_outs_of_images_in_the_folder_are_skipped_and_named(predic
     expected = "4 files in some: a_CUTOUT.png, a_mask.png, b_Mask.gif and 1 more\n"
     assert expected in predict_here("some")[1]
     assert "some/a_mask.png: car is" in predict_here("some/a_mask.png")[1]  # a file that is passed is an image
+    draw(tmp_path / "lines/g\nh.jpg")
+    assert "1 image cut out" in predict_here("lines")[1]
 
 
 @pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])

@@ -215,6 +215,8 @@ def test_threshold_and_tta_are_those_of_the_first_model_unless_they_are_passed(s
     assert torch.equal(other.mask(array), other.probs(array) > 0.8)
     assert not torch.equal(first.probs(array), other.probs(array))  # test-time augmentation or not
     assert torch.equal(Segmenter(*paths, device="cpu", tta=not tta).probs(array), other.probs(array))
+    with pytest.raises(UserError, match=r"^--threshold must be in the range \(0, 1\), not 5\.0\.$"):
+        Segmenter(*paths, device="cpu", threshold=5.0)
 
 
 def test_models_that_cannot_be_used_are_refused_in_one_sentence(save, tmp_path):
