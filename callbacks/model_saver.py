@@ -54,8 +54,9 @@ class ModelSaverCallback(Callback):
             return
         if classifier.metrics:
             best = classifier.best["epoch"]
-            require(best == classifier.epoch or load_checkpoint(self.best).get("epoch") == best,
-                    f"{self.best} is not of epoch {best}, the best one. Restore that file, or start a new run.")
+            until = classifier.metrics[:best]
+            require(best == classifier.epoch or load_checkpoint(self.best).get("metrics") == until, f"{self.best} is "
+                    f"not of epoch {best} of this run, the best one. Restore that file, or start a new run.")
             self._save_results(classifier, state)  # a kill after last.pt may have prevented it
         self._set_exit_hint(classifier)
 

@@ -200,7 +200,14 @@ def test_a_missing_or_wrong_best_is_an_error_before_the_training(drawn, tmp_path
     first = load(saver.last)
     first["metrics"][0]["valid_dice"] = 2.0  # as if the first epoch had been the best
     torch.save(first, saver.last)
-    sentence = r"best\.pt is not of epoch 1, the best one\. Restore that file, or start a new run\.$"
+    sentence = r"best\.pt is not of epoch 1 of this run, the best one\. Restore that file, or start a new run\.$"
+    with pytest.raises(UserError, match=sentence):
+        resume(drawn, saver, 3)
+    other = make_saver(tmp_path / "other")
+    train(drawn, 1, [other])
+    of_other = load(other.best)
+    of_other["metrics"][0]["train_loss"] += 1  # it has seen other images
+    torch.save(of_other, saver.best)
     with pytest.raises(UserError, match=sentence):
         resume(drawn, saver, 3)
     saver.best.unlink()
