@@ -230,16 +230,13 @@ class CarvanaClassifier:
                     "the size that it was trained with.")
             self.eval_net.load_state_dict(checkpoint["net"])
             if optimizer is not None:
-                self._restore_training(checkpoint, optimizer)
+                require((checkpoint["raw_net"] is None) == (self.eval_net is self.net),
+                        "The checkpoint and the classifier must both have an EMA of the weights, or neither of them.")
+                self.net.load_state_dict(checkpoint["raw_net"] or checkpoint["net"])
+                self.ema.updates = checkpoint["ema_updates"]
+                optimizer.load_state_dict(checkpoint["optimizer"])
+                if checkpoint["scaler"]:  # empty unless it was float16
+                    self.scaler.load_state_dict(checkpoint["scaler"])
+                self.epoch, self.metrics, self.valid_dice = (
+                    checkpoint[key] for key in ("epoch", "metrics", "valid_dice"))
         return checkpoint
-
-    def _restore_training(self, checkpoint: dict, optimizer: Optimizer) -> None:
-        """Load all of a checkpoint but the weights that predict."""
-        require((checkpoint["raw_net"] is None) == (self.eval_net is self.net),
-                "The checkpoint and the classifier must both have an EMA of the weights, or neither of them.")
-        self.net.load_state_dict(checkpoint["raw_net"] or checkpoint["net"])
-        self.ema.updates = checkpoint["ema_updates"]
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty unless it was float16
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        self.epoch, self.metrics, self.valid_dice = (checkpoint[key] for key in ("epoch", "metrics", "valid_dice"))
