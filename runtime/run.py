@@ -183,13 +183,13 @@ def parse(hyperparameters: type, args: Sequence[str] | None = None,
 def check(hp: Any, options: RunOptions) -> None:
     """Raise UserError for values that are out of range or cannot be combined."""
     check_ranges(
-        hp, validation_size="(0, 1)", sample_size="(0, 1]", batch_size="[1, inf)", accumulate_steps="[1, inf)",
-        epochs="[1, inf)", half_size_epochs="[0, inf)", learning_rate="(0, inf)", momentum="[0, 1)",
+        hp, validation_size="(0, 1)", sample_size="(0, 1]", batch_size="[1, 1e6]", accumulate_steps="[1, 1e6]",
+        epochs="[1, 1e6]", half_size_epochs="[0, inf)", learning_rate="(0, inf)", momentum="[0, 1)",
         weight_decay="[0, inf)", warmup_epochs="[0, inf)", grad_clip="[0, inf)", ema_decay="[0, 1)",
         seed="[0, 4294967296)", threshold="(0, 1)")
     check_ranges(hp.augment_img, shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]", color_jitter="[0, 1]",
                  grayscale="[0, 1]", blur="[0, 10]")
-    check_ranges(options, workers="[0, inf)")
+    check_ranges(options, workers="[0, 1024]")
     net, size = NETS[hp.net], format_size(hp.input_img_resize)
     try:
         output_size = net.check(hp.input_img_resize)
@@ -270,6 +270,8 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
     with checkpoint_errors(folder / "last.pt", checkpoint):
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
         began_options = from_dict(RunOptions, checkpoint["options"])
+        if folder.parent.name == "models":  # and not moved out of its output folder
+            began_options = replace(began_options, output_dir=folder.parent.parent)
         done, processes = len(checkpoint["metrics"]), checkpoint["world_size"]
         loaded = {key: checkpoint[key] for key in ("split", "reader", "seen")}
     hp, options = parse(hyperparameters, default=(began, began_options))

@@ -260,7 +260,7 @@ def test_an_error_of_one_process_is_printed_once(drawn, tmp_path):
     assert str(broken) in message and first.codes == [1, 1]
     assert [path.name for path in (tmp_path / "output/cache").iterdir()] == [".lock"]
     same = start(tmp_path, 2, "--input-dir", folder, *HALF, "--batch-size", "0")
-    assert same.ended().count("--batch-size must be in the range [1, inf), not 0.") == 1
+    assert same.ended().count("--batch-size must be in the range [1, 1e6], not 0.") == 1
     assert same.printed.count("main.py: ") == 1
 
 

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from main import Hyperparameters
 from processes import SMALL_MAIN, Program, in_folder, models
 from runtime.errors import UserError
 from runtime.files import version
+from runtime.run import from_command_line
 from test_classifier import Evil
 from test_main import fetcher
 from tiny import SMALL
@@ -134,6 +136,17 @@ def test_a_resumed_run_needs_no_weights_and_is_bit_identical(small_runs, drawn, 
     for key in ("net", "raw_net"):
         assert same(found[key], expected[key]) and not same(found[key], before[key])
     assert found["seen"] == expected["seen"] == sorted(names_of(small_runs["first"]))
+
+
+@pytest.mark.parametrize(("place", "output"), [("moved/models", "moved"), ("kept", None)])
+def test_a_run_that_was_moved_writes_to_where_it_is(small_runs, small_net, monkeypatch, tmp_path, place, output):
+    """Unless it was taken out of its output folder."""
+    run = small_runs["first"]
+    shutil.copytree(run, tmp_path / place / run.name)
+    monkeypatch.setattr("sys.argv", ["main.py", "--resume", str(tmp_path / place / run.name)])
+    resumed = from_command_line(Hyperparameters)
+    assert resumed.folder == tmp_path / place / run.name
+    assert resumed.submission == (tmp_path / output if output else run.parent.parent) / "submit.csv.gz"
 
 
 def test_a_resumed_run_refuses_other_weights(small_runs, main_here, small_net):
