@@ -162,8 +162,6 @@ def from_command_line(hyperparameters: type) -> Run:
     usual = USUAL_LEARNING_RATE[hp.optimizer]
     if hp.learning_rate >= 10 * usual:
         print(f"Warning: --learning-rate {hp.learning_rate} is high for {hp.optimizer}; try {usual}.")
-    if hp.optimizer != "SGD" and hp.momentum != hyperparameters.momentum:
-        print(f"Warning: --momentum {hp.momentum} has no effect on {hp.optimizer}; only SGD uses it.")
     return Run(hp, options, folder, **loaded)
 
 

@@ -415,7 +415,6 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen):
     again = [*sizes.split(), *rates.split()[:-6], "--seed", "5", "--device", "cpu", *optimizer]
     _, told = main_here("--input-dir", str(drawn), *again)
     assert "Warning: --learning-rate 0.01 is high for AdamW; try 0.001." in told
-    assert "Warning: --momentum 0.8 has no effect on AdamW; only SGD uses it." in told
     assert all(map(torch.equal, seen["self"].net.state_dict().values(), classifier.net.state_dict().values()))
 
 
