@@ -40,6 +40,11 @@ def hardest_pixels(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.topk(losses.shape[1] // 4, sorted=False).values.mean()
 
 
+def heavy_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Four times cross entropy: hardest_pixels is almost that, as the loss of most pixels is almost 0."""
+    return 4 * F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
 def train_epoch(self, loader, of_package=CarvanaClassifier.train_epoch):
     """Trains without augmentation in the last sixth of the epochs."""
     if self.epoch > self.epochs - self.epochs // 6:
@@ -50,6 +55,7 @@ def train_epoch(self, loader, of_package=CarvanaClassifier.train_epoch):
 EXPERIMENTS = {  # name -> what is replaced: an object, its attribute, the replacement
     "edges": (nn.classifier, "binary_cross_entropy", weighted_cross_entropy),
     "hardest-pixels": (nn.classifier, "binary_cross_entropy", hardest_pixels),
+    "heavy-cross-entropy": (nn.classifier, "binary_cross_entropy", heavy_cross_entropy),
     "plain-end": (CarvanaClassifier, "train_epoch", train_epoch),
 }
 

@@ -277,6 +277,7 @@ def test_the_hardest_quarter_of_the_pixels_counts():
     targets[0, 0, :2] = 1  # two of eight pixels are missed
     assert experiments.hardest_pixels(logits, targets).item() == pytest.approx(20)
     assert binary_cross_entropy(logits, targets).item() == pytest.approx(5)
+    assert experiments.heavy_cross_entropy(logits, targets).item() == pytest.approx(20)
 
 
 def test_the_last_sixth_of_the_epochs_is_not_augmented():
