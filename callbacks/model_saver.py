@@ -67,11 +67,11 @@ class ModelSaverCallback(Callback):
         if self.resumed:
             print(f"Resuming {self.folder} after epoch {classifier.epoch} of {classifier.epochs}.")
         else:
-            require(not self.folder.exists(), f"{self.folder} already exists: another run started in the same second. "
-                    "Start this one again.")
             with write_errors(self.folder):
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir(parents=True, exist_ok=True)  # after a restart
             self.folder_lock = lock(self.folder)
+            require(not self.last.exists(), f"{self.folder} already exists: another run started in the same second. "
+                    "Start this one again.")
         with save_atomically(self.folder / "hyperparameters.json") as file:
             file.write((json.dumps(self.settings, indent=2) + "\n").encode())
         save_table(self.split, self.folder / "split.csv")

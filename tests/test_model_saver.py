@@ -252,6 +252,8 @@ def test_a_folder_that_can_no_longer_be_written_is_named(drawn, small_disk, faul
 
 
 def test_two_runs_of_one_second_do_not_share_a_folder(drawn, tmp_path):
+    """A folder without last.pt is that of a run that torchrun has restarted."""
     (tmp_path / "run").mkdir()
+    train(drawn, 1, [make_saver(tmp_path / "run")])
     with pytest.raises(UserError, match="run already exists: another run started in the same second"):
         train(drawn, 1, [make_saver(tmp_path / "run")])
