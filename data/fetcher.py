@@ -72,15 +72,13 @@ class DatasetFetcher:
         return X_train, y_train, X_valid, y_valid
 
     def get_unseen_files(self, seen: Collection[str]) -> tuple[list[Path], list[Path]]:
-        """-> X, y: paths of images, and of their masks, of cars of which neither name nor any image is in `seen`."""
+        """-> X, y: paths of the images and masks of all cars of which `seen` has neither the name nor any image."""
         _raise_first(self.layout.faults())
-        groups = self.layout.groups()
-        known = [car for car, paths in groups.items() if not {car, *(path.name for path in paths)}.isdisjoint(seen)]
-        left_out = sum(len(groups.pop(car)) for car in known)
-        if left_out:
-            print(f"left out    {pluralize(left_out, 'image')}: {pluralize(len(known), self.layout.unit)} with names "
-                  "that a model was trained on")
-        rows = [(car, path.name, "valid") for car, paths in sorted(groups.items()) for path in paths]
+        rows = [(car, path.name, "valid") for car, paths in sorted(self.layout.groups().items())
+                if {car, *(each.name for each in paths)}.isdisjoint(seen) for path in paths]
+        if left_out := len(self.layout.images()) - len(rows):
+            print(f"left out    {pluralize(left_out, 'image')} of cars or groups that a model was trained on, judging "
+                  "by their names")
         return self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))[2:]
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
