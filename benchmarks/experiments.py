@@ -15,6 +15,7 @@ from torch import Tensor
 import nn.classifier
 from img.augmentation import Augmentation
 from nn.classifier import CarvanaClassifier
+from nn.losses import binary_cross_entropy
 
 
 def edge_weights(targets: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def hardest_pixels(logits: Tensor, targets: Tensor) -> Tensor:
 
 def heavy_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Four times cross entropy: hardest_pixels is almost that, as the loss of most pixels is almost 0."""
-    return 4 * F.binary_cross_entropy_with_logits(logits.float(), targets)
+    return 4 * binary_cross_entropy(logits, targets)
 
 
 def train_epoch(self, loader, of_package=CarvanaClassifier.train_epoch):

@@ -19,7 +19,7 @@ from torch.distributed.run import parse_args
 
 from conftest import ROOT
 from data.sampler import ShardedRandomSampler
-from processes import SMALL_MAIN, TORCHRUN, Program, Torchrun, in_folder, models
+from processes import SMALL_MAIN, TORCHRUN, Program, Torchrun, in_folder, models, wait_until
 from runtime import distributed
 from runtime.errors import UserError
 from test_main import PAGES, commands, fetcher
@@ -231,11 +231,13 @@ def test_torchrun_does_not_resume_an_older_run(drawn, tmp_path):
     (older,) = models(tmp_path)
     run = Torchrun(["--standalone", "--nproc_per_node=1", "--max-restarts=1"], *SMALL_MAIN,
                    *in_folder(tmp_path, *training))
-    pid = None
-    while pid is None:
-        with suppress(AssertionError, OSError):  # not started yet
-            pid = run.of_rank(0)
-    os.kill(pid, signal.SIGKILL)
+
+    def started():
+        with suppress(AssertionError, OSError):  # OSError: a process that has ended in between
+            return run.of_rank(0)
+
+    wait_until(started, 60)
+    os.kill(run.of_rank(0), signal.SIGKILL)
     assert "Resuming " not in run.ended() and "is finished" not in run.printed and run.code == 0, run.printed
     assert len(set(models(tmp_path)) - {older}) == 1
 
