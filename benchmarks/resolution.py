@@ -1,8 +1,8 @@
-"""The Dice of a perfect net at each size: true masks, shrunk to the net's output and enlarged as predictions are.
+"""The Dice of a perfect net at each size: true masks, downsampled to the net's output and upsampled again.
 
     python benchmarks/resolution.py FOLDER    (of masks at their original size)
 
-No net of a size can be expected to score more, as it never sees what the shrinking loses.
+No net of a size can be expected to score more, as it never sees what downsampling loses.
 """
 
 from dataclasses import dataclass

@@ -68,7 +68,7 @@ class ModelSaverCallback(Callback):
             print(f"Resuming {self.folder} after epoch {classifier.epoch} of {classifier.epochs}.")
         else:
             with write_errors(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)  # after a restart
+                self.folder.mkdir(parents=True, exist_ok=True)  # it may exist after a restart
             self.folder_lock = lock(self.folder)
             require(not self.last.exists(), f"{self.folder} already exists: another run started in the same second. "
                     "Start this one again.")

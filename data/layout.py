@@ -18,7 +18,7 @@ CAR_STEM = re.compile(r".+_(0[1-9]|1[0-6])(_mask)?", re.IGNORECASE)  # Kaggle's:
 ANGLES = {f"{angle:02d}" for angle in range(1, 17)}  # each car has an image from each
 IMAGE_FOLDERS = ("train_hq", "train", "images", "imgs")  # of your own images
 MASK_FOLDERS = ("train_masks", "masks")
-MASK_STEM = re.compile(r"(?s)(.+?)(?:(_masks?)(_\d+)?)?", re.IGNORECASE)  # NAME, of a mask, its number
+MASK_STEM = re.compile(r"(.+?)(?:(_masks?)(_\d+)?)?", re.I | re.S)  # NAME, of a mask, its number if there are several
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, line ends, stray bytes
 
 OWN_HINT = "For images of your own, pass --dataset own."

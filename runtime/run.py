@@ -268,7 +268,7 @@ def continued(folder: Path, checkpoint: dict, hyperparameters: type) -> tuple:
     with checkpoint_errors(folder / "last.pt", checkpoint):
         began = from_dict(hyperparameters, checkpoint["hyperparameters"])
         began_options = from_dict(RunOptions, checkpoint["options"])
-        if folder.parent.name == "models":  # and not moved out of its output folder
+        if folder.parent.name == "models":  # which may have been moved
             began_options = replace(began_options, output_dir=folder.parent.parent)
         done, processes = len(checkpoint["metrics"]), checkpoint["world_size"]
         loaded = {key: checkpoint[key] for key in ("split", "reader", "seen")}
