@@ -54,6 +54,7 @@ def init_distributed() -> Iterator[None]:
         _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
         _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
         yield
+        _groups.clear()  # ends their threads: one that frees a tensor while Python exits aborts it
         dist.destroy_process_group()
     except Exception as error:  # but not a signal or a wrong command line, which all processes get
         reporter = _elect_reporter(store)
@@ -79,7 +80,7 @@ def _connect() -> dist.Store:
 
 
 def _elect_reporter(store: dist.Store | None) -> int:
-    """The rank of the process that prints the error: the main process if it failed too, or else the first to fail."""
+    """The rank of the process that prints the error: the main process if it failed, or else the first to fail."""
     time.sleep(0 if is_main_process() else 1)
     elected = [RANK]
 
@@ -94,7 +95,7 @@ def _elect_reporter(store: dist.Store | None) -> int:
 
 
 def first_name(name: str) -> str:
-    """`name`, or the one that this returned before torchrun restarted the processes: its store outlives them."""
+    """`name`, or the one that this returned before torchrun restarted the processes."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return name
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
@@ -150,8 +151,9 @@ def average_buffers(net: nn.Module) -> None:
     """Average the BatchNorm statistics of `net` over the processes."""
     for buffer in net.buffers():
         if WORLD_SIZE > 1 and buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= WORLD_SIZE
+            sums = buffer.cpu()
+            all_reduce(sums)
+            buffer.copy_(sums / WORLD_SIZE)
 
 
 def wrap_ddp(net: nn.Module, device: torch.device) -> nn.Module:

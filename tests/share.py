@@ -1,7 +1,8 @@
 """Trains for an epoch, in one process or as one of several: share.py FOLDER IMAGES BATCH_SIZE ACCUMULATE LEARNING_RATE.
 
 BatchNorm layers stay in evaluation mode, whose result does not depend on the batch. Saves to FOLDER by how much the
-weights and their moving average changed (with a learning rate of 1, in one step, that is the gradient), and metrics.
+weights and their moving average changed (with a learning rate of 1, in one step, that is the gradient), metrics, and
+the number of threads that communicate during the training and after it.
 """
 
 import sys
@@ -23,6 +24,10 @@ class Frozen(SmallUNet):
 
     def train(self, mode=True):
         return super().train(False)
+
+
+def communicating_threads() -> int:
+    return sum(path.read_text().startswith("pt_gloo") for path in Path("/proc/self/task").glob("*/comm"))
 
 
 folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
@@ -51,5 +56,6 @@ with distributed.init_distributed():
     net.down1.convs[0].bn.running_mean.fill_(distributed.RANK)
     distributed.average_buffers(net)
     means = [net.down1.convs[0].bn.running_mean, net.up1.convs[0].bn.running_mean]
-    saved = {"changes": changes, "metrics": metrics, "means": means}
-    torch.save(saved, f"{folder}/{distributed.WORLD_SIZE}-{distributed.RANK}.pt")
+    saved = {"changes": changes, "metrics": metrics, "means": means, "threads": communicating_threads()}
+saved["threads left"] = communicating_threads()
+torch.save(saved, f"{folder}/{distributed.WORLD_SIZE}-{distributed.RANK}.pt")
