@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -168,14 +168,11 @@ def from_command_line(hyperparameters: type) -> Run:
 def parse(hyperparameters: type, args: Sequence[str] | None = None,
           default: tuple | None = None) -> tuple[Any, RunOptions]:
     """The command line as hyperparameters and RunOptions. default: a pair of them, for what it leaves out."""
-    groups = make_dataclass("Groups", [
-        ("hyperparameters", Annotated[hyperparameters, tyro.conf.arg(prefix_name=False)]),
-        ("options", Annotated[RunOptions, tyro.conf.arg(prefix_name=False, name="run")]),
-    ])
+    groups = make_dataclass("Groups", [("hyperparameters", hyperparameters), ("run", RunOptions)])
     default = groups(*(default or (hyperparameters(), RunOptions())))
     parsed = tyro.cli(groups, args=args, default=default, config=(tyro.conf.OmitArgPrefixes,),
                       description="Train a U-Net to find the car in an image, and predict masks for Kaggle.")
-    return parsed.hyperparameters, parsed.options
+    return parsed.hyperparameters, parsed.run
 
 
 def check(hp: Any, options: RunOptions) -> None:
