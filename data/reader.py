@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers import format_size
-from img.headers import SIDEWAYS, Header, read_header
+from img.headers import SIDEWAYS, Header, open_image
 from img.mask import MaskValues, decode_mask
 from img.transformer import decode_image, exif_transpose, resize
 from runtime.errors import UserError, ran_out_of_memory, require
@@ -39,8 +39,8 @@ def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | 
 
 def get_header(path: Path) -> Header:
     """The size and EXIF orientation of an image or a mask. Raises UserError."""
-    with reading(path):
-        return read_header(path)
+    with reading(path), path.open("rb", buffering=0) as file:
+        return open_image(file, pixels=False)[1]
 
 
 def check_pair(image_path: Path, image_size: tuple[int, int], mask_path: Path, mask_size: tuple[int, int]) -> None:

@@ -7,7 +7,6 @@ import re
 import struct
 import warnings
 import zlib
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -30,14 +29,8 @@ class Header(NamedTuple):
     is_16_bit: bool  # gray with 16 bits per value
 
 
-def read_header(path: Path) -> Header:
-    """Read a file's header, but not its pixels. Raises ValueError or an error of Pillow."""
-    with path.open("rb", buffering=0) as file:
-        return open_image(file, pixels=False)[1]
-
-
 def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header]:
-    """Open an image, whose pixels Pillow decodes later; without `pixels`, for its header. Raises as `read_header`."""
+    """Open an image for its header and, if `pixels`, to decode them later. Raises ValueError or an error of Pillow."""
     file = _strip_png(file, pixels) if file.read(8) == PNG_START else file
     try:
         image = Image.open(file, formats=FORMATS)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from conftest import ROOT
-from img.headers import read_header
+from data.reader import get_header
 from img.mask import decode_mask
 from img.transformer import decode_image, load
 
@@ -196,7 +196,7 @@ def test_metadata_of_a_png_is_ignored(name, before, tmp_path):
     data = with_chunk(PNG_METADATA[name], before=before)
     assert np.array_equal(decode_image(data).permute(1, 2, 0), NOISE) and load(data)[1] == 1
     (tmp_path / "a.png").write_bytes(data)
-    assert read_header(tmp_path / "a.png") == ((48, 64), 1, False)
+    assert get_header(tmp_path / "a.png") == ((48, 64), 1, False)
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
@@ -249,7 +249,7 @@ def test_listing_and_decoding_ignore_an_orientation_that_is_invalid(data, format
     for each, orientation in ((data, 1), (exif(6), 6)):  # the second is the control
         file = oriented(each, format)
         (tmp_path / "a").write_bytes(file)
-        header = read_header(tmp_path / "a")
+        header = get_header(tmp_path / "a")
         assert header.orientation == load(file)[1] == orientation
         assert header.size == decode_image(file).shape[1:]
         assert header.size == ((48, 64) if orientation == 1 else (64, 48))
@@ -271,7 +271,7 @@ def test_a_tiff_is_rotated_once_and_listed_as_it_is_decoded(orientation, compres
     (tmp_path / "a").write_bytes(data)
     expected = np.rot90(gray_of(values, 16), {3: 2, 6: -1, 8: 1}.get(orientation, 0))
     assert np.array_equal(decode_image(data), np.broadcast_to(expected, (3, *expected.shape)))
-    assert read_header(tmp_path / "a") == (expected.shape, load(data)[1], True)
+    assert get_header(tmp_path / "a") == (expected.shape, load(data)[1], True)
 
 
 def test_xmp_does_not_rotate():
@@ -289,10 +289,10 @@ def test_listing_reads_the_headers_only(tmp_path, monkeypatch):
         options = {"compression": "tiff_lzw"} if name == "b.tif" else {}
         Image.fromarray(NOISE).save(tmp_path / name, **options)
     monkeypatch.setattr(Image.Image, "load", None)  # decoding would fail
-    assert [read_header(tmp_path / name).size for name in names] == [(48, 64)] * len(names)
+    assert [get_header(tmp_path / name).size for name in names] == [(48, 64)] * len(names)
     start = PNG.index(b"IDAT") + 4
     (tmp_path / "a.png").write_bytes(PNG[:start] + bytes(len(PNG) - start - 16) + PNG[-16:])
-    assert read_header(tmp_path / "a.png").size == (48, 64)  # pixels of zeros, with a wrong checksum
+    assert get_header(tmp_path / "a.png").size == (48, 64)  # pixels of zeros, with a wrong checksum
 
 
 # 16 bits
@@ -429,10 +429,11 @@ def test_damaged_tags_of_a_tiff_print_nothing(tmp_path):
     (tmp_path / "a.tif").write_bytes(data[:place] + struct.pack("<I", 2**30) + data[place + 4 :])
     (tmp_path / "b.tif").write_bytes(deep_tiff(GRADIENT, _277=(3, [999])))
     program = """if True:
-        from img.headers import open_image, read_header, Path
-        print(read_header(Path("a.tif")).size, open_image(open("a.tif", "rb"))[0].getpixel((0, 0)))
+        from img.headers import open_image
+        _, header = open_image(open("a.tif", "rb"), pixels=False)
+        print(header.size, open_image(open("a.tif", "rb"))[0].getpixel((0, 0)))
         try:
-            read_header(Path("b.tif"))
+            open_image(open("b.tif", "rb"), pixels=False)
         except ValueError as error:
             print(error)
     """
