@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as an image ({reason}). Replace it.") from error
 
 
-def read(path: Path, decode: Callable[..., Tensor], min_size: tuple[int, int] | None = None) -> Tensor:
-    """Read a file with decode_image or decode_mask. Raises UserError."""
+def read(path: Path, decode: Callable[..., Tensor], *options: Any) -> Tensor:
+    """Read a file with decode_image or decode_mask, and their options. Raises UserError."""
     with reading(path):
-        return decode(path.read_bytes(), min_size)
+        return decode(path.read_bytes(), *options)
 
 
 def get_header(path: Path) -> Header:
@@ -65,7 +64,7 @@ class Reader:
     rotations: dict[str, int] = field(default_factory=dict)
 
     def image(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
-        return read(path, partial(decode_image, bits=self.bits or 16), min_size)
+        return read(path, decode_image, min_size, self.bits or 16)
 
     def mask(self, path: Path, min_size: tuple[int, int] | None = None) -> Tensor:
         """The result of decode_mask, after merging and rotation. Raises UserError."""
@@ -73,7 +72,7 @@ class Reader:
         for file in self.files(path):
             orientation = self.rotations.get(file.name, 1)
             size = min_size[::-1] if orientation in SIDEWAYS and min_size is not None else min_size
-            mask = read(file, partial(decode_mask, values=self.values), size)
+            mask = read(file, decode_mask, size, self.values)
             masks.append(exif_transpose(mask, orientation))
         return torch.stack(masks).amax(dim=0)
 

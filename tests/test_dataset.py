@@ -272,8 +272,8 @@ def test_drawn_masks_fit_their_images_at_every_size(drawn):
 @pytest.mark.parametrize("tta", [False, True])
 def test_an_image_is_decoded_once(pair, monkeypatch, tta):
     decoded = []
-    count = lambda *arguments, **bits: decoded.append(arguments) or decode_image(*arguments, **bits)  # noqa: E731
+    count = lambda *arguments: decoded.append(arguments) or decode_image(*arguments)  # noqa: E731
     monkeypatch.setattr("data.reader.decode_image", count)
     ToPredict(pair[0], (32, 32), (16, 16), "stretch", tta=tta)[0]
     TrainImageDataset(*pair, (32, 32), (32, 32))[0]
-    assert [min_size for _, min_size in decoded] == [None if tta else (32, 32), (32, 32)]
+    assert [min_size for _, min_size, _ in decoded] == [None if tta else (32, 32), (32, 32)]
