@@ -61,14 +61,14 @@ class DatasetFetcher:
         self.reader = survey.reader
 
         self.split["image"] = [images[stem].name for stem in stems]
-        train, valid = (stems[self.split["part"] == part].tolist() for part in ("train", "valid"))
+        parts = [stems[self.split["part"] == part] for part in ("train", "valid")]
+        X_train, X_valid = ([images[stem] for stem in part] for part in parts)
+        y_train, y_valid = ([masks[stem][0] for stem in part] for part in parts)
         self.image_size = get_header(images[min(stems, default=min(images))]).size
-        distributed.require_same(images[stem] for stem in train + valid)
-        processes = distributed.WORLD_SIZE
-        require(not train or len(train) >= processes, f"{pluralize(len(train), 'image')} to train on is too few for "
-                f"{processes} processes. Pass --nproc_per_node={len(train)} or less to torchrun.")
-        X_train, X_valid = ([images[stem] for stem in part] for part in (train, valid))
-        y_train, y_valid = ([masks[stem][0] for stem in part] for part in (train, valid))
+        distributed.require_same(X_train + X_valid)
+        count, processes = len(X_train), distributed.WORLD_SIZE
+        require(not count or count >= processes, f"{pluralize(count, 'image')} to train on is too few for "
+                f"{processes} processes. Pass --nproc_per_node={count} or less to torchrun.")
         return X_train, y_train, X_valid, y_valid
 
     def get_unseen_files(self, seen: Collection[str]) -> tuple[list[Path], list[Path]]:
