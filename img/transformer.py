@@ -30,15 +30,11 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, whose range is unknown; save it with 8 or 16 bits")
     else:
-        image = _to_8_bits(np.asarray(image), bits) if header.is_16_bit else image
+        if header.is_16_bit:
+            table = np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)
+            image = Image.fromarray(table[np.asarray(image)])
         pixels = np.array(image.convert("RGB").reduce(scale))
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
-
-
-def _to_8_bits(values: np.ndarray, bits: int) -> Image.Image:
-    """Scale 16 bits, of which `bits` are used, to 8."""
-    table = np.rint(np.arange(2**16) * 255 / (2**bits - 1)).clip(max=255).astype(np.uint8)
-    return Image.fromarray(table[values])
 
 
 def load(encoded: bytes) -> tuple[Image.Image, int]:
