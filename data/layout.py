@@ -82,11 +82,10 @@ class Layout:
 
     def faults(self, part: Literal["train", "test"] = "train", shown: int | None = 3) -> Iterator[str]:
         """Print the files that are ignored, and yield a sentence for every problem, with `shown` names (None: all)."""
-        problems = []
-        for name in ("train", "train_masks") if part == "train" else ("test",):
-            problems += self._problems(name)
-        if part == "train":
-            problems += self._pair_problems()
+        if part == "test":
+            problems = self._problems("test")
+        else:
+            problems = [*self._problems("train"), *self._problems("train_masks"), *self._pair_problems()]
         for names, noun, problem, remedy in problems:
             if names is None:
                 yield f"There are no {noun}s {problem}. {remedy}"
@@ -204,11 +203,11 @@ class OwnLayout(Layout):
                             "'(.+)_'.") from error
         self.image_dir = self._first_with_images(IMAGE_FOLDERS, self.input_dir)
         self.mask_dir = self._first_with_images(MASK_FOLDERS, self.image_dir)
-        self.stems = {stem_of(path) for path in self.image_dir.glob("*") if is_image(path)}
+        self.stems = {stem_of(path) for path in self.image_dir.glob("[!.]*") if is_image(path)}
 
     def _first_with_images(self, names: tuple[str, ...], default: Path) -> Path:
         folders = [self.input_dir / name for name in names]
-        return next((folder for folder in folders if any(map(is_image, folder.glob("*")))), default)
+        return next((folder for folder in folders if any(map(is_image, folder.glob("[!.]*")))), default)
 
     def folder(self, name: str) -> Path:
         return self.image_dir if name == "train" else self.mask_dir
@@ -230,9 +229,9 @@ class OwnLayout(Layout):
 
 
 def is_image(path: Path) -> bool:
-    """Whether it is a file, not hidden, with the extension of a supported format."""
+    """Whether it is a file with the extension of a supported format."""
     image_format = Image.registered_extensions().get(path.suffix.lower())
-    return image_format in FORMATS and not path.name.startswith(".") and path.is_file()
+    return image_format in FORMATS and path.is_file()
 
 
 def stem_of(path: Path) -> str:
