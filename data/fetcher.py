@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -146,7 +145,8 @@ def _draw(folder: Path) -> None:
     if folder.exists():
         return
     try:
-        with _lock(folder.parent):
+        make_writable(folder.parent)
+        with lock(folder.parent, wait=True):
             draw_sample(folder)
     except OSError as error:  # of a worker, so its traceback comes first
         raise UserError(f"Cannot draw {folder} ({str(error).strip().splitlines()[-1]}).") from error
@@ -158,13 +158,9 @@ def _download(layout: CarvanaLayout, test_images: bool) -> None:
         return
     if not all((folder / f"{name}.zip").is_file() or is_there(folder / name) for name in names):
         require(sign_in(), layout.help_text(test_images))
-    with _lock(folder):
-        download(folder, names)
-
-
-def _lock(folder: Path) -> ExitStack:
     make_writable(folder)
-    return lock(folder, wait=True)
+    with lock(folder, wait=True):
+        download(folder, names)
 
 
 def _raise_first(faults: Iterable[str]) -> None:
