@@ -96,12 +96,7 @@ def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> 
         if (values.dtype.kind == "f" and not np.isfinite(values).all()) or values.min() < 0:
             raise ValueError("it has values that are negative, infinite or not a number")
         return "gray", values * np.uint8(255) if image.mode == "1" else values
-    return _read_colors(np.asarray(image.convert("RGB")), tolerance, kind)
-
-
-def _read_colors(colors: np.ndarray, tolerance: int, kind: str | None) -> tuple[str, np.ndarray]:
-    """Colors (H, W, 3) uint8 -> kind, values (H, W): gray levels, or 0xRRGGBB."""
-    red, green, blue = np.moveaxis(colors, -1, 0)
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)  # (H, W) uint8 each
     highest, lowest = (each.reduce([red, green, blue]) for each in (np.maximum, np.minimum))
     if kind != "color" and (highest - lowest).max() <= tolerance:
         return "gray", highest
