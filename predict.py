@@ -52,7 +52,7 @@ class Segmenter:
 
     def __init__(self, *models: str | Path, device: str | None = None, threshold: float | None = None,
                  tta: bool | None = None):
-        errors.require(len(models) > 0, "Pass a model, such as output/models/model_<time>.")
+        errors.require(models, "Pass a model, such as output/models/model_<time>.")
         checkpoints = {path: files.load_checkpoint(path) for path in models}
         self.ensemble = Ensemble(checkpoints, machine.choose_machine(device, workers=0))
         path, first = next(iter(checkpoints.items()))
@@ -112,7 +112,7 @@ class Segmenter:
 
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
     """Return the images among `paths` and those in folders among them (see `scan`), sorted by path."""
-    errors.require(len(paths) > 0, "Pass images or folders of them first: python predict.py photo.jpg folder/")
+    errors.require(paths, "Pass images or folders of them first: python predict.py photo.jpg folder/")
     images = {}
     for path in dict.fromkeys(paths):
         for image in scan(path) if path.is_dir() else [path]:
@@ -126,7 +126,7 @@ def scan(folder: Path) -> list[Path]:
     """Return the images in a folder, but not NAME_mask and NAME_cutout of an image NAME. Print what is left out."""
     shown = [each for each in sorted(folder.glob("[!.]*")) if each.is_file()]
     images = [each for each in shown if is_image(each)]
-    errors.require(len(images) > 0, f"{folder} contains no image, such as a .jpg or .png file.")
+    errors.require(images, f"{folder} contains no image, such as a .jpg or .png file.")
     stems = {stem_of(each) for each in images}
     used = [each for each in images if not (is_mask(each, stems) or is_cutout(each, stems))]
     print_ignored(folder, sorted(set(shown) - set(used)))
@@ -168,7 +168,7 @@ def main(options: Options) -> None:
     errors.require(target not in {image.parent.resolve() for image in images} and target.name not in MASK_FOLDERS,
                    f"--output-dir {options.output_dir} must not be a folder of images or of masks. Pass another one.")
     models = options.model or files.saved_runs(Path("output"), holding="best.pt")[-1:]
-    errors.require(len(models) > 0, "There is no model in output/models. Train one with main.py, or pass --model.")
+    errors.require(models, "There is no model in output/models. Train one with main.py, or pass --model.")
     segmenter = Segmenter(*models, device=options.device, threshold=options.threshold, tta=options.tta)
     files.make_writable(options.output_dir)
     for model, classifier in zip(dict.fromkeys(models), segmenter.ensemble.nets, strict=True):

@@ -34,7 +34,7 @@ class UserError(Exception):
         super().__init__(sentence.rsplit("UserError: ", 1)[-1].strip())
 
 
-def require(holds: bool, sentence: str) -> None:
+def require(holds: Any, sentence: str) -> None:
     if not holds:
         raise UserError(sentence)
 

@@ -194,7 +194,7 @@ def check(hp: Any, options: RunOptions) -> None:
                         f"--output-img-resize {height - net.margin} {width - net.margin}.") from None
     require(not hp.warmup_epochs or hp.schedule != "one_cycle",
             "--warmup-epochs cannot be combined with --schedule one_cycle, which has its own warmup.")
-    require(options.resume is not None or not options.score_only, "--score-only needs a run: pass --resume last too.")
+    require(options.resume or not options.score_only, "--score-only needs a run: pass --resume last too.")
     require(not (options.predict_with and (options.resume or options.weights)),
             "--predict-with trains nothing: omit --resume and --weights.")
     require(options.dataset == "carvana" or not options.hq_files, "--hq-files is for Kaggle's images: omit it.")
@@ -237,7 +237,7 @@ def seen_by(checkpoint: dict[str, Any]) -> set[str]:
 
 def load_models(paths: Sequence[str]) -> dict[str, Any]:
     """The checkpoints for --predict-with, all that they have `seen`, and the first one's reader."""
-    require(len(paths) > 0, "--predict-with needs at least one run, such as output/models/model_<time>.")
+    require(paths, "--predict-with needs at least one run, such as output/models/model_<time>.")
     models, seen, readers = {path: load_checkpoint(path) for path in paths}, set(), []
     for path, checkpoint in models.items():
         with checkpoint_errors(path, checkpoint):
@@ -251,7 +251,7 @@ def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     folder = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
     if resume == "last":
         runs = saved_runs(output_dir)
-        require(len(runs) > 0, f"There is no run to resume in {output_dir / 'models'}.")
+        require(runs, f"There is no run to resume in {output_dir / 'models'}.")
         folder = runs[-1]
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
