@@ -1,4 +1,4 @@
-"""Which images a process reads, and in which order. Together, all processes read each image once."""
+"""Which images a process reads, and in which order."""
 
 from collections.abc import Iterator, Sized
 
