@@ -15,7 +15,7 @@ from torch import Tensor
 from img.transformer import to_device
 
 NUMBERS = 14  # random numbers per image: 5 of random_affine, 7 of color_jitter, 2 of gaussian_blur
-LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in gray (ITU-R BT.601)
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue in gray (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,8 @@ def color_jitter(images: Tensor, numbers: Tensor, strength: float, grayscale: fl
     factors = 1 + strength * (2 * numbers[:, :6] - 1)
     brightness, contrast, saturation = factors[:, :3, None, None].unbind(1)  # (N, 1, 1) each
     saturation = saturation.where(~to_gray[:, None, None], 0)
-    luma = torch.tensor(LUMA)
-    matrix = saturation * torch.diag_embed(factors[:, 3:]) + (1 - saturation) * luma  # (N, 3, 3)
-    scale, shift = brightness * contrast * matrix, brightness * (1 - contrast) * luma  # (N, 3, 3), (N, 1, 3)
+    matrix = saturation * torch.diag_embed(factors[:, 3:]) + (1 - saturation) * LUMA  # (N, 3, 3)
+    scale, shift = brightness * contrast * matrix, brightness * (1 - contrast) * LUMA  # (N, 3, 3), (N, 1, 3)
     scale, shift = to_device(scale, images.device), to_device(shift, images.device)
     pixels = images.float().flatten(2)  # (N, 3, H * W)
     offset = shift @ pixels.mean(2, keepdim=True)  # (N, 1, 1): contrast is relative to the mean of an image

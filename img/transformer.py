@@ -116,8 +116,7 @@ def reflect_pad(images: Tensor, size: tuple[int, int]) -> Tensor:
     The edge pixel is not repeated. Unlike with F.pad, the padding may be wider than the image.
     """
     for dim, side in zip((-2, -1), size, strict=True):
-        missing = side - images.shape[dim]
-        if missing:
+        if missing := side - images.shape[dim]:
             kept = np.pad(np.arange(images.shape[dim]), (missing // 2, missing - missing // 2), mode="reflect")
             images = images.index_select(dim, to_device(torch.from_numpy(kept), images.device))
     return images

@@ -82,8 +82,7 @@ def friendly_errors() -> Iterator[None]:
             if received:  # whatever `error` is: the signal may have ended a worker first
                 print(f"{program}: stopped by {signal.Signals(received[0]).name}.", *hints, file=sys.stderr)
                 sys.exit(128 + received[0])
-            sentence = _explain(error)
-            if sentence:
+            if sentence := _explain(error):
                 sys.exit(" ".join([f"{program}: {sentence}", *hints]))
             if hints and not isinstance(error, SystemExit):
                 print(*hints, file=sys.stderr)
@@ -151,8 +150,7 @@ def advise(hp: Any, machine: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        advice = _advice(error, hp, machine)
-        if advice:
+        if advice := _advice(error, hp, machine):
             raise UserError(advice) from error
         raise
 
