@@ -42,12 +42,10 @@ def require(holds: Any, sentence: str) -> None:
 def check_ranges(values: object, **ranges: str) -> None:
     """Require that each attribute in `ranges` is None or in its range, such as threshold="(0, 1]"."""
     for name, text in ranges.items():
-        value, (low, high) = getattr(values, name), text[1:-1].split(", ")
-        if value is None:
-            continue
-        above = float(low) <= value if "[" in text else float(low) < value
-        below = value <= float(high) if "]" in text else value < float(high)
-        require(above and below, f"--{name.replace('_', '-')} must be in the range {text}, not {value}.")
+        value, (low, high) = getattr(values, name), map(float, text[1:-1].split(", "))
+        inside = value is None or low < value < high
+        at_end = (value == low and "[" in text) or (value == high and "]" in text)
+        require(inside or at_end, f"--{name.replace('_', '-')} must be in the range {text}, not {value}.")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
