@@ -45,7 +45,7 @@ def choose_machine(device: str | None = None, precision: str | None = None, work
 
 def choose_device(name: str | None) -> tuple[torch.device, str]:
     """The device, and the reason. Each process gets its own accelerator. Raises UserError if there are too few."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU
+    found = torch.accelerator.current_accelerator(check_available=True) or CPU
     device, reason = found, "no accelerator found" if found.type == "cpu" else "found by PyTorch"
     if name is not None:
         try:
