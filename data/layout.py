@@ -27,8 +27,8 @@ OWN_HINT = "For images of your own, pass --dataset own."
 Problem = tuple[list[str] | None, str, str, str]
 
 
-def make_layout(dataset: Literal["carvana", "sample", "own"] = "carvana", input_dir: str | Path = "input",
-                hq_files: bool | None = None, group_regex: str | None = None) -> "Layout":
+def make_layout(dataset: Literal["carvana", "sample", "own"], input_dir: str | Path, hq_files: bool | None,
+                group_regex: str | None) -> "Layout":
     """Return the layout of Kaggle's images, of a sample drawn in input_dir/sample, or of your own images."""
     if dataset == "own":
         return OwnLayout(input_dir, group_regex)

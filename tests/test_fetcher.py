@@ -144,6 +144,7 @@ def next_step(fetcher, submission="a.gz"):
 
 def refusal(folder, **options):
     with pytest.raises(UserError) as error:
+        options = {"dataset": "carvana", "hq_files": None, "group_regex": None} | options
         fetcher = DatasetFetcher(make_layout(input_dir=folder, **options))
         fetcher.download_dataset()
         fetcher.get_train_files()
