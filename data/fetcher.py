@@ -88,9 +88,8 @@ class DatasetFetcher:
         require(len(cars) >= 2, f"--sample-size {sample_size} of {pluralize(len(groups), self.layout.unit)} is too "
                 "few: at least 2 are needed. Raise it.")
         count = min(max(1, round(validation_size * len(cars))), len(cars) - 1)
-        train, valid = _divide(cars, test_size=count, random_state=seed)
-        parts = [("train", car) for car in sorted(train)] + [("valid", car) for car in sorted(valid)]
-        rows = [(car, path.name, part) for part, car in parts for path in groups[car]]
+        parts = zip(("train", "valid"), _divide(cars, test_size=count, random_state=seed), strict=True)
+        rows = [(car, path.name, part) for part, drawn in parts for car in sorted(drawn) for path in groups[car]]
         return pd.DataFrame(rows, columns=["car", "image", "part"])
 
     def get_test_files(self, sample_size: float | None = None, seed: int = 0, predict: bool = True) -> list[Path]:
