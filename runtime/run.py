@@ -6,6 +6,7 @@ from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 import tyro
 from torch import Tensor, nn
@@ -222,7 +223,7 @@ def load_weights(path: str, net_name: str) -> dict[str, Any]:
     """The weights of a saved net, with its BatchNorm statistics, and `seen`. Raises UserError if they don't fit."""
     checkpoint = load_checkpoint(path)
     with checkpoint_errors(path, checkpoint), torch.device("meta"):  # which takes no memory
-        saved, in_shape = checkpoint["net_name"], tuple(checkpoint["in_shape"])
+        saved, in_shape = checkpoint["net_name"], checkpoint["in_shape"]
         require(saved == net_name, f"{path} has the weights of {saved}, but the net is {net_name}. Pass --net {saved}.")
         make_net(saved, in_shape).load_state_dict(checkpoint["net"], assign=True)
         print(f"weights     {path}, trained at {format_size(in_shape[1:])} pixels up to epoch {checkpoint['epoch']}")
@@ -231,8 +232,9 @@ def load_weights(path: str, net_name: str) -> dict[str, Any]:
 
 def seen_by(checkpoint: dict[str, Any]) -> set[str]:
     """The cars and images that a net was trained on, also by the run that its first weights came from."""
-    rows = zip(*(checkpoint["split"][column] for column in ("car", "image", "part")), strict=True)
-    return {name for *names, part in rows if part == "train" for name in names}.union(checkpoint.get("seen", ()))
+    split = pd.DataFrame(checkpoint["split"])
+    trained = split[split["part"] == "train"]
+    return {*trained["car"], *trained["image"], *checkpoint.get("seen", ())}
 
 
 def load_models(paths: Sequence[str]) -> dict[str, Any]:
@@ -248,11 +250,9 @@ def load_models(paths: Sequence[str]) -> dict[str, Any]:
 
 def load_run(resume: str, output_dir: Path) -> tuple[Path, dict]:
     """The folder that --resume names, and what the model saver added to its last.pt."""
-    folder = Path(resume).parent if Path(resume).name == "last.pt" else Path(resume)
-    if resume == "last":
-        runs = saved_runs(output_dir)
-        require(runs, f"There is no run to resume in {output_dir / 'models'}.")
-        folder = runs[-1]
+    runs = saved_runs(output_dir) if resume == "last" else [Path(resume)]
+    require(runs, f"There is no run to resume in {output_dir / 'models'}.")
+    folder = runs[-1].parent if runs[-1].name == "last.pt" else runs[-1]
     require((folder / "last.pt").exists(), f"{folder} is not a run to resume: it has no last.pt. Pass a folder such as "
             "output/models/model_<time>.")
     checkpoint = load_checkpoint(folder / "last.pt")
