@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from img.headers import SIDEWAYS
 from img.transformer import draft_scale, exif_transpose, load
 
 TOLERANCE = 20  # levels by which JPEG may change background and object
@@ -62,16 +61,14 @@ def decode_mask(encoded: bytes, min_size: tuple[int, int] | None = None, values:
 
     `min_size` and errors are those of `decode_image`. Also raises ValueError if its values do not fit `values`.
     """
-    image, orientation = load(encoded)
+    image, header = load(encoded)
     tolerance = tolerance_of(encoded)
     kind, pixels = read_values(image, tolerance, values.kind)
     highest = value_of_object(count_values(pixels), tolerance) if tolerance else pixels.max()
     if problem := values.mismatch(kind, highest, tolerance):
         raise ValueError(f"it {problem}")
-    mask = Image.fromarray(fraction_of_object(pixels, values, tolerance))
-    size = mask.size if orientation in SIDEWAYS else mask.size[::-1]
-    mask = mask.reduce(draft_scale(size, min_size))
-    return exif_transpose(torch.from_numpy(np.array(mask))[None], orientation)
+    mask = Image.fromarray(fraction_of_object(pixels, values, tolerance)).reduce(draft_scale(header.size, min_size))
+    return exif_transpose(torch.from_numpy(np.array(mask))[None], header.orientation)
 
 
 def read_values(image: Image.Image, tolerance: int, kind: str | None = None) -> tuple[str, np.ndarray]:

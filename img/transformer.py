@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from img.headers import SIDEWAYS, open_image, repair_jpeg
+from img.headers import SIDEWAYS, Header, open_image, repair_jpeg
 
 JPEG = ("JPEG", "MPO")
 
@@ -37,16 +37,16 @@ def decode_image(encoded: bytes, min_size: tuple[int, int] | None = None, bits: 
     return exif_transpose(torch.from_numpy(pixels).permute(2, 0, 1), header.orientation)
 
 
-def load(encoded: bytes) -> tuple[Image.Image, int]:
-    """Decode a file in its own mode (a JPEG in L or RGB) -> image as stored, EXIF orientation. Raises as above."""
+def load(encoded: bytes) -> tuple[Image.Image, Header]:
+    """Decode a file in its own mode (a JPEG in L or RGB) -> image as stored, its header. Raises as above."""
     image, header = open_image(io.BytesIO(encoded))
     if re.search(r"(LA|RGB)\w*;16", str(image.tile)):  # of which Pillow decodes one byte
         raise ValueError("a mask of 16 bits must be gray, without transparency; save it with 8 bits")
     if image.format not in JPEG:
         image.load()
-        return image, header.orientation
+        return image, header
     pixels = _decode_jpeg(encoded, image)
-    return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels), header.orientation
+    return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels), header
 
 
 def _decode_jpeg(encoded: bytes, image: Image.Image, scale: int = 1) -> np.ndarray:
