@@ -20,7 +20,7 @@ def encode(mask: Tensor) -> str:
 
 def decode(runs: str, size: tuple[int, int]) -> Tensor:
     """Decode run lengths, as `encode` returns them, to a mask (height, width) of bool."""
-    mask, numbers = torch.zeros(size[0] * size[1], dtype=torch.bool), [int(number) for number in runs.split()]
+    mask, numbers = torch.zeros(size[0] * size[1], dtype=torch.bool), list(map(int, runs.split()))
     for first, length in zip(numbers[::2], numbers[1::2], strict=True):
         mask[first - 1 : first - 1 + length] = True
     return mask.view(*size)
