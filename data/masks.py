@@ -135,20 +135,21 @@ class Survey:
 
     def __init__(self, pairs: Mapping[Path, Sequence[Path]], known: Reader | None = None, kaggle: bool = False,
                  check: bool = False):
-        self.pairs, self.stats = [(image, mask) for image, masks in pairs.items() for mask in masks], {}
+        self.images, self.stats = list(pairs), {}
+        self.pairs = [(image, mask) for image, masks in pairs.items() for mask in masks]
         parts = {masks[0].name: [mask.name for mask in masks[1:]] for masks in pairs.values() if masks}
         self.reader = Reader(bits=known and known.bits, parts=parts)
         several = [path for path, masks in pairs.items() if len(masks) > 1]
         print_files("merged      the masks of {} with more than one: {}", several, "image")
-        self._read_headers(list(pairs))
+        self._read_headers()
         if check or not kaggle:
             self._read_masks(MaskValues() if kaggle else known and known.values)
         if not kaggle:
-            self._read_16_bit_images(list(pairs))
+            self._read_16_bit_images()
 
-    def _read_headers(self, images: list[Path]) -> None:
+    def _read_headers(self) -> None:
         """Compare sizes, and find the masks that need the EXIF rotation of their images."""
-        self.headers, self.problems = map_files(get_header, images + [mask for _, mask in self.pairs])
+        self.headers, self.problems = map_files(get_header, self.images + [mask for _, mask in self.pairs])
         rotated, ambiguous = [], []
         for image, mask in self.pairs:
             if not {image, mask} <= self.headers.keys():
@@ -175,13 +176,14 @@ class Survey:
         masks, wanted = [mask for _, mask in self.pairs], None if known is None or known.soft else known
         self.stats, problems = map_files(lambda path: examine(path, wanted), masks)
         self.problems = problems | self.problems
-        if not self.stats:
+        found = list(self.stats.values())
+        if not found:
             return
-        values = known or decide(list(self.stats.values()))
+        values, folder = known or decide(found), masks[0].parent
         if values is None:
-            found = first_few(dict.fromkeys(map(str, self.stats.values())))
-            self.problems[masks[0].parent] = (f"No mask has both object and background, only {found}. "
-                                              "Add one that has, or pass the value of the object: --mask-values.")
+            examples = first_few(dict.fromkeys(map(str, found)))
+            self.problems[folder] = (f"No mask has both object and background, only {examples}. "
+                                     "Add one that has, or pass the value of the object: --mask-values.")
             return
         self.reader.values = values
         for path, stats in self.stats.items():
@@ -190,18 +192,17 @@ class Survey:
         fit = {path: stats for path, stats in self.stats.items() if path not in self.problems}
         if fit:
             print(f"masks       {values}")
-        if wanted and not any(stats.area for stats in self.stats.values()):
-            example = next(iter(self.stats.values()))
-            self.problems[masks[0].parent] = f"No mask has an object ({values}). The first one has {example}. {REMEDY}"
+        if wanted and not any(stats.area for stats in found):
+            self.problems[folder] = f"No mask has an object ({values}). The first one has {found[0]}. {REMEDY}"
         print_files("empty       {} with other values only: {}",
                     [path for path, each in fit.items() if wanted and each.area == 0 and each.highest > each.tolerance])
         inverted = [path for path, each in fit.items() if not each.has_one_value and each.border > 0.5]
         print_files("Warning: {} with the object on most of the border: {}. If that is the background, invert these "
                     "masks or, if it is so in all of them, pass --mask-values 0.", inverted)
 
-    def _read_16_bit_images(self, images: list[Path]) -> None:
+    def _read_16_bit_images(self) -> None:
         """Find out how many bits 16-bit images use, from the highest value of all."""
-        found = [image for image in images if image in self.headers and self.headers[image].is_16_bit]
+        found = [image for image in self.images if image in self.headers and self.headers[image].is_16_bit]
         if found and self.reader.bits is None:
             highest, problems = map_files(highest_value, found)
             self.problems |= problems
