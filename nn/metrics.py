@@ -67,8 +67,7 @@ class Meter:
     LOG_INTERVAL = 10
 
     def __init__(self, title: str, loader: DataLoader):
-        self.title, self.loader, self.start = title, loader, time.perf_counter()
-        self.total, self.batches = len(loader.dataset), distributed.count_batches(loader)
+        self.loader, self.total, self.batches = loader, len(loader.dataset), distributed.count_batches(loader)
         self.bar = Progress(total=self.total, desc=title, unit="img")
         self.batch = self.images = 0
         self.sums = torch.zeros(3, dtype=torch.float64)  # of loss, Dice and pixel accuracy
@@ -101,7 +100,7 @@ class Meter:
         bad = (~batches[:, 0].isfinite()).nonzero()
         if len(bad):
             batch = self.batch - len(batches) + 1 + int(bad[0])
-            raise FloatingPointError(f"The loss was not finite at batch {batch} of {self.title}"
+            raise FloatingPointError(f"The loss was not finite at batch {batch} of {self.bar.title}"
                                      f"{images_of_batch(self.loader, batch)}, so training stopped.")
 
     def result(self, prefix: str) -> dict[str, float]:
@@ -111,7 +110,7 @@ class Meter:
         sums = torch.tensor([self.images, *self.sums], dtype=torch.float64)
         distributed.all_reduce(sums)
         loss, dice, accuracy = (sums[1:] / sums[0]).tolist()
-        speed = self.total / (time.perf_counter() - self.start)
+        speed = self.total / (time.monotonic() - self.bar.start)
         means = {"loss": loss, "dice": dice, "pixel_accuracy": accuracy, "images_per_second": speed}
         return {prefix + name: mean for name, mean in means.items()}
 
