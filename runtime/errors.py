@@ -90,8 +90,8 @@ def friendly_errors() -> Iterator[None]:
 @contextmanager
 def _signals_interrupt() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt on the first signal, and add its number to the list that this yields."""
-    numbers = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: handler for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")
+              and (handler := signal.getsignal(number)) != signal.SIG_IGN}
     received, process = [], os.getpid()
 
     def stop(number: int, _frame: object) -> None:
