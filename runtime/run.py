@@ -94,8 +94,7 @@ class Run:
         Their size depends on that of the images alone: any number of processes computes the same.
         """
         batch_size = eval_batch_size(dataset.input_img_resize)
-        sampler = shard(len(dataset), batch_size)
-        return DataLoader(dataset, sampler=sampler, **self.loading | {"batch_size": batch_size})
+        return DataLoader(dataset, sampler=shard(len(dataset), batch_size), **self.loading | {"batch_size": batch_size})
 
     def training_callbacks(self, *callbacks: Callback) -> Sequence[Callback]:
         return () if self.score_only else callbacks
