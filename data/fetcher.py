@@ -27,8 +27,6 @@ class DatasetFetcher:
 
     def __init__(self, layout: Layout, known_reader: Reader | None = None):
         self.layout, self.known_reader = layout, known_reader
-        self.reader = Reader()
-        self.split: pd.DataFrame | None = None
         self.image_size: tuple[int, int] | None = None
         self._refusal = ""  # why Kaggle would refuse the submission
 
