@@ -40,7 +40,7 @@ class ModelSaverCallback(Callback):
         self.best, self.last = self.folder / "best.pt", self.folder / "last.pt"
         settings = {"version": version(), "hyperparameters": asdict(hyperparameters), "options": asdict(options)}
         self.settings = json.loads(json.dumps(settings, default=str))  # paths become strings, tuples lists
-        self.folder_lock, self.resumed = None, False
+        self.resumed = False
 
     def resume(self, classifier: CarvanaClassifier, optimizer: Optimizer, resumed: bool = True) -> None:
         """Load last.pt in all processes, unless the run is new. Raises UserError if the best weights are lost."""
