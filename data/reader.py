@@ -71,7 +71,7 @@ class Reader:
         masks = []
         for file in self.files(path):
             orientation = self.rotations.get(file.name, 1)
-            size = min_size[::-1] if orientation in SIDEWAYS and min_size is not None else min_size
+            size = min_size[::-1] if min_size and orientation in SIDEWAYS else min_size
             mask = read(file, decode_mask, size, self.values)
             masks.append(exif_transpose(mask, orientation))
         return torch.stack(masks).amax(dim=0)
