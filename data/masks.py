@@ -154,7 +154,7 @@ class Survey:
         for image, mask in self.pairs:
             if not {image, mask} <= self.headers.keys():
                 continue
-            (upright, orientation, *_), (size, own, *_) = self.headers[image], self.headers[mask]
+            (upright, _, orientation, _), (size, _, own, _) = self.headers[image], self.headers[mask]
             stored = upright[::-1] if orientation in SIDEWAYS else upright
             if orientation > 1 and own == 1 and size == stored:
                 if size == upright:

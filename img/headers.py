@@ -26,6 +26,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class Header(NamedTuple):
     size: tuple[int, int]  # (height, width) of the upright image
     orientation: int  # EXIF orientation of the decoded pixels, 1 (upright) to 8
+    tag: int  # the file's EXIF orientation; a TIFF's pixels are decoded upright all the same
     is_16_bit: bool  # gray with 16 bits per value
 
 
@@ -38,11 +39,13 @@ def open_image(file: BinaryIO, pixels: bool = True) -> tuple[Image.Image, Header
         raise ValueError(f"it is damaged, or its format is none of {', '.join(FORMATS)}") from None
     if pixels and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # of an MPO, the first is used
         raise ValueError(f"it has {image.n_frames} frames; save the one to use as a file of its own")
+    tag = orientation = _orientation(image.info.get("exif", b""))
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # as Pillow rotates a TIFF itself
-    orientation = _orientation(image.info.get("exif", b""))
+        tag = image.tag_v2.get(ExifTags.Base.Orientation)
+        tag = tag if tag in range(1, 9) else 1
     size = image.size if orientation in SIDEWAYS else image.size[::-1]
-    return image, Header(size, orientation, image.mode.startswith("I;16"))
+    return image, Header(size, orientation, tag, image.mode.startswith("I;16"))
 
 
 def _orientation(exif: bytes) -> int:

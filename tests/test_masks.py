@@ -429,20 +429,21 @@ def test_16_bit_colors_are_no_mask(tmp_path):
     assert "a mask of 16 bits must be gray" in str(survey(tmp_path).problems)
 
 
-def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None):
+def turned(folder, name, mask, orientation, size=SIZE, exif_of_mask=None, extension="jpg"):
     """A photo of `size` (as stored) with an EXIF orientation, and a mask."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     save(folder, f"{name}.png", mask, **({"exif": exif} if exif_of_mask else {}))
-    Image.new("RGB", size[::-1]).save(folder / "images" / f"{name}.jpg", exif=exif)
+    Image.new("RGB", size[::-1]).save(folder / "images" / f"{name}.{extension}", exif=exif)
 
 
+@pytest.mark.parametrize("extension", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_mask_drawn_on_the_stored_pixels_is_rotated_like_its_image(tmp_path, capsys, orientation):
+def test_a_mask_drawn_on_the_stored_pixels_is_rotated_like_its_image(tmp_path, capsys, orientation, extension):
     upright = np.asarray(ImageOps.exif_transpose(with_exif(gray(BINARY), orientation)))
-    turned(tmp_path, "stored", BINARY, orientation)
-    turned(tmp_path, "upright", upright, orientation)
-    turned(tmp_path, "has its own", BINARY, orientation, exif_of_mask=True)
+    turned(tmp_path, "stored", BINARY, orientation, extension=extension)
+    turned(tmp_path, "upright", upright, orientation, extension=extension)
+    turned(tmp_path, "has its own", BINARY, orientation, exif_of_mask=True, extension=extension)
     for name, mask in read(tmp_path).items():
         assert (mask == upright).all(), name
     assert capsys.readouterr().out.count("rotated     1 mask, as the EXIF data of the image say: stored.png") == 1
@@ -453,15 +454,16 @@ def with_exif(image, orientation):
     return image
 
 
+@pytest.mark.parametrize("extension", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", [2, 3, 4, 6])
-def test_a_mask_that_fits_both_ways_is_not_rotated_but_warned_of(tmp_path, capsys, orientation):
+def test_a_mask_that_fits_both_ways_is_not_rotated_but_warned_of(tmp_path, capsys, orientation, extension):
     size = SIZE if orientation < 5 else (240, 240)
     mask = shapes(255, 255, 255, size=size)
-    turned(tmp_path, "a", mask, orientation, size)
+    turned(tmp_path, "a", mask, orientation, size, extension=extension)
     assert (read(tmp_path)["a.png"] == mask).all()
     assert "Warning: 1 mask would fit with and without" in capsys.readouterr().out
-    (tmp_path / "images/a.jpg").unlink()
-    Image.fromarray(mask).save(tmp_path / "images/a.jpg")  # the remedy: without EXIF data
+    (tmp_path / f"images/a.{extension}").unlink()
+    Image.fromarray(mask).save(tmp_path / f"images/a.{extension}")  # the remedy: without EXIF data
     read(tmp_path)
     assert "Warning" not in capsys.readouterr().out
 
