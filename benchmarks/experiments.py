@@ -19,7 +19,7 @@ from nn.losses import binary_cross_entropy
 
 
 def edge_weights(targets: Tensor) -> Tensor:
-    """Weights of pixels (N, H, W), of mean 1: near an edge they are three times as high as elsewhere.
+    """Weights of pixels (N, H, W), of mean 1 per image: near an edge they are three times as high as elsewhere.
 
     Near: within 1/24 of the height, about 10 pixels of 256, as in weighted_bce_dice_loss of
     https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
@@ -27,7 +27,7 @@ def edge_weights(targets: Tensor) -> Tensor:
     size = targets.shape[-2] // 24 * 2 + 1
     means = F.avg_pool2d(targets[:, None], size, stride=1, padding=size // 2, count_include_pad=False)[:, 0]
     weights = 1 + 2 * ((means > 0.005) & (means < 0.995)).float()
-    return weights / weights.mean()
+    return weights / weights.mean((1, 2), keepdim=True)
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

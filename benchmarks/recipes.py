@@ -41,6 +41,7 @@ SMALL = "--net UNet1024 --input-img-resize 128 128 --output-img-resize 128 128"
 LARGE = "--net UNet1024 --input-img-resize 256 256 --output-img-resize 256 256"
 LARGER = "--net UNet1024 --input-img-resize 512 512 --output-img-resize 512 512"
 BRIEF = f"{SMALL} {RECIPE} --epochs 2"
+BRIEF_LARGE = f"{LARGE} {RECIPE} --epochs 3 --half-size-epochs 2"
 PAPERS = "--net UNetOriginal --input-img-resize 284 284 --output-img-resize 100 100"
 
 # table -> row -> options of main.py, in front of them the name of an experiment of experiments.py, if there is one.
@@ -103,6 +104,12 @@ TABLES = {
         "4 times cross entropy": f"heavy-cross-entropy {BRIEF}",
         "EMA of a constant rate": f"{BRIEF} --schedule constant --warmup-epochs 0.2 --ema-decay 0.999",
         "twice as long": f"{SMALL} {RECIPE} --epochs 4",
+    },
+    "256x256, three epochs": {
+        "the recipe": BRIEF_LARGE,
+        "the recipe, with TTA": f"{BRIEF_LARGE} --tta",
+        "the tutorial's": f"{LARGE} {SECOND} --epochs 3",
+        "higher weights of edges": f"edges {BRIEF_LARGE}",
     },
     "256x256": {
         "the tutorial's": f"{LARGE} {SECOND} --epochs 18",
