@@ -58,6 +58,7 @@ class Hyperparameters:
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate, per step
     warmup_epochs: float = 0.0  # linear warmup of the learning rate; not for one_cycle, which has its own
     grad_clip: float = 0.0  # maximum norm of the gradient, such as 1; 0: off
+    edge_weight: float = 1.0  # weight of pixels near an edge in the cross entropy, such as 3; 1: that of all
     ema_decay: float = 0.0  # evaluate with an exponential moving average (EMA) of the weights, such as 0.99; 0: off
     seed: int = 0  # for the split, the initial weights, the order of the images and their augmentation
     # Prediction
@@ -78,7 +79,7 @@ def main(hp: Hyperparameters, run: Run) -> None:  # run: folders, machine, optio
     net = make_net(hp.net, (3, *hp.input_img_resize), run.weights)  # random weights or, with --weights, a run's
     classifier = CarvanaClassifier(
         net, hp.epochs, run.machine, threshold=hp.threshold, seed=hp.seed, accumulate_steps=hp.accumulate_steps,
-        grad_clip=hp.grad_clip, ema_decay=hp.ema_decay)
+        grad_clip=hp.grad_clip, ema_decay=hp.ema_decay, edge_weight=hp.edge_weight)
     optimizer = make_optimizer(net, hp.optimizer, hp.learning_rate, hp.momentum, hp.weight_decay)
     run.announce(ds_fetcher, net, full_x_test)
 

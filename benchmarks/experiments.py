@@ -1,6 +1,6 @@
 """Changes to the training that winners of the competition made and the package does not have, to measure their gain.
 
-    python benchmarks/experiments.py edges --net UNet1024    (an experiment, and the options of main.py)
+    python benchmarks/experiments.py plain-end --net UNet1024    (an experiment, and the options of main.py)
 
 Each replaces a function of the package before main.py runs. benchmarks/recipes.py compares them: table "winners".
 """
@@ -18,30 +18,13 @@ from nn.classifier import CarvanaClassifier
 from nn.losses import binary_cross_entropy
 
 
-def edge_weights(targets: Tensor) -> Tensor:
-    """Weights of pixels (N, H, W), of mean 1 per image: near an edge they are three times as high as elsewhere.
-
-    Near: within 1/24 of the height, about 10 pixels of 256, as in weighted_bce_dice_loss of
-    https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
-    """
-    size = targets.shape[-2] // 24 * 2 + 1
-    means = F.avg_pool2d(targets[:, None], size, stride=1, padding=size // 2, count_include_pad=False)[:, 0]
-    weights = 1 + 2 * ((means > 0.005) & (means < 0.995)).float()
-    return weights / weights.mean((1, 2), keepdim=True)
-
-
-def weighted_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy with edge_weights: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, edge_weights(targets))
-
-
-def hardest_pixels(logits: Tensor, targets: Tensor) -> Tensor:
+def hardest_pixels(logits: Tensor, targets: Tensor, _: float = 1.0) -> Tensor:
     """The mean cross entropy of a quarter of the pixels of each image, those where it is highest."""
     losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").flatten(1)  # (N, H * W)
     return losses.topk(losses.shape[1] // 4, sorted=False).values.mean()
 
 
-def heavy_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def heavy_cross_entropy(logits: Tensor, targets: Tensor, _: float = 1.0) -> Tensor:
     """Four times cross entropy: hardest_pixels is almost that, as the loss of most pixels is almost 0."""
     return 4 * binary_cross_entropy(logits, targets)
 
@@ -54,7 +37,6 @@ def train_epoch(self, loader, of_package=CarvanaClassifier.train_epoch):
 
 
 EXPERIMENTS = {  # name -> what is replaced: an object, its attribute, the replacement
-    "edges": (nn.classifier, "binary_cross_entropy", weighted_cross_entropy),
     "hardest-pixels": (nn.classifier, "binary_cross_entropy", hardest_pixels),
     "heavy-cross-entropy": (nn.classifier, "binary_cross_entropy", heavy_cross_entropy),
     "plain-end": (CarvanaClassifier, "train_epoch", train_epoch),

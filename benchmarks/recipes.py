@@ -99,7 +99,7 @@ TABLES = {
         "batch size 8": f"{BRIEF} --batch-size 8",
         "4 batches of 2 per step": f"{BRIEF} --accumulate-steps 4",
         "8, rate 0.002, clipped": f"{BRIEF} --batch-size 8 --learning-rate 0.002 --grad-clip 1",
-        "higher weights of edges": f"edges {BRIEF}",
+        "higher weights of edges": f"{BRIEF} --edge-weight 3",
         "only the hardest pixels": f"hardest-pixels {BRIEF}",
         "4 times cross entropy": f"heavy-cross-entropy {BRIEF}",
         "EMA of a constant rate": f"{BRIEF} --schedule constant --warmup-epochs 0.2 --ema-decay 0.999",
@@ -109,7 +109,7 @@ TABLES = {
         "the recipe": BRIEF_LARGE,
         "the recipe, with TTA": f"{BRIEF_LARGE} --tta",
         "the tutorial's": f"{LARGE} {SECOND} --epochs 3",
-        "higher weights of edges": f"edges {BRIEF_LARGE}",
+        "higher weights of edges": f"{BRIEF_LARGE} --edge-weight 3",
     },
     "256x256": {
         "the tutorial's": f"{LARGE} {SECOND} --epochs 18",
@@ -123,7 +123,7 @@ TABLES = {
     },
     "winners": {
         "the recipe": f"{LARGE} {RECIPE} {LONG}",
-        "higher weights of edges": f"edges {LARGE} {RECIPE} {LONG}",
+        "higher weights of edges": f"{LARGE} {RECIPE} {LONG} --edge-weight 3",
         "only the hardest pixels": f"hardest-pixels {LARGE} {RECIPE} {LONG}",
         "4 times cross entropy": f"heavy-cross-entropy {LARGE} {RECIPE} {LONG}",
         "no augmentation at the end": f"plain-end {LARGE} {RECIPE} {LONG}",

@@ -35,7 +35,7 @@ class CarvanaClassifier:
     epochs: of the whole training. machine: device, precision (the dtype of autocast), mode.
     threshold: a pixel is car where its probability is above this. seed: seeds torch, together with the epoch.
     accumulate_steps: batches per optimizer step (gradient accumulation).
-    grad_clip: maximum norm of the gradient; 0: no limit.
+    grad_clip: maximum norm of the gradient; 0: no limit. edge_weight: see binary_cross_entropy.
     ema_decay: validate, save and predict with an exponential moving average of the weights; 0: with the weights.
     """
 
@@ -43,9 +43,10 @@ class CarvanaClassifier:
     TIMING_METRICS = ("train_images_per_second", "valid_images_per_second", "seconds")  # not reproducible
 
     def __init__(self, net: nn.Module, epochs: int, machine: Machine = Machine(), threshold: float = 0.5,
-                 seed: int = 0, accumulate_steps: int = 1, grad_clip: float = 0.0, ema_decay: float = 0.0):
+                 seed: int = 0, accumulate_steps: int = 1, grad_clip: float = 0.0, ema_decay: float = 0.0,
+                 edge_weight: float = 1.0):
         self.device, self.precision, self.threshold, self.seed = machine.device, machine.precision, threshold, seed
-        self.accumulate_steps, self.grad_clip = accumulate_steps, grad_clip
+        self.accumulate_steps, self.grad_clip, self.edge_weight = accumulate_steps, grad_clip, edge_weight
         self.net = net.to(self.device, memory_format=torch.channels_last)  # its weights are saved
         ddp = distributed.wrap_ddp(self.net, self.device)  # with one process it is the net
         self.no_sync = getattr(ddp, "no_sync", nullcontext)
@@ -153,7 +154,7 @@ class CarvanaClassifier:
             return net(images)
 
     def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return binary_cross_entropy(logits, targets) + self.soft_dice_loss(logits, targets)
+        return binary_cross_entropy(logits, targets, self.edge_weight) + self.soft_dice_loss(logits, targets)
 
     def predict(self, loader: DataLoader, callbacks: Sequence[Callback] = (), title: str = "predict") -> None:
         """Predict all images of a loader that yields images, as predict_probs takes them, and the files' names.

@@ -25,7 +25,18 @@ class SoftDiceLoss(nn.Module):
         return 1 - dice.mean()
 
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar."""
+def binary_cross_entropy(logits: Tensor, targets: Tensor, edge_weight: float = 1.0) -> Tensor:
+    """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
+
+    edge_weight: of pixels within 1/24 of the height of an edge, relative to the others of their image. After
+        weighted_bce_dice_loss of https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
+    """
+    weights = None
+    if edge_weight != 1:
+        radius, means = targets.shape[-2] // 24, targets.float()
+        for _ in range(2):  # the mean of a square is that along its rows, then along its columns
+            means = F.avg_pool1d(means, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False).mT
+        weights = 1 + (edge_weight - 1) * ((means > 0.005) & (means < 0.995))
+        weights = weights / weights.mean((1, 2), keepdim=True)
     # From logits: the gradient of a confidently wrong pixel would vanish in the sigmoid
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), weights)

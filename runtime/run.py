@@ -180,8 +180,8 @@ def check(hp: Any, options: RunOptions) -> None:
     check_ranges(
         hp, validation_size="(0, 1)", sample_size="(0, 1]", batch_size="[1, 1e6]", accumulate_steps="[1, 1e6]",
         epochs="[1, 1e6]", half_size_epochs="[0, inf)", learning_rate="(0, inf)", momentum="[0, 1)",
-        weight_decay="[0, inf)", warmup_epochs="[0, inf)", grad_clip="[0, inf)", ema_decay="[0, 1)",
-        seed="[0, 4294967296)", threshold="(0, 1)")
+        weight_decay="[0, inf)", warmup_epochs="[0, inf)", grad_clip="[0, inf)", edge_weight="[1, 1000]",
+        ema_decay="[0, 1)", seed="[0, 4294967296)", threshold="(0, 1)")
     check_ranges(hp.augment_img, shift="[0, 1)", scale="[0, 1)", rotation="[0, 180]", color_jitter="[0, 1]",
                  grayscale="[0, 1]", blur="[0, 10]")
     check_ranges(options, workers="[0, 1024]")

@@ -251,24 +251,11 @@ def test_an_experiment_is_run_by_its_own_script(trained, monkeypatch):
     recipes, _, benchmark = trained
     commands, run = [], subprocess.run
     monkeypatch.setattr("subprocess.run", lambda command, stdout: commands.append(command) or run(
-        [command[0], "main.py", *command[3:]] if "edges" in command else command, stdout))
-    recipes.run("edges --epochs 1", benchmark, 0)
+        [command[0], "main.py", *command[3:]] if "plain-end" in command else command, stdout))
+    recipes.run("plain-end --epochs 1", benchmark, 0)
     recipes.run("--epochs 1", benchmark, 0)  # another training
     (_, script, name, *_), (_, other, *_) = commands
-    assert (Path(script).name, name, Path(other).name) == ("experiments.py", "edges", "main.py")
-
-
-def test_edges_have_three_times_the_weight_and_the_mean_stays():
-    experiments = importlib.import_module("experiments")
-    targets = torch.zeros(1, 48, 48)
-    targets[:, :, 24:] = 1
-    weights = experiments.edge_weights(targets)  # windows of 5 pixels
-    assert weights.mean().item() == pytest.approx(1)
-    (row,) = weights[:, 0] / weights.min()
-    assert row.tolist() == pytest.approx([1.0] * 22 + [3.0] * 4 + [1.0] * 22)
-    logits = torch.randn(1, 48, 48)
-    assert experiments.weighted_cross_entropy(logits, torch.zeros(1, 48, 48)) == pytest.approx(
-        binary_cross_entropy(logits, torch.zeros(1, 48, 48)).item())  # no edge: the same for all pixels
+    assert (Path(script).name, name, Path(other).name) == ("experiments.py", "plain-end", "main.py")
 
 
 def test_the_hardest_quarter_of_the_pixels_counts():

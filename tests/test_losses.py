@@ -113,6 +113,23 @@ def test_cross_entropy_has_a_gradient_where_that_of_the_sigmoid_vanishes():
     assert (logits.grad.abs() > 0.2).all()
 
 
+def test_pixels_near_an_edge_have_the_edge_weight_and_the_mean_weight_is_1():
+    targets = torch.zeros(3, 48, 40)
+    targets[0, :, 24:] = 1
+    targets[1, 20:] = 1
+    logits = torch.zeros(3, 48, 40, requires_grad=True)
+    binary_cross_entropy(logits, targets, edge_weight=3.0).backward()
+    weights = logits.grad.abs() * 2 * logits.numel()  # the gradient of each pixel is its weight times one half
+    assert weights.mean((1, 2)).tolist() == pytest.approx([1] * 3)
+    near = 48 // 24  # pixels on both sides
+    column = torch.tensor([1.0] * (24 - near) + [3.0] * 2 * near + [1.0] * (16 - near))
+    row = torch.tensor([1.0] * (20 - near) + [3.0] * 2 * near + [1.0] * (28 - near))
+    expected = torch.stack([column.expand(48, 40), row[:, None].expand(48, 40), torch.ones(48, 40)])
+    torch.testing.assert_close(weights, expected / expected.mean((1, 2), keepdim=True))
+    for loss in (binary_cross_entropy(logits, targets), binary_cross_entropy(logits, targets, 3.0)):
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-6)  # all pixels have the same, whatever their weights
+
+
 def test_losses_are_computed_in_float32():
     logits, targets = torch.randn(1, 64, 64, dtype=torch.bfloat16), torch.ones(1, 64, 64)
     for loss in (SoftDiceLoss(), binary_cross_entropy):

@@ -163,6 +163,7 @@ FAULTS = [
      "--half-size-epochs must be less than --epochs 50, not 50."),
     ("--warmup-epochs 3 --epochs 3", "--warmup-epochs must be less than --epochs 3, not 3.0."),
     ("--schedule one_cycle --warmup-epochs 1", "--warmup-epochs cannot be combined with --schedule one_cycle"),
+    ("--edge-weight 0.5", "--edge-weight must be in the range [1, 1000], not 0.5."),
     ("--score-only", "--score-only needs a run: pass --resume last too."),
     ("--device cuda:99", "--device cuda:99 is not on this machine"),
     ("--input-dir EMPTY", "There is no"),
@@ -421,7 +422,7 @@ def test_main_wires_what_it_was_told(drawn, main_here, seen):
 @pytest.mark.seconds
 def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     step = "--optimizer AdamW --learning-rate 0.0002 --weight-decay 0.02 --schedule cosine --warmup-epochs 0.5"
-    step += " --grad-clip 2 --ema-decay 0.9 --accumulate-steps 3"
+    step += " --grad-clip 2 --edge-weight 3 --ema-decay 0.9 --accumulate-steps 3"
     light = "--no-soft-labels --no-flip --shift 0.1 --scale 0.2 --rotation 3"
     light += " --color-jitter 0.4 --grayscale 0.5 --blur 0.6"
     sizes = "--input-img-resize 256 256 --output-img-resize 256 256 --half-size-epochs 2 --epochs 4 --workers 0"
@@ -429,6 +430,7 @@ def test_main_wires_the_step_and_the_augmentation(drawn, main_here, seen):
     classifier, optimizer = seen["self"], seen["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["weight_decay"] == 0.02
     assert classifier.grad_clip == 2 and classifier.accumulate_steps == 3 and classifier.eval_net is not classifier.net
+    assert classifier.edge_weight == 3
     lengths = learning_rates(optimizer, seen["scheduler"], 4 * 2)  # epochs times steps, of three batches of 8
     assert lengths[:2] == pytest.approx([0.0002 / 2, 0.0002])
     assert 0 < lengths[-1] < lengths[4] < 0.0002 and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
@@ -480,7 +482,7 @@ def test_help_explains_every_option_in_three_groups_of_80_columns(main_here, mon
     groups = re.findall(r"^\W*(\S+) options", printed, re.MULTILINE)
     assert groups == ["hyperparameters", "hyperparameters.augment-img", "run"]
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
-    for file, count in (("main.py", 22), ("img/augmentation.py", 7), ("runtime/run.py", 18)):
+    for file, count in (("main.py", 23), ("img/augmentation.py", 7), ("runtime/run.py", 18)):
         fields = re.findall(r"^    (\w+): (?!Augm).* = .*  # (.*)$", (ROOT / file).read_text(), re.MULTILINE)
         assert len(fields) == count
         for name, comment in fields:
