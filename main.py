@@ -58,7 +58,7 @@ class Hyperparameters:
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"  # of the learning rate, per step
     warmup_epochs: float = 0.0  # linear warmup of the learning rate; not for one_cycle, which has its own
     grad_clip: float = 0.0  # maximum norm of the gradient, such as 1; 0: off
-    edge_weight: float = 1.0  # weight of pixels near an edge in the cross entropy, such as 3; 1: that of all
+    edge_weight: float = 1.0  # weight of pixels near an edge in the cross entropy, such as 3; the others have 1
     ema_decay: float = 0.0  # evaluate with an exponential moving average (EMA) of the weights, such as 0.99; 0: off
     seed: int = 0  # for the split, the initial weights, the order of the images and their augmentation
     # Prediction
