@@ -28,8 +28,9 @@ class SoftDiceLoss(nn.Module):
 def binary_cross_entropy(logits: Tensor, targets: Tensor, edge_weight: float = 1.0) -> Tensor:
     """Mean over the pixels, in nats: logits (N, H, W), targets (N, H, W) in [0, 1] -> scalar.
 
-    edge_weight: of pixels within 1/24 of the height of an edge, relative to the others of their image. After
-        weighted_bce_dice_loss of https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
+    edge_weight: how much a pixel near an edge (within 1/24 of the height) weighs, relative to the others; the mean of
+        an image is 1. After weighted_bce_dice_loss of
+        https://github.com/petrosgk/Kaggle-Carvana-Image-Masking-Challenge.
     """
     weights = None
     if edge_weight != 1:

@@ -54,7 +54,7 @@ def init_distributed() -> Iterator[None]:
         _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
         _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
         yield
-        _groups.clear()  # ends their threads: one that frees a tensor while Python exits aborts it
+        _groups.clear()  # ends their threads, of which one that frees a tensor during the exit would abort the process
         dist.destroy_process_group()
     except Exception as error:  # but not a signal or a wrong command line, which all processes get
         reporter = _elect_reporter(store)
