@@ -72,10 +72,11 @@ class DatasetFetcher:
         """-> X, y: paths of the images and masks of all cars of which `seen` has neither the name nor any image."""
         rows = [(car, path.name, "valid") for car, paths in sorted(self.layout.groups().items())
                 if {car, *(each.name for each in paths)}.isdisjoint(seen) for path in paths]
+        _, _, X, y = self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))
         if left_out := len(self.layout.images()) - len(rows):
             print(f"left out    {pluralize(left_out, 'image')} of cars or groups that a model was trained on, judging "
                   "by their names")
-        return self.get_train_files(split=pd.DataFrame(rows, columns=["car", "image", "part"]))[2:]
+        return X, y
 
     def survey(self, pairs: Mapping[Path, Sequence[Path]], check: bool = False) -> Survey:
         return Survey(pairs, self.known_reader, kaggle=self.layout.unit == "car", check=check)

@@ -368,6 +368,12 @@ def test_a_pattern_that_makes_no_groups_is_refused(own, group, expected):
         DatasetFetcher(OwnLayout(own, group)).get_train_files()
 
 
+def test_images_without_a_group_are_not_said_to_be_known_to_a_model(own, capsys):
+    with pytest.raises(UserError, match=r"^4 images in .*images not matched"):
+        DatasetFetcher(OwnLayout(own, "cat [12]")).get_unseen_files({"elsewhere"})
+    assert "left out" not in capsys.readouterr().out
+
+
 def spoil(own, fault):
     images, masks = own / "images", own / "masks"
     match fault:
