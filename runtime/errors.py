@@ -95,11 +95,12 @@ def _signals_interrupt() -> Iterator[list[int]]:
     received, process = [], os.getpid()
 
     def stop(number: int, _frame: object) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
         if os.getpid() == process:  # not in a forked worker, which this process ends
+            signal.signal(number, signal.SIG_DFL)  # only this one: others may have arrived before it is their turn
             _ignore_worker_exits()
-            received.append(number)
             raise KeyboardInterrupt
 
     for number in before:

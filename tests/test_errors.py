@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from multiprocessing.connection import Client
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -74,6 +75,41 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
     finally:
         for each, handler in zip(signals, before, strict=True):
             signal.signal(each, handler)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_two_signals_at_once_end_a_process_without_a_traceback(in_worker):
+    """As when one comes while the program computes a step because of another."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys, time
+        from runtime.errors import friendly_errors
+        two = [signal.SIGINT, signal.SIGTERM]
+        with friendly_errors():
+            if {in_worker} and (worker := os.fork()):
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+            signal.pthread_sigmask(signal.SIG_BLOCK, two)
+            for each in two:
+                os.kill(os.getpid(), each)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, two)
+            time.sleep(60)
+        """)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+
+
+def test_a_forked_worker_keeps_its_handlers_at_the_first_signal(monkeypatch):
+    """They are not replaced by the default, with which Python prints a traceback if another signal waits."""
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(each) for each in signals]
+    with errors.friendly_errors():
+        inside = [signal.getsignal(each) for each in signals]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(each) for each in signals] == inside != before
+    for each, handler in zip(signals, before, strict=True):
+        signal.signal(each, handler)
 
 
 def test_a_signal_that_is_to_be_ignored_stays_ignored():
