@@ -54,8 +54,6 @@ def init_distributed() -> Iterator[None]:
         _groups["control"] = dist.new_group(backend="gloo", timeout=TIMEOUT)
         _groups["data"] = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
         yield
-        _groups.clear()  # ends their threads, of which one that frees a tensor during the exit would abort the process
-        dist.destroy_process_group()
     except Exception as error:  # but not a signal or a wrong command line, which all processes get
         reporter = _elect_reporter(store)
         if reporter != RANK and not is_main_process():
@@ -70,6 +68,10 @@ def init_distributed() -> Iterator[None]:
             raise UserError("Another process was killed or does not answer, so all processes stopped "
                             f"({reason:.200}).{resume}") from error
         raise
+    finally:  # end their threads, of which one that frees a tensor during the exit would abort the process
+        while _groups:
+            dist.destroy_process_group(_groups.popitem()[1])
+    dist.destroy_process_group()
 
 
 def _connect() -> dist.Store:

@@ -88,6 +88,31 @@ def test_several_processes_take_the_optimizer_steps_of_one(tmp_path, images, cou
         assert share["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6 if images == 7 else 1e-4)
 
 
+@pytest.mark.seconds
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the names of threads")
+def test_an_error_leaves_no_thread_that_could_abort_the_exit(tmp_path):
+    """Of three groups with two threads each, ours are ended. Nothing uses the third, which a net would use."""
+    script = tmp_path / "fails.py"
+    script.write_text(f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from runtime import distributed
+from runtime.errors import UserError
+count = lambda: sum(path.read_text().startswith("pt_gloo") for path in Path("/proc/self/task").glob("*/comm"))
+try:
+    with distributed.init_distributed():
+        while count() < 6:  # until all have started
+            time.sleep(0.01)
+        raise UserError(distributed.all_gather("it failed")[0])
+finally:
+    Path({str(tmp_path)!r}, str(distributed.RANK)).write_text(str(count()))
+""")
+    run = Program(script, processes=2)
+    assert "UserError: it failed" in run.ended() and run.codes == [1, 1]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
+
+
 HALF = [*SMALL, "--sample-size", "0.5", "--workers", "0"]  # 16 images to train on, 16 to validate, 16 to predict
 ENDLESS = [*HALF, "--epochs", "1000"]
 
