@@ -124,7 +124,7 @@ def find_images(paths: tuple[Path, ...]) -> list[Path]:
 
 def scan(folder: Path) -> list[Path]:
     """Return the images in a folder, but not NAME_mask and NAME_cutout of an image NAME. Print what is left out."""
-    shown = [each for each in sorted(folder.glob("[!.]*")) if each.is_file()]
+    shown = [each for each in sorted(folder.glob("[!.]*")) if not each.is_dir()]
     images = [each for each in shown if is_image(each)]
     errors.require(images, f"{folder} contains no image, such as a .jpg or .png file.")
     stems = {stem_of(each) for each in images}

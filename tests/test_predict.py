@@ -85,10 +85,11 @@ def test_images_of_any_kind_become_masks_and_cut_outs(predict_here, tmp_path):
     for other in ("notes.txt", "._a.jpg", "a_mask.json"):
         (tmp_path / "train" / other).write_text("no image")
     (tmp_path / "train/folder.jpg").mkdir()
+    (tmp_path / "train/link.jpg").symlink_to("/removed.jpg")
     Image.new("L", (60, 40), 255).save(tmp_path / "train/a_mask.png")
     code, printed = predict_here("train")
     assert code == 0 and "4 images cut out, in cutouts" in printed
-    assert "ignored     3 files in train: a_mask.json, a_mask.png, notes.txt\n" in printed
+    assert "ignored     4 files in train: a_mask.json, a_mask.png, link.jpg and 1 more\n" in printed
     assert "train/a.png: car is 25.0% of the image\n" in printed
     assert "Warning: train/d.png: no car was found\n" in printed
     corners = {"a": (slice(20), slice(30)), "b": (slice(30), slice(20)), "c": (slice(30), slice(20, 40))}
