@@ -68,7 +68,7 @@ def init_distributed() -> Iterator[None]:
             raise UserError("Another process was killed or does not answer, so all processes stopped "
                             f"({reason:.200}).{resume}") from error
         raise
-    finally:  # end their threads, of which one that frees a tensor during the exit would abort the process
+    finally:  # end the groups' threads: one that frees a tensor while Python exits would abort it
         while _groups:
             dist.destroy_process_group(_groups.popitem()[1])
     dist.destroy_process_group()

@@ -99,7 +99,7 @@ def _signals_interrupt() -> Iterator[list[int]]:
         if len(received) > 1:
             os._exit(128 + number)
         if os.getpid() == process:  # not in a forked worker, which this process ends
-            signal.signal(number, signal.SIG_DFL)  # only this one: others may have arrived before it is their turn
+            signal.signal(number, signal.SIG_DFL)  # not the others: Python prints a traceback if one waits
             _ignore_worker_exits()
             raise KeyboardInterrupt
 

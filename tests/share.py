@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where main.py is
 
 from data.sampler import ShardedRandomSampler, shard
 from nn.classifier import CarvanaClassifier
+from processes import communicating_threads
 from runtime import distributed
 from tiny import Pairs, SmallUNet
 
@@ -24,10 +25,6 @@ class Frozen(SmallUNet):
 
     def train(self, mode=True):
         return super().train(False)
-
-
-def communicating_threads() -> int:
-    return sum(path.read_text().startswith("pt_gloo") for path in Path("/proc/self/task").glob("*/comm"))
 
 
 folder, count, batch_size, accumulate, rate = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])

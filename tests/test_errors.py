@@ -80,7 +80,7 @@ def test_a_signal_ends_the_program_in_one_sentence_and_a_second_one_at_once(numb
 @pytest.mark.seconds
 @pytest.mark.parametrize("in_worker", [False, True])
 def test_two_signals_at_once_end_a_process_without_a_traceback(in_worker):
-    """As when one comes while the program computes a step because of another."""
+    """As when SIGTERM follows Ctrl-C while the program computes a step."""
     script = textwrap.dedent(f"""
         import os, signal, sys, time
         from runtime.errors import friendly_errors
